@@ -1,0 +1,1 @@
+"""ATLAS: train a sweep of multilingual models, fit the scaling law and the transfer matrix, decide what to train next."""

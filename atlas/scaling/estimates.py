@@ -1,0 +1,75 @@
+"""What a fit reports: estimates with intervals and verdicts, and the document made of them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+Z90 = 1.6448536269514722  # a normal lies within ± this many standard deviations with probability 90 %
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A parameter: its value, standard error, 90 % interval, and whether the data determine it."""
+
+    value: float
+    se: float
+    low: float
+    high: float
+    identified: bool
+
+    @classmethod
+    def normal(cls, value: float, deviation: float, identified: bool) -> "Estimate":
+        reach = Z90 * deviation
+        return cls(float(value), float(deviation), float(value - reach), float(value + reach), bool(identified))
+
+    @classmethod
+    def lognormal(cls, log_value: float, deviation: float, identified: bool) -> "Estimate":
+        """A positive parameter whose logarithm is estimated: the interval is symmetric in the logarithm."""
+        value, low, high = np.exp(np.clip(log_value + deviation * np.array([0.0, -Z90, Z90]), -700.0, 700.0))
+        return cls(float(value), float(value * deviation), float(low), float(high), bool(identified))
+
+
+def diagnose_sizes(N: np.ndarray, D: np.ndarray) -> dict[str, str]:
+    """Parameters of E + A/N^α + B/D^β that no amount of noise-free data of this design determines, with the reason.
+
+    >>> sorted(diagnose_sizes(np.array([1.0, 2.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0, 4.0])))
+    ['A', 'E', 'alpha']
+    """
+    found: dict[str, str] = {}
+    for values, names, what in ((N, ("E", "A", "alpha"), "model sizes"), (D, ("E", "B", "beta"), "token counts")):
+        distinct = len(np.unique(np.log(values).round(2)))
+        if distinct < 3:
+            reason = f"{distinct} distinct {what} cannot give an exponent; 3 or more can"
+            found |= {name: found.get(name, reason) for name in names}
+    if not found and np.std(np.log(D / N)) < 0.03:
+        found = dict.fromkeys(("A", "alpha", "B", "beta"), "tokens are always the same multiple of parameters; vary it")
+    return found
+
+
+def document(law: str, fit: Any, holdout: Mapping | None) -> dict:
+    """A fit as plain values, ready for json.dumps; a number that is not finite becomes None."""
+    parameters = {name: dataclasses.asdict(estimate) for name, estimate in fit.parameters.items()}
+    plain = {
+        "law": law,
+        "objective": fit.objective,
+        "converged": fit.converged,
+        "n_rows": fit.n_rows,
+        "n_runs": fit.n_runs,
+        "parameters": parameters,
+        "holdout": dict(holdout or {}),
+        "warnings": list(fit.warnings),
+    }
+    return finite(plain)
+
+
+def finite(value: Any) -> Any:
+    """A tree of plain values with None for every number that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(child) for child in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value

@@ -1,0 +1,75 @@
+"""The ATLAS paper's own tables (arXiv 2510.22037v2), as published; README.md names the source of each."""
+
+import math
+from importlib import resources
+
+import pandas as pd
+
+from atlas.errors import unknown
+
+TABLES = (
+    "capacity_mixtures",
+    "crossover_tokens",
+    "language_laws",
+    "language_scripts",
+    "model_shapes",
+    "table1_r2",
+    "transfer_scores",
+    "unique_tokens",
+)
+
+
+def table(name: str) -> pd.DataFrame:
+    """One published table as it lies in the package; `TABLES` lists the names.
+
+    >>> table("crossover_tokens").crossover_tokens.max()
+    np.int64(283000000000)
+    """
+    if name not in TABLES:
+        raise unknown("published table", name, TABLES)
+    with (resources.files(__package__) / f"atlas_{name}.csv").open() as file:
+        return pd.read_csv(file)
+
+
+def transfer_scores() -> pd.DataFrame:
+    """Bilingual transfer scores [38 targets, 38 sources], one decimal, NaN on the diagonal (Fig. C.2).
+
+    >>> float(transfer_scores().loc["es", "pt"])
+    0.5
+    """
+    scores = table("transfer_scores").set_index("target\\source").rename_axis("target")
+    return scores.rename_axis(columns="source").astype(float)
+
+
+def scripts() -> dict[str, str]:
+    """ISO 15924 script code of every language that a published table names.
+
+    >>> scripts()["uk"]
+    'Cyrl'
+    """
+    return dict(table("language_scripts").itertuples(index=False, name=None))
+
+
+def language_law(language: str, regime: str = "mono_vocab_mono_train") -> dict[str, float]:
+    """Printed law of one language (Table C.1): E, A, alpha, B, beta of E + A / N^alpha + B / D^beta.
+
+    The loss unit is not stated in the paper; exponents and E are rounded to two decimals.
+
+    >>> law = language_law("en")
+    >>> round(law["E"] + law["A"] / 2e9 ** law["alpha"] + law["B"] / 1e11 ** law["beta"], 3)
+    0.863
+    """
+    laws = table("language_laws")
+    if regime not in set(laws.regime):
+        raise unknown("regime", regime, set(laws.regime))
+    laws = laws[laws.regime == regime].set_index("language")
+    if language not in laws.index:
+        raise unknown("language", language, laws.index)
+    law = laws.loc[language]
+    return {
+        "E": float(law.E),
+        "A": math.exp(law.log_A),
+        "alpha": float(law.alpha),
+        "B": math.exp(law.log_B),
+        "beta": float(law.beta),
+    }

@@ -1,0 +1,289 @@
+"""Trains a population: one trunk at constant learning rate and a cooldown branch to every number of tokens.
+
+Every process runs this; process 0 writes the logs. Killed at any moment, the same call continues: batches are functions of
+(seed, step), states come back from the newest sound checkpoint, and log lines after it are dropped before they are written again.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from atlas.data import Corpus, Sampler, mixtures
+from atlas.errors import UserError
+from atlas.training import checkpoint
+from atlas.training.config import RunConfig, population_name, run_id
+from atlas.training.evaluation import EvaluationSet, evaluation_set
+from atlas.training.mesh import make_mesh
+from atlas.training.metrics import Buffered, JsonLines, Record, write_atomically
+from atlas.training.program import Program, make_program
+from atlas.training.step import NO_COOLDOWN, Arrays, Cooldown, TrainState
+from models import count_params
+
+TRUNK, COOLDOWN = "trunk", "cooldown"
+DONE, METRICS, EVALUATIONS, MODEL = "done.json", "metrics.jsonl", "evaluations.jsonl", "model"
+Progress = Callable[[int, float], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Steps start … stop of one phase: the trunk (learning rate constant) or the branch that ends at `end`."""
+
+    phase: str
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """The directory of its checkpoints."""
+        return TRUNK if self.phase == TRUNK else f"{COOLDOWN}-{self.stop}"
+
+    @property
+    def cooldown(self) -> Cooldown:
+        """The schedule's bounds."""
+        return NO_COOLDOWN if self.phase == TRUNK else (self.start, self.stop)
+
+
+def train(
+    configs: Sequence[RunConfig],
+    corpus: Corpus,
+    workdir: pathlib.Path,
+    mesh: Mesh | None = None,
+    progress: Progress = lambda tokens, loss: None,
+) -> None:
+    """Trains runs of one shape together and leaves `workdir/runs/<run id>/` for each.
+
+    configs: R runs that differ in seed and mixture only. workdir: holds `runs` and `checkpoints`. progress(tokens, loss) is called
+    after every step with the tokens of all runs and their mean loss in nats.
+
+    Raises UserError for a mixture, batch or mesh that does not fit, and KeyboardInterrupt once the state is saved.
+    """
+    Population(configs, corpus, workdir, make_mesh(configs[0].mesh) if mesh is None else mesh, progress).train()
+
+
+class Population:
+    """R runs of one shape in training; see `train`."""
+
+    def __init__(
+        self, configs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path, mesh: Mesh, progress: Progress
+    ):
+        self._config, self._corpus, self._mesh, self._progress = configs[0], corpus, mesh, progress
+        self._configs = configs
+        self._ids = [run_id(config) for config in configs]
+        settings = self._config.train
+        self._shape = (len(configs), settings.batch_size, corpus.window + 1)
+        budget = settings.steps[-1] * settings.batch_size * corpus.window
+        self._weights = [mixtures.parse(config.mixture, corpus, budget) for config in configs]
+        self._samplers = [
+            Sampler(corpus, weights, settings.batch_size, config.seed)
+            for config, weights in zip(configs, self._weights, strict=True)
+        ]
+        self._program: Program = make_program(self._config, corpus, len(configs), mesh)
+        self._evaluation: EvaluationSet = evaluation_set(corpus, settings.evaluation_windows, settings.batch_size)
+        self._directories = [workdir / "runs" / name for name in self._ids]
+        self._checkpoints = workdir / "checkpoints" / population_name(self._ids)
+        self._workdir = workdir
+
+    def train(self) -> None:
+        """Runs every segment that is not done yet."""
+        if all((directory / DONE).exists() for directory in self._directories):
+            return
+        with jax.set_mesh(self._mesh), _stop_requests() as self._stop_requested:
+            self._write_configs()
+            position, state = checkpoint.restore(self._checkpoints / TRUNK, self._program.like) or (0, None)
+            self._report(position)
+            *earlier, last = self._config.train.steps
+            for end in (*earlier, last):
+                branch = Segment(COOLDOWN, self._config.train.branch_step(end), end)
+                if end != last and position >= branch.start and self._evaluated(end):
+                    self._report(branch.stop - branch.start)
+                    continue
+                state = self._initial() if state is None else state
+                state = self._advance(state, Segment(TRUNK, position, branch.start))
+                position = branch.start
+                final = self._branch(state, branch)
+            self._finish(final)
+
+    def _initial(self) -> TrainState:
+        if not self._config.initialize:
+            return self._program.init(np.array([config.seed for config in self._configs], np.int32))
+        like = jax.tree.map(lambda leaf: leaf, {"params": self._program.like.params, "buffers": self._program.like.buffers})
+        loaded = [load_model(self._workdir, config.initialize) for config in self._configs]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *loaded)
+        arrays = jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), stacked, like)
+        return self._program.start(arrays["params"], arrays["buffers"])
+
+    def _branch(self, trunk: TrainState, segment: Segment) -> TrainState:
+        directory = self._checkpoints / segment.name
+        step, state = checkpoint.restore(directory, self._program.like) or (segment.start, None)
+        self._report(step - segment.start)
+        # The step donates its state, and the trunk's is needed again.
+        state = jax.tree.map(lambda leaf: leaf.copy(), trunk) if state is None else state
+        state = self._advance(state, dataclasses.replace(segment, start=step), schedule=segment.cooldown)
+        self._save(directory, segment.stop, state)
+        self._evaluate(state, segment.phase)
+        if segment.stop != self._config.train.steps[-1]:
+            checkpoint.prune(directory, keep=())
+        return state
+
+    def _advance(self, state: TrainState, segment: Segment, schedule: Cooldown | None = None) -> TrainState:
+        """Steps through a segment, logging, evaluating and checkpointing; metrics are fetched one step behind."""
+        settings = self._config.train
+        cooldown = jax.numpy.asarray(schedule or segment.cooldown, "int32")
+        directory = self._checkpoints / segment.name
+        log = Buffered([JsonLines(d / METRICS) for d in self._directories])
+        self._forget(segment)
+        pending: Arrays | None = None
+        for step in range(segment.start, segment.stop):
+            state, metrics = self._program.step(state, *self._program.batch(self._shape, self._samplers, step), tuple(cooldown))
+            self._log(log, segment, step - 1, pending)
+            pending, done = metrics, step + 1
+            if settings.evaluate_every and segment.phase == TRUNK and done % settings.evaluate_every == 0:
+                self._evaluate(state, TRUNK)
+            stop = self._stop_requested(done)
+            if stop or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
+                self._log(log, segment, step, pending)
+                pending = None
+                log.flush()
+                self._save(directory, done, state)
+            if stop:
+                raise KeyboardInterrupt
+        self._log(log, segment, segment.stop - 1, pending)
+        log.flush()
+        if segment.phase == TRUNK and segment.stop > segment.start:
+            self._save(directory, segment.stop, state)
+        return state
+
+    def _save(self, directory: pathlib.Path, step: int, state: TrainState) -> None:
+        checkpoint.save(directory, step, state)
+        checkpoint.prune(directory, keep=checkpoint.steps(directory)[-2:])
+
+    def _log(self, log: Buffered, segment: Segment, step: int, metrics: Arrays | None) -> None:
+        if metrics is None:
+            return
+        values = jax.device_get(metrics)
+        self._report(1, float(np.mean(values["loss"])))
+        if _writes():
+            fixed = {"phase": segment.name, "step": step + 1, "time": round(time.time(), 3)}
+            log.append(fixed | {key: float(value[run]) for key, value in values.items()} for run in range(len(self._ids)))
+
+    def _report(self, steps: int, loss: float = float("nan")) -> None:
+        runs, rows, width = self._shape
+        self._progress(steps * runs * rows * (width - 1), loss)
+
+    def _forget(self, segment: Segment) -> None:
+        """Drops what the coming steps will write again."""
+        if not _writes():
+            return
+        for directory in self._directories:
+            JsonLines(directory / METRICS).keep(lambda r: r["phase"] != segment.name or r["step"] <= segment.start)
+            if segment.phase == TRUNK:
+                JsonLines(directory / EVALUATIONS).keep(lambda r: r["phase"] != TRUNK or r["step"] <= segment.start)
+
+    def _evaluate(self, state: TrainState, phase: str) -> None:
+        tokens = jax.device_put(self._evaluation.tokens, self._program.evaluation_sharding)
+        nats_RC = jax.device_get(self._program.evaluate(state.params, state.buffers, tokens))
+        step, windows, skipped = jax.device_get((state.step, state.windows, state.skipped))
+        if not _writes():
+            return
+        for run, directory in enumerate(self._directories):
+            bits, nats = self._evaluation.losses(nats_RC[run])
+            file = JsonLines(directory / EVALUATIONS)
+            file.keep(lambda r: (r["phase"], r["step"]) != (phase, int(step[run])))  # noqa: B023  called at once
+            file.append(self._evaluation_record(phase, int(step[run]), windows[run], int(skipped[run]), bits, nats))
+
+    def _evaluation_record(
+        self, phase: str, step: int, windows_K: np.ndarray, skipped: int, bits_K: np.ndarray, nats_K: np.ndarray
+    ) -> Record:
+        languages = self._corpus.languages
+        tokens = {name: int(count) * self._corpus.window for name, count in zip(languages, windows_K, strict=True)}
+        return {
+            "phase": phase,
+            "step": step,
+            "tokens": tokens,
+            "skipped": skipped,
+            "bits_per_byte": dict(zip(languages, bits_K.tolist(), strict=True)),
+            "nats_per_token": dict(zip(languages, nats_K.tolist(), strict=True)),
+        }
+
+    def _evaluated(self, end: int) -> bool:
+        return all(
+            any((r["phase"], r["step"]) == (COOLDOWN, end) for r in JsonLines(directory / EVALUATIONS).read())
+            for directory in self._directories
+        )
+
+    def _write_configs(self) -> None:
+        if not _writes():
+            return
+        counts = count_params(dataclasses.replace(self._config.model, vocab_size=self._corpus.tokenizer.vocab_size))
+        unique = {name: self._corpus.unique_tokens(name) for name in self._corpus.languages}
+        for config, weights, directory in zip(self._configs, self._weights, self._directories, strict=True):
+            description = {
+                "config": dataclasses.asdict(config),
+                "weights": weights,
+                "num_params": counts["non_embedding"],
+                "num_params_total": counts["total"],
+                "unique_tokens": unique,
+                "corpus": self._corpus.fingerprint,
+            }
+            write_atomically(directory / "config.json", json.dumps(description, indent=1))
+
+    def _finish(self, final: TrainState) -> None:
+        """Leaves every run's model, and marks it done."""
+        manifest = checkpoint.manifest_of(final.params)
+        for run, directory in enumerate(self._directories):
+            model = {"params": final.params, "buffers": final.buffers}
+            checkpoint.save(directory / MODEL, 0, jax.tree.map(lambda leaf: leaf[run : run + 1], model))  # noqa: B023
+            if _writes():
+                done = {
+                    "params_sha256": checkpoint.digest(manifest, run),
+                    "skipped_steps": int(jax.device_get(final.skipped)[run]),
+                    "step": int(jax.device_get(final.step)[run]),
+                }
+                write_atomically(directory / DONE, json.dumps(done, indent=1))
+        if _writes():
+            shutil.rmtree(self._checkpoints, ignore_errors=True)
+
+
+def load_model(workdir: pathlib.Path, name: str) -> dict[str, Arrays]:
+    """The final parameters and buffers of a run, as {"params": …, "buffers": …} of arrays without the run axis."""
+    directory = workdir / "runs" / name / MODEL
+    if not checkpoint.steps(directory):
+        done = sorted(path.parent.name for path in (workdir / "runs").glob(f"*/{MODEL}"))
+        raise UserError(f"run {name!r} has no trained model in {workdir}; train it first (trained: {', '.join(done) or 'none'})")
+    return checkpoint.load(directory, 0)
+
+
+def _writes() -> bool:
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[Callable[[int], bool]]:
+    """Turns SIGINT and SIGTERM into a question that the loop asks after each step, so that no step is cut in half.
+
+    With several processes jax's preemption service lets all of them stop after the same step.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False
+        return
+    handlers = {number: signal.signal(number, lambda *_: requested.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda step: requested.is_set()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,111 @@
+"""The compiled program of a population: R runs of one shape as one vmapped, sharded step."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from atlas.data import Corpus
+from atlas.training.config import RunConfig, shape_key
+from atlas.training.mesh import BATCH_AXES, check_divisible, parameter_sharding
+from atlas.training.step import Skeleton, TrainState, TrainStep
+from models import ModelConfig
+
+_CACHE_SIZE = 8  # programs kept compiled: a sweep walks its shapes one after another
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Jitted functions over states, batches and parameters with a leading axis of R runs.
+
+    init(seeds int32 [R]) → state; start(params, buffers) → state; step(state, tokens int32 [R, B, T+1], languages int32 [R, B],
+    cooldown (start, stop)) → (state, metrics of [R]), donating state; evaluate(params, buffers, tokens int32 [C, B, T+1]) →
+    nats float32 [R, C]. like: the state as shapes with shardings, to restore into.
+    """
+
+    init: jax.stages.Wrapped
+    start: jax.stages.Wrapped
+    step: jax.stages.Wrapped
+    evaluate: jax.stages.Wrapped
+    like: TrainState
+    tokens_sharding: NamedSharding
+    languages_sharding: NamedSharding
+    evaluation_sharding: NamedSharding
+
+    def batch(self, shape: tuple[int, int, int], samplers: Sequence, step: int) -> tuple[jax.Array, jax.Array]:
+        """Global tokens [R, B, T+1] and languages [R, B] of a step; a process samples only the rows its devices hold."""
+        runs, rows, width = shape
+
+        @functools.cache
+        def part(first: int, last: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+            batches = [sampler.batch(step, slice(start, stop)) for sampler in samplers[first:last]]
+            return np.stack([b.tokens for b in batches]), np.stack([b.language for b in batches])
+
+        def bounds(index: tuple[slice, ...]) -> tuple[int, int, int, int]:
+            return (*index[0].indices(runs)[:2], *index[1].indices(rows)[:2])
+
+        make = jax.make_array_from_callback
+        tokens = make((runs, rows, width), self.tokens_sharding, lambda index: part(*bounds(index))[0])
+        return tokens, make((runs, rows), self.languages_sharding, lambda index: part(*bounds(index))[1])
+
+
+def make_program(config: RunConfig, corpus: Corpus, population: int, mesh: Mesh) -> Program:
+    """The program of `population` runs shaped like `config`; equal shapes share one compilation."""
+    check_divisible(mesh, config.train.batch_size, population)
+    tokenizer = corpus.tokenizer
+    ids = (tokenizer.separator, tokenizer.padding, tokenizer.vocab_size)
+    return _make_program(_Shape(shape_key(config), config), ids, len(corpus.languages), population, mesh)
+
+
+class _Shape:
+    """A config that compares by its shape key, to look programs up by."""
+
+    def __init__(self, key: str, config: RunConfig):
+        self.key, self.config = key, config
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shape) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@functools.lru_cache(maxsize=_CACHE_SIZE)
+def _make_program(shape: _Shape, ids: tuple[int, int, int], languages: int, population: int, mesh: Mesh) -> Program:
+    separator, padding, vocab_size = ids
+    model: ModelConfig = dataclasses.replace(shape.config.model, vocab_size=vocab_size)
+    one = TrainStep(Skeleton(model), shape.config.train, separator, padding, languages)
+    over_runs = functools.partial(jax.vmap, spmd_axis_name="run")
+    abstract = jax.eval_shape(over_runs(one.init), jax.ShapeDtypeStruct((population,), jnp.int32))
+    shardings = _state_shardings(abstract, one.skeleton, mesh)
+    like = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), abstract, shardings)
+    return Program(
+        init=jax.jit(over_runs(one.init), out_shardings=shardings),
+        start=jax.jit(over_runs(one.start), out_shardings=shardings),
+        # Output shardings equal to the input's keep XLA from choosing others and compiling the second step anew.
+        step=jax.jit(
+            over_runs(one, in_axes=(0, 0, 0, None)), out_shardings=(shardings, NamedSharding(mesh, P())), donate_argnums=0
+        ),
+        evaluate=jax.jit(over_runs(one.evaluate, in_axes=(0, 0, None)), out_shardings=NamedSharding(mesh, P())),
+        like=like,
+        tokens_sharding=NamedSharding(mesh, P("run", BATCH_AXES, None)),
+        languages_sharding=NamedSharding(mesh, P("run", BATCH_AXES)),
+        evaluation_sharding=NamedSharding(mesh, P(None, BATCH_AXES, None)),
+    )
+
+
+def _state_shardings(abstract: TrainState, skeleton: Skeleton, mesh: Mesh) -> TrainState:
+    """Parameters by the rules table, optimizer moments like their parameters, all else by run."""
+
+    def sharding(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        name = getattr(path[-1], "key", None)
+        if name in skeleton.axes:
+            return parameter_sharding(mesh, skeleton.axes[name], leaf.shape)
+        return NamedSharding(mesh, P("run"))
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract)

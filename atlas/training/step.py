@@ -1,0 +1,191 @@
+"""The train step: one pure function (state, batch) → (state, metrics) for a single run, over plain dicts of arrays."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from atlas.training.config import TrainConfig
+from models import Decoder, ModelConfig, token_losses
+
+Arrays = dict[str, jax.Array]
+Cooldown = tuple[jax.Array, jax.Array]
+
+NO_COOLDOWN = (2**31 - 2, 2**31 - 1)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("params", "buffers", "optimizer", "step", "windows", "skipped"),
+    meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a run is at one step.
+
+    params: float32 arrays by dotted name. buffers: the model's other variables (running statistics). optimizer: optax states of
+    the model and of the indexer. step: int32. windows: int32 [K], training windows learnt from, by language of the corpus.
+    skipped: int32, steps left without an update because the loss or a gradient was not finite.
+    """
+
+    params: Arrays
+    buffers: Arrays
+    optimizer: dict[str, Any]
+    step: jax.Array
+    windows: jax.Array
+    skipped: jax.Array
+
+
+class Skeleton:
+    """A decoder without its arrays: splits it into named arrays and builds it back inside a pure function.
+
+    axes: the logical axis names of every parameter, without the axis of scanned layers.
+    """
+
+    def __init__(self, config: ModelConfig):
+        self._config = config
+        abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+        self._graph, params, buffers = nnx.split(abstract, nnx.Param, ...)
+        self._definitions = [jax.tree.structure(tree) for tree in (params, buffers)]
+        self._names = [_names(tree) for tree in (params, buffers)]
+        variables = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+        self.axes = {n: v.get_metadata("axes") for n, v in zip(self._names[0], variables, strict=True)}
+
+    def init(self, key: jax.Array) -> tuple[Arrays, Arrays]:
+        """Fresh parameters and buffers."""
+        return self.split(Decoder(self._config, rngs=nnx.Rngs(key)))
+
+    def split(self, model: Decoder) -> tuple[Arrays, Arrays]:
+        """The arrays of a decoder."""
+        _, *states = nnx.split(model, nnx.Param, ...)
+        params, buffers = (
+            dict(zip(names, jax.tree.leaves(state), strict=True)) for names, state in zip(self._names, states, strict=True)
+        )
+        return params, buffers
+
+    def merge(self, params: Arrays, buffers: Arrays) -> Decoder:
+        """The decoder that holds these arrays."""
+        states = [
+            jax.tree.unflatten(definition, [arrays[name] for name in names])
+            for definition, names, arrays in zip(self._definitions, self._names, (params, buffers), strict=True)
+        ]
+        return nnx.merge(self._graph, *states)
+
+    def matrices(self) -> dict[str, bool]:
+        """Which parameters decay: those of two or more axes."""
+        return {name: len(axes) > 1 for name, axes in self.axes.items()}
+
+    def groups(self, arrays: Arrays) -> dict[str, Arrays]:
+        """Arrays by parameter name, parted into the model's and the indexer's."""
+        parts: dict[str, Arrays] = {"model": {}, "indexer": {}}
+        for name, array in arrays.items():
+            parts["indexer" if ".indexer." in name else "model"][name] = array
+        return parts
+
+
+def _names(tree: Any) -> list[str]:
+    paths = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))[0]
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+
+
+def learning_rate(config: TrainConfig, step: jax.Array, cooldown: Cooldown) -> jax.Array:
+    """Warmup–stable–decay: linear to the peak, constant, then linear to 0 between the two steps of `cooldown`.
+
+    >>> config = TrainConfig(learning_rate=1.0, warmup_steps=2)
+    >>> [float(learning_rate(config, step, (4, 8))) for step in (0, 1, 3, 4, 6, 8)]
+    [0.5, 1.0, 1.0, 1.0, 0.5, 0.0]
+    """
+    warmup = jnp.minimum((step + 1) / max(config.warmup_steps, 1), 1.0)
+    start, stop = cooldown
+    decay = jnp.clip((stop - step) / jnp.maximum(stop - start, 1), 0.0, 1.0)
+    return config.learning_rate * warmup * decay
+
+
+def make_optimizers(config: TrainConfig, skeleton: Skeleton) -> dict[str, optax.GradientTransformation]:
+    """AdamW of the model and of the indexer, without the learning rate, which the step applies.
+
+    Two, because a clip over both norms would let the indexer's own loss move the model.
+    """
+    matrices = skeleton.matrices()
+
+    def adamw(multiplier: float) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(config.clip_norm),
+            optax.scale_by_adam(config.beta1, config.beta2),
+            optax.add_decayed_weights(config.weight_decay, mask=lambda arrays: {name: matrices[name] for name in arrays}),
+            optax.scale(-multiplier),
+        )
+
+    return {"model": adamw(1.0), "indexer": adamw(config.indexer_learning_rate_multiplier)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """The pure functions of one run: `init`, `__call__` (the step) and `evaluate`.
+
+    separator, padding: the tokenizer's ids. languages: K, how many the corpus has.
+    """
+
+    skeleton: Skeleton
+    config: TrainConfig
+    separator: int
+    padding: int
+    languages: int
+
+    def init(self, seed: jax.Array) -> TrainState:
+        """The state before the first step; seed: int32."""
+        return self.start(*self.skeleton.init(jax.random.key(seed)))
+
+    def start(self, params: Arrays, buffers: Arrays) -> TrainState:
+        """The state before the first step from given parameters."""
+        optimizers = make_optimizers(self.config, self.skeleton)
+        states = {name: optimizers[name].init(part) for name, part in self.skeleton.groups(params).items()}
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(params, buffers, states, zero, jnp.zeros(self.languages, jnp.int32), zero)
+
+    def __call__(
+        self, state: TrainState, tokens_BS: jax.Array, language_B: jax.Array, cooldown: Cooldown
+    ) -> tuple[TrainState, Arrays]:
+        """One step on tokens int32 [B, T+1] of languages int32 [B]; an update that is not finite is skipped and counted."""
+        (_, (metrics, buffers)), gradients = jax.value_and_grad(self._loss, has_aux=True)(
+            state.params, state.buffers, tokens_BS
+        )
+        rate = learning_rate(self.config, state.step, cooldown)
+        params, optimizer, norm = self._update(state, gradients, rate)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        windows = state.windows + jnp.sum(language_B[:, None] == jnp.arange(self.languages), axis=0, dtype=jnp.int32)
+        learnt = (params, buffers, optimizer, windows)
+        kept = (state.params, state.buffers, state.optimizer, state.windows)
+        params, buffers, optimizer, windows = jax.tree.map(partial(jnp.where, finite), learnt, kept)
+        skipped = state.skipped + ~finite
+        metrics |= {"gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
+        return TrainState(params, buffers, optimizer, state.step + 1, windows, skipped), metrics
+
+    def evaluate(self, params: Arrays, buffers: Arrays, tokens_CBS: jax.Array) -> jax.Array:
+        """Nats summed over each of C chunks of windows: int32 [C, B, T+1] → float32 [C]."""
+
+        def chunk(tokens_BS: jax.Array) -> jax.Array:
+            model = self.skeleton.merge(params, buffers)
+            nats_BT, weights_BT, _ = token_losses(model, tokens_BS, self.separator, self.padding)
+            return jnp.sum(nats_BT * weights_BT)
+
+        return jax.lax.map(chunk, tokens_CBS)
+
+    def _loss(self, params: Arrays, buffers: Arrays, tokens_BS: jax.Array) -> tuple[jax.Array, tuple[Arrays, Arrays]]:
+        model = self.skeleton.merge(params, buffers)
+        nats_BT, weights_BT, aux = token_losses(model, tokens_BS, self.separator, self.padding, train=True)
+        nats = jnp.sum(nats_BT * weights_BT) / jnp.maximum(jnp.sum(weights_BT), 1.0)
+        return nats + aux["indexer_loss"], ({"loss": nats} | aux, self.skeleton.split(model)[1])
+
+    def _update(self, state: TrainState, gradients: Arrays, rate: jax.Array) -> tuple[Arrays, dict[str, Any], jax.Array]:
+        optimizers = make_optimizers(self.config, self.skeleton)
+        params, optimizer = {}, {}
+        groups = self.skeleton.groups(state.params)
+        for name, part in self.skeleton.groups(gradients).items():
+            updates, optimizer[name] = optimizers[name].update(part, state.optimizer[name], groups[name])
+            params |= {key: value + rate * updates[key] for key, value in groups[name].items()}
+        return params, optimizer, optax.global_norm(gradients)

@@ -1,0 +1,1 @@
+"""How a person runs ATLAS: short absl binaries without logic of their own."""

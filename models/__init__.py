@@ -1,0 +1,16 @@
+"""Networks: the decoder and its attention variants. Knows nothing of `atlas`."""
+
+from models.attention import RunningVariance
+from models.config import ModelConfig, count_params, shape_config, shape_table
+from models.decoder import Decoder
+from models.loss import token_losses
+
+__all__ = [
+    "Decoder",
+    "ModelConfig",
+    "RunningVariance",
+    "count_params",
+    "shape_config",
+    "shape_table",
+    "token_losses",
+]

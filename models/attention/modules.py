@@ -1,0 +1,199 @@
+"""The attention block of the decoder: projections, gates and indexer around the functions of `reference`."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.attention import reference
+from models.config import ModelConfig
+from models.layers import Rotation, constant, residual_gain, rotate, weight
+
+Metrics = dict[str, jax.Array]
+
+
+class RunningVariance(nnx.Variable):
+    """Mean variance of the index scores over earlier training steps: a float32 scalar, 0 before the first."""
+
+
+class Gate(nnx.Module):
+    """sigmoid(x W + b), multiplied onto heads: [B, T, heads, width], where width 1 gates a head as a whole."""
+
+    def __init__(self, config: ModelConfig, heads: int, width: int, axis: str, *, rngs: nnx.Rngs):
+        M = config.d_model
+        self.weight = weight(rngs, (M, heads, width), ("embed", axis, "head"), fan_in=M)
+        self.bias = constant((heads, width), (axis, "head"), config.gate_bias)
+
+    def __call__(self, x_BTM: jax.Array) -> jax.Array:
+        logits_BTHE = _project(x_BTM, self.weight) + self.bias[...].astype(x_BTM.dtype)
+        return jax.nn.sigmoid(logits_BTHE)
+
+
+class Indexer(nnx.Module):
+    """The gated lightning indexer (arXiv 2601.15305, section 3.3): x to `reference.IndexInputs`, without rotation.
+
+    Its input is detached: training the indexer does not change what it reads.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        M, J, I = config.d_model, config.indexer_heads, config.indexer_width  # noqa: E741
+        self.query = weight(rngs, (M, J, I), ("embed", "indexer", "head"), fan_in=M)
+        self.key = weight(rngs, (M, I), ("embed", "head"), fan_in=M)
+        self.gate = weight(rngs, (M, J), ("embed", "indexer"), fan_in=M)
+        self.gate_bias = constant((J,), ("indexer",), 0.0) if config.indexer_gate_bias else None
+        self.bias = constant((J,), ("indexer",), 0.0)
+
+    def __call__(self, x_BTM: jax.Array) -> reference.IndexInputs:
+        x_BTM = jax.lax.stop_gradient(x_BTM)
+        dtype, accumulate = x_BTM.dtype, jnp.promote_types(x_BTM.dtype, jnp.float32)
+
+        def project(w: nnx.Param) -> jax.Array:
+            # Float32 from here on: rounded scores tie, and ties decide the selection.
+            return jnp.tensordot(x_BTM, w[...].astype(dtype), axes=1, preferred_element_type=accumulate)
+
+        gate_BTJ = project(self.gate)
+        if self.gate_bias is not None:
+            gate_BTJ += self.gate_bias[...]
+        return reference.IndexInputs(
+            project(self.query), project(self.key), jax.nn.sigmoid(gate_BTJ), self.bias[...]
+        )
+
+
+class Attention(nnx.Module):
+    """Causal self-attention within documents, of any kind that `config.attention` names.
+
+    Called with the normalised block input [B, T, M], segments int32 [B, T] (see `reference`) and rotary tables, it
+    returns the output [B, T, M] and metrics: float32 scalars, each a mean over queries that are not padding.
+      indexer_loss            KL of the indexer in nats (0 without an indexer)
+      first_token_attention   probability given to the document's first token, mean over heads; without the
+                              queries at that token
+      mean_k                  selected keys (sparse kinds)
+      first_token_selected    share of queries whose set holds the document's first token (sparse kinds)
+      output_gate, value_gate mean of the gates (gated kinds, where configured)
+
+    With train=True an adaptive k rule also moves its running variance, which the next step will use.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        M, H, G, E = config.d_model, config.heads, config.kv_heads, config.head_width
+        self.query = weight(rngs, (M, H, E), ("embed", "heads", "head"), fan_in=M)
+        self.key = weight(rngs, (M, G, E), ("embed", "kv_heads", "head"), fan_in=M)
+        self.value = weight(rngs, (M, G, E), ("embed", "kv_heads", "head"), fan_in=M)
+        self.out = weight(rngs, (H, E, M), ("heads", "head", "embed"), H * E, residual_gain(config))
+        self.value_gate = _value_gate(config, rngs)
+        self.output_gate = _output_gate(config, rngs)
+        self.indexer = Indexer(config, rngs=rngs) if config.is_sparse else None
+        adaptive = config.is_sparse and config.k_rule != "fixed"
+        self.running_variance = RunningVariance(jnp.zeros((), jnp.float32)) if adaptive else None
+        self.variance_decay = config.variance_decay
+        self.selection = _selection(config)
+
+    def __call__(
+        self, x_BTM: jax.Array, segments_BT: jax.Array, rotation: Rotation, *, train: bool = False
+    ) -> tuple[jax.Array, Metrics]:
+        metrics: Metrics = {}
+        q_BTHE = rotate(_project(x_BTM, self.query), rotation)
+        k_BSGE = rotate(_project(x_BTM, self.key), rotation)
+        v_BSGE = _project(x_BTM, self.value)
+        valid_BT = segments_BT >= 0
+        if self.value_gate is not None:
+            gate_BSGE = self.value_gate(x_BTM)
+            v_BSGE *= gate_BSGE
+            metrics["value_gate"] = _gate_mean(gate_BSGE, valid_BT)
+        o_BTHE, core_metrics = self._attend(q_BTHE, k_BSGE, v_BSGE, x_BTM, segments_BT, train)
+        if self.output_gate is not None:
+            gate_BTHE = self.output_gate(x_BTM)
+            o_BTHE *= gate_BTHE
+            metrics["output_gate"] = _gate_mean(gate_BTHE, valid_BT)
+        y_BTM = jnp.einsum("bthe,hem->btm", o_BTHE, self.out[...].astype(x_BTM.dtype))
+        return y_BTM, metrics | core_metrics
+
+    def _attend(
+        self,
+        q_BTHE: jax.Array,
+        k_BSGE: jax.Array,
+        v_BSGE: jax.Array,
+        x_BTM: jax.Array,
+        segments_BT: jax.Array,
+        train: bool,
+    ) -> tuple[jax.Array, Metrics]:
+        valid_BT = segments_BT >= 0
+        if self.indexer is None:
+            o_BTHE, p_BGRTS = reference.attend(q_BTHE, k_BSGE, v_BSGE, reference.visible_mask(segments_BT))
+            metrics = {"indexer_loss": jnp.zeros((), jnp.float32)}
+            return o_BTHE, metrics | _first_token_metrics(p_BGRTS, segments_BT, sparse=False)
+        running = jnp.zeros(()) if self.running_variance is None else self.running_variance[...]
+        o_BTHE, p_BGRTS, statistics = reference.sparse_attention(
+            q_BTHE, k_BSGE, v_BSGE, self.indexer(x_BTM), segments_BT, running, self.selection
+        )
+        if train and self.running_variance is not None:
+            self.running_variance[...] = self._next_variance(running, statistics.variance_BT, segments_BT)
+        metrics = {
+            "indexer_loss": _mean(statistics.indexer_loss_BT, valid_BT),
+            "mean_k": _mean(statistics.selected_BT, valid_BT),
+        }
+        return o_BTHE, metrics | _first_token_metrics(p_BGRTS, segments_BT, sparse=True)
+
+    def variance(self) -> jax.Array | None:
+        """The running variance, if this attention keeps one."""
+        return None if self.running_variance is None else self.running_variance[...]
+
+    def _next_variance(self, running: jax.Array, variance_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+        # The first token of a document sees one score, whose variance says nothing.
+        counted_BT = (segments_BT >= 0) & ~reference.document_start(segments_BT)
+        now = jax.lax.stop_gradient(_mean(variance_BT, counted_BT))
+        moved = running + (1 - self.variance_decay) * (now - running)
+        return jnp.where(jnp.any(counted_BT), jnp.where(running > 0, moved, now), running)
+
+
+def _value_gate(config: ModelConfig, rngs: nnx.Rngs) -> Gate | None:
+    if not config.is_gated or config.value_gate == "none":
+        return None
+    return Gate(config, config.kv_heads, config.head_width, "kv_heads", rngs=rngs)
+
+
+def _output_gate(config: ModelConfig, rngs: nnx.Rngs) -> Gate | None:
+    if not config.is_gated or config.output_gate == "none":
+        return None
+    width = config.head_width if config.output_gate == "elementwise" else 1
+    return Gate(config, config.heads, width, "heads", rngs=rngs)
+
+
+def _selection(config: ModelConfig) -> reference.Selection:
+    return reference.Selection(
+        scale=config.indexer_scale or config.indexer_width**-0.5,
+        temperature=config.indexer_temperature,
+        k_rule=config.k_rule,
+        k_base=config.k_base,
+        k_min=config.k_min,
+        k_max=config.k_max,
+        keep_first=config.keep_first,
+        keep_local=config.keep_local,
+    )
+
+
+def _project(x_BTM: jax.Array, w_MHE: nnx.Param) -> jax.Array:
+    return jnp.einsum("btm,mhe->bthe", x_BTM, w_MHE[...].astype(x_BTM.dtype))
+
+
+def _mean(value_BT: jax.Array, counted_BT: jax.Array) -> jax.Array:
+    total = jnp.sum(jnp.where(counted_BT, value_BT, 0).astype(jnp.float32))
+    return total / jnp.maximum(jnp.sum(counted_BT), 1)
+
+
+def _gate_mean(gate_BTHE: jax.Array, valid_BT: jax.Array) -> jax.Array:
+    gate_BTHE = jax.lax.stop_gradient(gate_BTHE)
+    return _mean(jnp.mean(gate_BTHE, axis=(2, 3), dtype=jnp.float32), valid_BT)
+
+
+def _first_token_metrics(p_BGRTS: jax.Array, segments_BT: jax.Array, sparse: bool) -> Metrics:
+    """Definitions of arXiv 2505.06708 (Table 4), with documents; a token that is not selected has probability 0."""
+    start_BT = reference.document_start(segments_BT)
+    first_BT = jax.lax.cummax(jnp.where(start_BT, jnp.arange(start_BT.shape[1]), 0), axis=1)
+    p_BGRT = jnp.take_along_axis(jax.lax.stop_gradient(p_BGRTS), first_BT[:, None, None, :, None], axis=-1)[..., 0]
+    counted_BT = (segments_BT >= 0) & ~start_BT
+    metrics = {"first_token_attention": _mean(jnp.mean(p_BGRT, axis=(1, 2)), counted_BT)}
+    if sparse:
+        metrics["first_token_selected"] = _mean(jnp.max(p_BGRT, axis=(1, 2)) > 0, counted_BT)
+    return metrics

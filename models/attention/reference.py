@@ -1,0 +1,200 @@
+"""Attention and gated sparse attention in their plain O(T²) form: the definition of correct for every faster path.
+
+Equations are those of Gated Sparse Attention (arXiv 2601.15305, sections 3.3 to 3.5), called GSA below. All scores,
+softmaxes and statistics are float32 (float64 if the inputs are), whatever the dtype of queries, keys and values.
+
+Segments are int32 [B, T], constant within a document and changing between neighbours; a negative segment marks
+padding, which is computed like any document but left out of every statistic and of the indexer's loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from models.attention.selection import select_mask
+
+
+class IndexInputs(NamedTuple):
+    """What the indexer scores with.
+
+    query_BTJI and key_BSI (one key for all indexer heads), gate_BTJ: the head weights in (0, 1), bias_J.
+    """
+
+    query_BTJI: jax.Array
+    key_BSI: jax.Array
+    gate_BTJ: jax.Array
+    bias_J: jax.Array
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How keys are selected; the fields are those of `ModelConfig`. `scale` is the resolved factor."""
+
+    scale: float
+    temperature: float
+    k_rule: str
+    k_base: int
+    k_min: int
+    k_max: int
+    keep_first: int = 0
+    keep_local: int = 0
+
+
+class SparseStatistics(NamedTuple):
+    """Per query, [B, T]: the indexer's loss, the number of selected keys, and the variance of the scores."""
+
+    indexer_loss_BT: jax.Array
+    selected_BT: jax.Array
+    variance_BT: jax.Array
+
+
+def visible_mask(segments_BT: jax.Array) -> jax.Array:
+    """True where query t may see key s: s <= t, in one document; [B, T, S].
+
+    >>> visible_mask(jnp.array([[0, 0, 1]])).astype(int).tolist()
+    [[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]
+    """
+    position_T = jnp.arange(segments_BT.shape[1])
+    causal_TS = position_T[:, None] >= position_T[None, :]
+    return causal_TS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+
+
+def document_start(segments_BT: jax.Array) -> jax.Array:
+    """True at the first token of every document; [B, T]."""
+    changed_BT = segments_BT[:, 1:] != segments_BT[:, :-1]
+    return jnp.pad(changed_BT, ((0, 0), (1, 0)), constant_values=True)
+
+
+def attend(
+    q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, mask_BTS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax attention over the masked-in keys, scaled by 1/sqrt(E).
+
+    Query head h reads key/value head h // (H/G). Every query must have a key in its mask.
+
+    Returns:
+      The output [B, T, H, E] in v's dtype, and the probabilities [B, G, H/G, T, S] in float32.
+    """
+    B, T, H, E = q_BTHE.shape
+    G = k_BSGE.shape[2]
+    accumulate = jnp.promote_types(q_BTHE.dtype, jnp.float32)
+    q_BTGRE = (q_BTHE * E**-0.5).reshape(B, T, G, H // G, E)
+    logits_BGRTS = jnp.einsum("btgre,bsge->bgrts", q_BTGRE, k_BSGE, preferred_element_type=accumulate)
+    logits_BGRTS = jnp.where(mask_BTS[:, None, None], logits_BGRTS, -jnp.inf)
+    p_BGRTS = jax.nn.softmax(logits_BGRTS, axis=-1)
+    o_BTGRE = jnp.einsum("bgrts,bsge->btgre", p_BGRTS.astype(v_BSGE.dtype), v_BSGE)
+    return o_BTGRE.reshape(B, T, H, E), p_BGRTS
+
+
+def index_scores(index: IndexInputs, scale: float) -> jax.Array:
+    """The gated lightning indexer's scores, float32 [B, T, S], each in (0, J) (GSA section 3.3).
+
+    I[t, s] = Σ_j gate[t, j] · sigmoid(scale · query[t, j]·key[s] + bias[j]). The paper has no scale.
+    """
+    accumulate = jnp.promote_types(index.query_BTJI.dtype, jnp.float32)
+    dots_BJTS = jnp.einsum(
+        "btji,bsi->bjts", index.query_BTJI * scale, index.key_BSI, preferred_element_type=accumulate
+    )
+    open_BJTS = jax.nn.sigmoid(dots_BJTS + index.bias_J[:, None, None])
+    return jnp.einsum("btj,bjts->bts", index.gate_BTJ.astype(accumulate), open_BJTS)
+
+
+def score_variance(scores_BTS: jax.Array, visible_BTS: jax.Array) -> jax.Array:
+    """Population variance of every query's scores over the positions it sees; [B, T]."""
+    n_BT = jnp.maximum(jnp.sum(visible_BTS, axis=-1), 1)
+    mean_BT = jnp.sum(jnp.where(visible_BTS, scores_BTS, 0), axis=-1) / n_BT
+    deviation_BTS = jnp.where(visible_BTS, scores_BTS - mean_BT[..., None], 0)
+    return jnp.sum(jnp.square(deviation_BTS), axis=-1) / n_BT
+
+
+def adaptive_k(
+    variance_BT: jax.Array, running_variance: jax.Array, rule: str, k_base: int, k_min: int, k_max: int
+) -> jax.Array:
+    """How many keys each query selects, int32 [B, T] (GSA section 3.4, Eq. 8).
+
+    The paper contradicts itself: its equation selects more keys where the scores vary more, its prose and its authors'
+    code select fewer. Hence a rule:
+      "paper"    clamp(k_base · variance / running_variance, k_min, k_max), rounded down;
+      "inverse"  clamp(k_base · running_variance / variance, k_min, k_max), rounded down;
+      "fixed"    k_base.
+
+    Args:
+      variance_BT: `score_variance` of this step.
+      running_variance: scalar mean variance of *earlier* steps, so that no query depends on the rest of its batch or on
+        its future. Zero means that there was no earlier step; every query then selects k_base.
+
+    >>> adaptive_k(jnp.array([0.5, 1.0, 9.0]), jnp.array(1.0), "paper", 64, 8, 128).tolist()
+    [32, 64, 128]
+    """
+    if rule == "fixed":
+        return jnp.full(variance_BT.shape, k_base, jnp.int32)
+    tiny = jnp.finfo(variance_BT.dtype).tiny
+    variance_BT = jax.lax.stop_gradient(variance_BT)
+    over, under = (variance_BT, running_variance) if rule == "paper" else (running_variance, variance_BT)
+    k_BT = jnp.clip(k_base * (over / jnp.maximum(under, tiny)), k_min, k_max)
+    return jnp.where(running_variance > 0, k_BT, k_base).astype(jnp.int32)
+
+
+def keep_mask(segments_BT: jax.Array, keep_first: int, keep_local: int) -> jax.Array | None:
+    """The always-selected positions [B, T, S]: a document's first `keep_first`, a query's latest `keep_local`."""
+    if not keep_first and not keep_local:
+        return None
+    T = segments_BT.shape[1]
+    position_T = jnp.arange(T)
+    start_BT = jax.lax.cummax(jnp.where(document_start(segments_BT), position_T, 0), axis=1)
+    first_BS = position_T - start_BT < keep_first
+    local_TS = position_T[:, None] - position_T[None, :] < keep_local
+    return first_BS[:, None, :] | local_TS
+
+
+def indexer_divergence(
+    scores_BTS: jax.Array, target_BTS: jax.Array, selected_BTS: jax.Array, temperature: float
+) -> jax.Array:
+    """KL(target ‖ softmax of scores / temperature over the selected set) of every query in nats, float32 [B, T].
+
+    The recipe is that of DeepSeek-V3.2 (sparse stage), since GSA does not say how its indexer is trained; the
+    temperature is an addition, because scores are bounded.
+
+    Args:
+      target_BTS: attention probabilities, zero outside the selected set; no gradient passes to them.
+    """
+    target_BTS = jax.lax.stop_gradient(target_BTS)
+    logits_BTS = scores_BTS / temperature
+    normaliser_BT = jax.nn.logsumexp(jnp.where(selected_BTS, logits_BTS, -jnp.inf), axis=-1)
+    cross_entropy_BT = normaliser_BT - jnp.sum(target_BTS * logits_BTS, axis=-1)
+    return cross_entropy_BT + jnp.sum(jax.scipy.special.xlogy(target_BTS, target_BTS), axis=-1)
+
+
+def sparse_attention(
+    q_BTHE: jax.Array,
+    k_BSGE: jax.Array,
+    v_BSGE: jax.Array,
+    index: IndexInputs,
+    segments_BT: jax.Array,
+    running_variance: jax.Array,
+    selection: Selection,
+) -> tuple[jax.Array, jax.Array, SparseStatistics]:
+    """Attention over the indexer's selected keys, and the loss that trains the indexer (GSA section 3.5).
+
+    The output gives no gradient to `index`, the loss none to q, k and v.
+
+    Returns:
+      The output [B, T, H, E], the probabilities [B, G, H/G, T, S] (zero where not selected) and statistics.
+    """
+    visible_BTS = visible_mask(segments_BT)
+    scores_BTS = index_scores(index, selection.scale)
+    variance_BT = score_variance(jax.lax.stop_gradient(scores_BTS), visible_BTS)
+    k_BT = adaptive_k(
+        variance_BT, running_variance, selection.k_rule, selection.k_base, selection.k_min, selection.k_max
+    )
+    keep_BTS = keep_mask(segments_BT, selection.keep_first, selection.keep_local)
+    selected_BTS = select_mask(scores_BTS, k_BT, visible_BTS, keep_BTS)
+    o_BTHE, p_BGRTS = attend(q_BTHE, k_BSGE, v_BSGE, selected_BTS)
+    target_BTS = jnp.mean(jax.lax.stop_gradient(p_BGRTS), axis=(1, 2))
+    loss_BT = indexer_divergence(scores_BTS, target_BTS, selected_BTS, selection.temperature)
+    selected_BT = jnp.sum(selected_BTS, axis=-1, dtype=jnp.int32)
+    return o_BTHE, p_BGRTS, SparseStatistics(loss_BT, selected_BT, variance_BT)

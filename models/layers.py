@@ -1,0 +1,82 @@
+"""Parts that every layer uses: parameters, RMSNorm, rotary positions, the gated feed-forward."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.config import ModelConfig
+
+_NORM_EPSILON = 1e-6
+
+
+class Rotation(NamedTuple):
+    """Rotary tables: cosine and sine of every position's angles, float32 [B or 1, T, E/2]."""
+
+    cos_BTE: jax.Array
+    sin_BTE: jax.Array
+
+
+def weight(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, gain: float = 1.0
+) -> nnx.Param:
+    """A float32 parameter of standard deviation gain / sqrt(fan_in), normal truncated at two deviations.
+
+    `axes` names each dimension for the sharding rules and stays on the parameter as metadata. It is deliberately not
+    flax's own sharding metadata, which would place the array as soon as it is made.
+    """
+    init = jax.nn.initializers.truncated_normal(stddev=1.0)
+    # 0.8796 is the deviation of a standard normal truncated at two.
+    scale = gain / (0.87962566 * fan_in**0.5)
+    return nnx.Param(scale * init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def constant(shape: tuple[int, ...], axes: tuple[str, ...], value: float) -> nnx.Param:
+    """A float32 parameter filled with `value`; `axes` as in `weight`."""
+    return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
+
+
+def rms_norm(x_BTM: jax.Array) -> jax.Array:
+    """x / rms(x) over the last axis, computed in float32 and returned in x's dtype (arXiv 1910.07467)."""
+    x32_BTM = x_BTM.astype(jnp.promote_types(x_BTM.dtype, jnp.float32))
+    mean_square = jnp.mean(jnp.square(x32_BTM), axis=-1, keepdims=True)
+    return (x32_BTM * jax.lax.rsqrt(mean_square + _NORM_EPSILON)).astype(x_BTM.dtype)
+
+
+def make_rotation(positions_BT: jax.Array, width: int, base: float) -> Rotation:
+    """Rotary tables (arXiv 2104.09864) of integer positions [B or 1, T] for heads of an even `width`."""
+    frequency_E = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angle_BTE = positions_BT.astype(jnp.float32)[..., None] * frequency_E
+    return Rotation(jnp.cos(angle_BTE), jnp.sin(angle_BTE))
+
+
+def rotate(x_BTHE: jax.Array, rotation: Rotation) -> jax.Array:
+    """Rotates the pairs (x[i], x[i + E/2]) of every head by their position's angles; keeps x's dtype."""
+    cos, sin = rotation.cos_BTE[:, :, None, :], rotation.sin_BTE[:, :, None, :]
+    first, second = jnp.split(x_BTHE.astype(jnp.promote_types(x_BTHE.dtype, jnp.float32)), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTHE.dtype)
+
+
+class FeedForward(nnx.Module):
+    """SwiGLU: W_down (silu(W_gate x) · W_up x) (arXiv 2002.05202), [B, T, M] to [B, T, M]."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        M, F = config.d_model, config.d_ff
+        self.gate = weight(rngs, (M, F), ("embed", "mlp"), fan_in=M)
+        self.up = weight(rngs, (M, F), ("embed", "mlp"), fan_in=M)
+        self.down = weight(rngs, (F, M), ("mlp", "embed"), fan_in=F, gain=residual_gain(config))
+
+    def __call__(self, x_BTM: jax.Array) -> jax.Array:
+        dtype = x_BTM.dtype
+        gate_BTF = x_BTM @ self.gate[...].astype(dtype)
+        up_BTF = x_BTM @ self.up[...].astype(dtype)
+        return (jax.nn.silu(gate_BTF) * up_BTF) @ self.down[...].astype(dtype)
+
+
+def residual_gain(config: ModelConfig) -> float:
+    """Gain of the 2·L projections that write to the residual stream, so that its variance does not grow with L."""
+    return (2 * config.layers) ** -0.5

@@ -1,0 +1,58 @@
+"""Next-token loss of a decoder, in nats per token."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from models.attention.modules import Metrics
+from models.decoder import Decoder
+
+
+def token_losses(
+    model: Decoder, tokens_BS: jax.Array, separator: int, padding: int, *, train: bool = False
+) -> tuple[jax.Array, jax.Array, Metrics]:
+    """The loss of every token of windows that overlap by one token.
+
+    The first T of a window's T+1 tokens are the input, the last T the targets. A separator opens a document, and
+    attention stays within a document. Targets equal to `padding` have weight 0, and padding in the input is left out of
+    the metrics. With `model.loss_chunk` the logits are made and consumed in chunks of about so many tokens, also in the
+    backward pass, so that [B, T, V] never exists.
+
+    Args:
+      tokens_BS: int32 [B, T+1].
+      train: see `Decoder.hidden`; leave it False to evaluate.
+
+    Returns:
+      Losses in nats float32 [B, T], weights float32 [B, T] (0 or 1), and the model's metrics.
+    """
+    inputs_BT, targets_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
+    segments_BT = jnp.cumsum(inputs_BT == separator, axis=1, dtype=jnp.int32)
+    segments_BT = jnp.where(inputs_BT == padding, -1, segments_BT)
+    x_BTM, metrics = model.hidden(inputs_BT, segments_BT, train=train)
+    losses = _chunked_losses if model.loss_chunk else _losses
+    weights_BT = (targets_BT != padding).astype(jnp.float32)
+    return losses(model, x_BTM, targets_BT), weights_BT, metrics
+
+
+def _losses(model: Decoder, x_BTM: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    logits_BTV = model.logits(x_BTM)
+    target_logit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BTV, axis=-1) - target_logit_BT
+
+
+def _chunked_losses(model: Decoder, x_BTM: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    # Chunks are cut in time, not across rows: rows may live on different devices.
+    B, T, M = x_BTM.shape
+    width = min(T, max(1, model.loss_chunk // B))
+    chunks = -(-T // width)
+    extra = ((0, 0), (0, chunks * width - T))
+    x_BCWM = jnp.pad(x_BTM, (*extra, (0, 0))).reshape(B, chunks, width, M)
+    targets_BCW = jnp.pad(targets_BT, extra).reshape(B, chunks, width)
+
+    @jax.checkpoint
+    def chunk_losses(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return _losses(model, *chunk)
+
+    losses_CBW = jax.lax.map(chunk_losses, (x_BCWM.swapaxes(0, 1), targets_BCW.swapaxes(0, 1)))
+    return losses_CBW.swapaxes(0, 1).reshape(B, chunks * width)[:, :T]

@@ -1,0 +1,37 @@
+"""Installs ATLAS: pip install . or pip install .[cuda|tpu|test|notebooks]."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="atlas-scaling",
+    version="0.1.0",
+    description="Multilingual scaling laws in JAX: train a sweep, fit the law and the transfer matrix, plan, decode.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["atlas*", "models*", "experiments*", "configs*"]),
+    package_data={"models": ["*.csv"], "atlas.scaling.published": ["*.csv", "*.md"]},
+    install_requires=[
+        # Upper caps where a library has broken us between minor versions.
+        "jax>=0.10,<0.11",
+        "flax>=0.12.4,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12,<0.13",
+        "numpy>=2.1",
+        "pandas>=2.2",
+        "absl-py>=2.1",
+        "ml-collections>=1.1",
+        "grain>=0.2.15,<0.3",
+        "array-record>=0.8",
+        "tensorflow-datasets>=4.9.9,<5",
+        "importlib-resources>=6.4",  # tensorflow-datasets uses it and does not declare it
+        "tokenizers>=0.21",
+        "matplotlib>=3.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]>=0.10,<0.11"],
+        "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.*"],
+        "notebooks": ["jupyterlab>=4", "nbclient>=0.10"],
+    },
+)
