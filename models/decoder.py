@@ -61,7 +61,7 @@ class Decoder(nnx.Module):
         V, M, L = config.vocab_size, config.d_model, config.layers
         self.embedding = weight(rngs, (V, M), ("vocab", "embed"), fan_in=M)
         make_layers = nnx.vmap(lambda layer_rngs: Block(config, rngs=layer_rngs))
-        self.layers = make_layers(rngs.fork(split=L))
+        self.layers = make_layers(rngs.split(L))
         self.dtype = jnp.dtype(config.dtype)
         self.depth = L
         self.head_width, self.rope_base = config.head_width, config.rope_base
@@ -111,9 +111,11 @@ class Decoder(nnx.Module):
         return rms_norm(x_BTM), metrics
 
     def logits(self, x_BTM: jax.Array) -> jax.Array:
-        """Float32 logits [..., V] of hidden states [..., M]."""
-        embedding_VM = self.embedding[...].astype(x_BTM.dtype)
-        return jnp.einsum("...m,vm->...v", x_BTM, embedding_VM, preferred_element_type=jnp.float32)
+        """Float32 logits [B, T, V] of hidden states [B, T, M]."""
+        B, T, M = x_BTM.shape
+        embedding_MV = self.embedding[...].astype(x_BTM.dtype).T
+        logits_NV = jnp.matmul(x_BTM.reshape(B * T, M), embedding_MV, preferred_element_type=jnp.float32)
+        return logits_NV.reshape(B, T, -1)
 
     def _apply_layers(
         self, x_BTM: jax.Array, segments_BT: jax.Array, rotation: Rotation, train: bool

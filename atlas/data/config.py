@@ -14,10 +14,11 @@ TRAINED_TOKENIZERS = ("bpe", "unigram")
 class DataConfig:
     """Which text, in which tokens, in windows of which length.
 
-    `input` by source: `jsonl` a directory of `<language>/{train,validation,test}.jsonl.gz`; `madlad` one of MADLAD-400's
-    `<language>/clean_*.jsonl.gz`; `text` one of `<language>/*.txt` (one document a file); each may be any fsspec path, such
-    as `gs://bucket/data`. `tfds` a TFDS name such as `wiki40b/{language}`, where `{language}` stands for each of `languages`
-    (without it, `languages` is one label for the data set). `synthetic` takes none.
+    `input` by source: `jsonl` a directory of `<language>/{train,validation,test}.jsonl.gz`; `madlad` one of
+    MADLAD-400's `<language>/clean_*.jsonl.gz`; `text` one of `<language>/*.txt` (one document a file); each
+    may be any fsspec path, such as `gs://bucket/data`. `tfds` a TFDS name such as `wiki40b/{language}`, where
+    `{language}` stands for each of `languages` (without it, `languages` is one label for the data set).
+    `synthetic` takes none.
     """
 
     source: str = "synthetic"
@@ -25,7 +26,7 @@ class DataConfig:
     languages: tuple[str, ...] = ()  # none: all that the source has
     tokenizer: str = "bytes"  # "bytes", "bpe", "unigram", or the path of a tokenizer.json
     vocab_size: int = 64_000  # of a trained tokenizer, before separator, padding and rounding
-    tokenizer_temperature: float = 100.0  # of the mixture a tokenizer is trained on; 1 proportional, large uniform
+    tokenizer_temperature: float = 100.0  # of the tokenizer's training mixture: 1 proportional, large uniform
     window: int = 256  # T, input tokens a window
     max_train_windows: int = 0  # cap on a language's unique training windows; 0: all
     synthetic_tokens: int = 1_000_000  # bytes of training text a language, synthetic source only
@@ -38,14 +39,20 @@ class DataConfig:
         if isinstance(self.languages, str) or len(set(self.languages)) < len(tuple(self.languages)):
             raise UserError(f"data.languages={self.languages!r}: give a list of different names")
         if self.source == "synthetic" and self.input:
-            raise UserError(f"data.input={self.input!r}: the synthetic source reads nothing; set data.source or drop the input")
+            raise UserError(f"data.input={self.input!r}: the synthetic source reads nothing; set data.source")
         if self.source != "synthetic" and not self.input:
             raise UserError(f"data.input is missing: data.source={self.source} needs the place of the text")
         self._validate_numbers()
         self._validate_tokenizer()
 
     def _validate_numbers(self) -> None:
-        at_least = {"window": 2, "max_train_windows": 0, "synthetic_tokens": 1, "seed": 0, "tokenizer_temperature": 1}
+        at_least = {
+            "window": 2,
+            "max_train_windows": 0,
+            "synthetic_tokens": 1,
+            "seed": 0,
+            "tokenizer_temperature": 1,
+        }
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise UserError(f"data.{name}={getattr(self, name)}: must be at least {least}")
@@ -59,4 +66,6 @@ class DataConfig:
             names = ("bytes", *TRAINED_TOKENIZERS)
             if not re.search(r"[./\\]", self.tokenizer):
                 raise unknown("data.tokenizer", self.tokenizer, (*names, "path/to/tokenizer.json"))
-            raise UserError(f"data.tokenizer={self.tokenizer!r}: no such file; give a tokenizer.json or one of {', '.join(names)}")
+            raise UserError(
+                f"data.tokenizer={self.tokenizer!r}: no such file; give a tokenizer.json or one of {names}"
+            )

@@ -23,7 +23,11 @@ SUM_TOLERANCE = 1e-6
 # Four epochs cost next to nothing against fresh text (Muennighoff et al. 2023); mT5's exponent of 0.3.
 _DEFAULT_EPOCHS = 4.0
 _DEFAULT_TEMPERATURE = 1 / 0.3
-_KINDS = {"uniform": {}, "unimax": {"epochs": _DEFAULT_EPOCHS}, "temperature": {"temperature": _DEFAULT_TEMPERATURE}}
+_KINDS = {
+    "uniform": {},
+    "unimax": {"epochs": _DEFAULT_EPOCHS},
+    "temperature": {"temperature": _DEFAULT_TEMPERATURE},
+}
 
 
 class Sizes(Protocol):
@@ -84,12 +88,14 @@ def dirichlet(languages: Sequence[str], seed: int, concentration: float = 1.0) -
     """A spec of random weights: Dirichlet(concentration), rounded to 4 digits that sum to 1 exactly.
 
     >>> dirichlet(["en", "fr"], seed=0)
-    'en:0.4004,fr:0.5996'
+    'en:0.4001,fr:0.5999'
     """
     shares = np.random.default_rng(seed).dirichlet(np.full(len(languages), concentration))
     # Differences of rounded cumulative sums: every weight is rounded and none of the whole is lost.
     parts = np.diff(np.round(np.cumsum(shares) * 10_000).astype(int), prepend=0)
-    return ",".join(f"{language}:{part / 10_000:.4f}" for language, part in zip(languages, parts, strict=True) if part)
+    return ",".join(
+        f"{language}:{part / 10_000:.4f}" for language, part in zip(languages, parts, strict=True) if part
+    )
 
 
 def normalize(amounts: Mapping[str, float]) -> dict[str, float]:
@@ -110,7 +116,8 @@ def parse(spec: str, corpus: Sizes, budget_tokens: int) -> dict[str, float]:
       Positive weights by language, summing to 1.
 
     Raises:
-      UserError: for an unknown or repeated language, an empty mixture, a weight below 0, weights that do not sum to 1.
+      UserError: for an unknown or repeated language, an empty mixture, a weight below 0, weights that do not
+      sum to 1.
     """
     text = "".join(spec.split())
     if call := re.fullmatch(r"(\w+)\((.*)\)", text):
@@ -128,7 +135,9 @@ def _parse_weights(spec: str, text: str, corpus: Sizes) -> dict[str, float]:
     weights = {name: _number(spec, name, value) for name, _, value in parts}
     for name, weight in weights.items():
         if not 0 <= weight <= 1 + SUM_TOLERANCE:
-            raise UserError(f"mixture {spec!r}: the weight of {name} is {weight:g}; weights lie between 0 and 1")
+            raise UserError(
+                f"mixture {spec!r}: the weight of {name} is {weight:g}; weights lie between 0 and 1"
+            )
     total = sum(weights.values())
     if abs(total - 1) > SUM_TOLERANCE:
         raise UserError(f"mixture {spec!r}: the weights sum to {total:g}; make them sum to 1")
@@ -142,11 +151,15 @@ def _parse_call(spec: str, kind: str, inside: str, corpus: Sizes, budget_tokens:
     options = dict(_KINDS[kind])
     for key, _, value in (pair.partition("=") for pair in pairs):
         if key not in options:
-            raise UserError(f"mixture {spec!r}: {kind} takes no option {key!r}; it takes {', '.join(options) or 'none'}")
+            raise UserError(
+                f"mixture {spec!r}: {kind} takes no option {key!r}; it takes {', '.join(options) or 'none'}"
+            )
         options[key] = _number(spec, key, value)
         if options[key] <= 0:
             raise UserError(f"mixture {spec!r}: {key} is {options[key]:g}; it must be positive")
-    languages = corpus.languages if names == "*" else _languages(spec, [n for n in names.split(",") if n], corpus)
+    languages = (
+        corpus.languages if names == "*" else _languages(spec, [n for n in names.split(",") if n], corpus)
+    )
     if kind == "uniform":
         return uniform(languages)
     if kind == "temperature":
@@ -171,7 +184,9 @@ def _number(spec: str, name: str, value: str) -> float:
     try:
         number = float(value)
     except ValueError:
-        raise UserError(f"mixture {spec!r}: {name} needs a number, not {value!r}; write {name}:0.5 or the like") from None
+        raise UserError(
+            f"mixture {spec!r}: {name} needs a number, not {value!r}; write {name}:0.5 or the like"
+        ) from None
     if not np.isfinite(number):
         raise UserError(f"mixture {spec!r}: {name} is {value}; give a finite number")
     return number

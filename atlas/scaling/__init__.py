@@ -1,0 +1,18 @@
+"""Multilingual scaling laws: the runs table, the laws, their fits, held-out scores. Needs jax, numpy and pandas only.
+
+From a table to a law:
+
+    from atlas.scaling import fit_joint, load_runs
+    runs = load_runs("runs.csv").where('phase == "cooldown"')
+    law = fit_joint(runs)
+    print(law.transfer_matrix())
+    loss, deviation = law.predict(N=1e9, D=[1e10, 2e9], U=[5e9, 2e9], target="fr")
+"""
+
+from atlas.scaling.estimates import Estimate
+from atlas.scaling.series import Fit, fit
+from atlas.scaling.holdout import heldout
+from atlas.scaling.joint import JointFit, fit_joint
+from atlas.scaling.runs import Runs, load_runs
+
+__all__ = ["Estimate", "Fit", "JointFit", "Runs", "fit", "fit_joint", "heldout", "load_runs"]

@@ -2,14 +2,13 @@
 
     L(K, N, D_t) = E + A·K^φ / N^α + B·K^ψ / D_t^β        K languages sampled evenly, D_t tokens of the target
 
-φ > 0: every added language costs capacity; ψ < 0: added languages carry over to the target. K = 1 is Chinchilla's
-law. There is no repetition in it, so rows of many epochs are left out of a fit.
+φ > 0: every added language costs capacity; ψ < 0: added languages carry over to the target. K = 1 is
+Chinchilla's law. There is no repetition in it, so rows of many epochs are left out of a fit.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from statistics import NormalDist
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +16,17 @@ import numpy as np
 import pandas as pd
 
 from atlas.errors import UserError, unknown
+from atlas.scaling.estimates import Estimate, document, finite
 from atlas.scaling.expansion import CapacityExponents
+from atlas.scaling.solver import levenberg_marquardt
 
-_SHARED = ("alpha", "beta", "phi", "psi")
+SHARED = ("alpha", "beta", "phi", "psi")
 # Beyond about four epochs a repeated token is worth visibly less than a new one (Muennighoff et al. 2023).
 _MAX_EPOCHS = 4.0
 # Shares of a mixture count as even within this factor: whole windows are dealt out.
 _EVEN = 1.05
 _RHO_GRID = np.linspace(0, 0.95, 20)
-_Z90 = NormalDist().inv_cdf(0.95)
+_STARTS = ((0.35, 0.3), (0.6, 0.2), (0.2, 0.5))  # exponents α, β
 
 
 def capacity_loss(parameters: Mapping, N, K, D):
@@ -47,34 +48,39 @@ class CapacityFit:
 
     Attributes:
       languages: in the order of the fit.
-      parameters: name → value, se, low, high (90 %), identified. Names: alpha, beta, phi, psi, and E.<language>,
-        A.<language>, B.<language>. Not identified: the data took less than half of the weak prior's variance.
+      parameters: estimates by name: alpha, beta, phi, psi, and E[<language>], A[<language>], B[<language>].
+        Not
+        identified: the data took away less than half of the weak prior's variance.
+      objective: restricted negative log posterior, up to a constant.
+      converged: whether two or more of three starts ended at the best optimum.
       residual_sd: standard deviation of log loss; rho: correlation of two rows of one run.
       r2: mean over languages of R² of loss in the fitted rows.
-      rows, runs: how many were fitted.
+      n_rows, n_runs: how many were fitted.
       warnings: what a reader has to know before believing the numbers.
     """
 
     languages: tuple[str, ...]
-    parameters: dict[str, dict]
+    parameters: dict[str, Estimate]
+    objective: float
+    converged: bool
     residual_sd: float
     rho: float
     r2: float
-    rows: int
-    runs: int
+    n_rows: int
+    n_runs: int
     warnings: tuple[str, ...]
 
     @property
     def exponents(self) -> CapacityExponents:
         """What an expansion from K to rK languages needs."""
-        return CapacityExponents(**{name: self.parameters[name]["value"] for name in _SHARED})
+        return CapacityExponents(**{name: self.parameters[name].value for name in SHARED})
 
     def law(self, language: str) -> dict[str, float]:
         """Parameters of `capacity_loss` for one language."""
         if language not in self.languages:
             raise unknown("language", language, self.languages)
-        shared = {name: self.parameters[name]["value"] for name in _SHARED}
-        return shared | {name: self.parameters[f"{name}.{language}"]["value"] for name in "EAB"}
+        shared = {name: self.parameters[name].value for name in SHARED}
+        return shared | {name: self.parameters[f"{name}[{language}]"].value for name in "EAB"}
 
     def predict(self, N, K, D, language: str) -> np.ndarray:
         """Loss of `language` at N parameters, K evenly sampled languages and D tokens of the target."""
@@ -89,16 +95,8 @@ class CapacityFit:
 
     def to_json(self) -> dict:
         """The fit as plain Python values, in the form of fit.json."""
-        return {
-            "law": "capacity",
-            "n_rows": self.rows,
-            "n_runs": self.runs,
-            "parameters": self.parameters,
-            "residual_sd": self.residual_sd,
-            "rho": self.rho,
-            "r2": self.r2,
-            "warnings": list(self.warnings),
-        }
+        extra = {"residual_sd": self.residual_sd, "rho": self.rho, "r2": self.r2}
+        return document("capacity", self, None) | finite(extra)
 
 
 def capacity_rows(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -108,13 +106,16 @@ def capacity_rows(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     target; only cooled-down rows where the table has any.
 
     Returns:
-      (columns run, language, num_params, K, tokens (of the target), loss; notes that count what was left out).
+      (columns run, language, num_params, K, tokens (of the target), loss; notes that count what was left
+      out).
     """
     names = [name for name in frame if name.startswith("tokens.")]
     missing = {"run", "language", "num_params", "loss"} - set(frame)
     if missing or not names:
         absent = sorted(missing) or ["tokens.<language>"]
-        raise UserError(f"the capacity law needs the column(s) {', '.join(absent)}; table has {', '.join(frame)}")
+        raise UserError(
+            f"the capacity law needs the column(s) {', '.join(absent)}; table has {', '.join(frame)}"
+        )
     tokens_RL = frame[names].fillna(0).to_numpy(np.float64)
     seen_RL = tokens_RL > 0
     own_R = _own(frame, "tokens.", np.zeros(len(frame)))
@@ -150,9 +151,10 @@ def _own(frame: pd.DataFrame, prefix: str, default: np.ndarray) -> np.ndarray:
 def fit_capacity(rows: pd.DataFrame, notes: Sequence[str] = ()) -> CapacityFit:
     """Fits Eq. 7 by least squares of log loss with a run random effect.
 
-    Exponents are shared by the languages, E, A and B are per language. Weak priors (a factor of two or more either
-    way) keep every direction finite; a parameter that they decide is reported as not identified. The correlation of
-    rows of one run is estimated by restricted maximum likelihood, and standard errors include it.
+    Exponents are shared by the languages, E, A and B are per language. Weak priors (a factor of two or more
+    either way) keep every direction finite; a parameter that they decide is reported as not identified. The
+    correlation of rows of one run is estimated by restricted maximum likelihood, and standard errors include
+    it.
 
     Args:
       rows: run, language, num_params, K, tokens, loss, as `capacity_rows` gives them.
@@ -160,200 +162,184 @@ def fit_capacity(rows: pd.DataFrame, notes: Sequence[str] = ()) -> CapacityFit:
     """
     if len(rows) < 8:
         raise UserError(f"the capacity law has 7 parameters; {len(rows)} usable rows are too few to fit it")
-    problem = _Problem.of(rows)
+    language, names = pd.factorize(rows.language, sort=True)
+    languages = tuple(map(str, names))
+    data, centre = _data(rows, languages, language)
     with jax.enable_x64(True):
-        solved = [_solve(problem, start) for start in problem.starts()]
-        best = min(solved, key=lambda fit: fit.objective)
-        names, value, se = _natural(problem, best)
-    identified = np.diag(best.covariance) < 0.5 * problem.prior_sd**2
-    parameters = {
-        name: _summary(name, v, s, ok) for name, v, s, ok in zip(names, value, se, identified, strict=True)
-    }
-    agree = sum(fit.objective < best.objective + 0.1 for fit in solved)
-    warnings = (*notes, *_warnings(rows, parameters, best, agree, len(solved)))
-    fitted = np.exp(problem.log_loss + best.residual)
+        solved = [_solve(data, exponents) for exponents in _STARTS]
+        best = min(solved, key=lambda end: float(end.objective))
+        parameters = _estimates(best, languages, centre, data.prior_sd)
+    agree = sum(float(end.objective) < float(best.objective) + 0.1 for end in solved)
+    loss = rows.loss.to_numpy(np.float64)
     return CapacityFit(
-        languages=problem.languages,
+        languages=languages,
         parameters=parameters,
-        residual_sd=best.sd,
-        rho=best.rho,
-        r2=_mean_r2(rows.loss.to_numpy(np.float64), fitted, problem.language),
-        rows=len(rows),
-        runs=int(rows.run.nunique()),
-        warnings=warnings,
+        objective=float(best.objective),
+        converged=agree > 1,
+        residual_sd=float(best.sd),
+        rho=float(best.rho),
+        r2=_mean_r2(loss, loss * np.exp(np.asarray(best.residual)), language),
+        n_rows=len(rows),
+        n_runs=int(rows.run.nunique()),
+        warnings=(*notes, *_warnings(rows, parameters, agree)),
     )
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """The data in centred logs, [M] each, and priors of the vector (log α, log β, φ, ψ, log E, a, b), [4 + 3·Lt]."""
+class _Data(NamedTuple):
+    """Rows in logs, N and D centred, [M]; priors of θ = (log α, log β, φ, ψ, log E, a, b), [4 + 3·Lt]."""
 
-    languages: tuple[str, ...]
-    language: np.ndarray
-    run: np.ndarray
-    log_N: np.ndarray
-    log_K: np.ndarray
-    log_D: np.ndarray
-    log_loss: np.ndarray
-    centre: tuple[float, float]
-    prior_mean: np.ndarray
-    prior_sd: np.ndarray
-
-    @classmethod
-    def of(cls, rows: pd.DataFrame) -> "_Problem":
-        columns = {name: rows[name].to_numpy(np.float64) for name in ("num_params", "K", "tokens", "loss")}
-        for name, values in columns.items():
-            if not np.all(np.isfinite(values) & (values > 0)):
-                raise UserError(f"column {name} must be positive and finite for the capacity law; drop other rows")
-        language, languages = pd.factorize(rows.language, sort=True)
-        log_N, log_D, log_loss = (np.log(columns[name]) for name in ("num_params", "tokens", "loss"))
-        centre = (float(log_N.mean()), float(log_D.mean()))
-        least = np.array([log_loss[language == i].min() for i in range(len(languages))])
-        ones = np.ones(len(languages))
-        mean = np.concatenate([np.log([0.35, 0.3]), [0, 0], least + np.log(0.7), *(2 * [least + np.log(0.15)])])
-        sd = np.concatenate([[0.7, 0.7, 0.5, 0.5], ones, 1.5 * ones, 1.5 * ones])
-        run = pd.factorize(rows.run)[0]
-        shifted = (log_N - centre[0], np.log(columns["K"]), log_D - centre[1])
-        return cls(tuple(map(str, languages)), language, run, *shifted, log_loss, centre, mean, sd)
-
-    def starts(self) -> list[np.ndarray]:
-        """The prior mean with low and high exponents."""
-        pairs = [(0.35, 0.3), (0.6, 0.2), (0.2, 0.5)]
-        return [np.concatenate([np.log(pair), self.prior_mean[2:]]) for pair in pairs]
+    log_loss: jax.Array
+    log_N: jax.Array  # noqa: N815
+    log_K: jax.Array  # noqa: N815
+    log_D: jax.Array  # noqa: N815
+    language: jax.Array
+    run: jax.Array
+    run_size: jax.Array  # rows of the row's run
+    prior_mean: jax.Array
+    prior_sd: jax.Array
 
 
-@dataclass(frozen=True)
-class _Solved:
-    theta: np.ndarray
-    residual: np.ndarray
-    covariance: np.ndarray
-    sd: float
-    rho: float
-    objective: float  # restricted negative log posterior, up to a constant
+class _Solved(NamedTuple):
+    theta: jax.Array
+    residual: jax.Array  # [M] predicted less observed log loss
+    covariance: jax.Array
+    sd: jax.Array
+    rho: jax.Array
+    objective: jax.Array  # restricted negative log posterior, up to a constant
 
 
-@partial(jax.jit, static_argnums=0)
-def _residual_and_jacobian(count: int, theta, log_N, log_K, log_D, log_loss, language):
-    """Predicted less observed log loss [M], and its derivative [M, 4 + 3·count]."""
+def _data(rows: pd.DataFrame, languages: tuple, language: np.ndarray) -> tuple[_Data, tuple[float, float]]:
+    """The rows as arrays, and the means of log N and log D that they were centred on."""
+    columns = {name: rows[name].to_numpy(np.float64) for name in ("num_params", "K", "tokens", "loss")}
+    for name, values in columns.items():
+        if not np.all(np.isfinite(values) & (values > 0)):
+            raise UserError(
+                f"column {name} must be positive and finite for the capacity law; drop the other rows"
+            )
+    log_N, log_K, log_D, log_loss = (np.log(column) for column in columns.values())
+    centre = (float(log_N.mean()), float(log_D.mean()))
+    least = np.array([log_loss[language == i].min() for i in range(len(languages))])
+    ones = np.ones(len(languages))
+    mean = np.concatenate([np.log([0.35, 0.3]), [0, 0], least + np.log(0.7), *(2 * [least + np.log(0.15)])])
+    sd = np.concatenate([[0.7, 0.7, 0.5, 0.5], ones, 1.5 * ones, 1.5 * ones])
+    run = pd.factorize(rows.run)[0]
+    logs = (log_loss, log_N - centre[0], log_K, log_D - centre[1])
+    return _Data(*logs, language, run, np.bincount(run)[run].astype(float), mean, sd), centre
 
-    def residual(theta):
-        alpha, beta, phi, psi = jnp.exp(theta[0]), jnp.exp(theta[1]), theta[2], theta[3]
-        log_E, a, b = theta[4:].reshape(3, count)[:, language]
-        terms = jnp.stack([log_E, a + phi * log_K - alpha * log_N, b + psi * log_K - beta * log_D])
-        return jax.nn.logsumexp(terms, axis=0) - log_loss
 
-    return residual(theta), jax.jacfwd(residual)(theta)
-
-
-def _solve(problem: _Problem, start: np.ndarray) -> _Solved:
-    """Levenberg–Marquardt in the whitened residuals, alternated with the noise's scale and correlation."""
-    theta, sd, rho = start, 0.05, 0.0
-    for _ in range(8):
-        before = theta, sd, rho
-        theta = _minimise(problem, theta, sd, rho)
-        residual, jacobian = _evaluate(problem, theta)
-        sd, rho, objective = _noise(problem, theta, residual, jacobian, sd)
-        if np.allclose(theta, before[0], atol=1e-7) and np.isclose(sd, before[1], rtol=1e-4) and rho == before[2]:
+def _solve(data: _Data, exponents: tuple[float, float]) -> _Solved:
+    """Alternates the law's mode with the scale and run correlation of the noise until they stand still."""
+    theta = np.concatenate([np.log(exponents), data.prior_mean[2:]])
+    old = _Solved(
+        theta, data.log_loss, np.eye(len(theta)), np.float64(0.05), np.float64(0.0), np.float64(np.inf)
+    )
+    for _ in range(10):
+        new = _alternate(data, old.theta, old.sd, old.rho)
+        if abs(new.objective - old.objective) < 1e-6 * max(1.0, abs(new.objective)) and new.rho == old.rho:
             break
-    white = _whiten(jacobian, problem.run, rho) / sd
-    covariance = np.linalg.inv(white.T @ white + np.diag(problem.prior_sd**-2.0))
+        old = new
+    return new
+
+
+def _linearise(theta: jax.Array, data: _Data) -> tuple[jax.Array, jax.Array]:
+    """Predicted less observed log loss [M] and its derivative [M, 4 + 3·Lt]."""
+    levels = theta[4:].reshape(3, -1)
+    log_E, a, b = levels[:, data.language]
+    slope_N, slope_D = -jnp.exp(theta[0]) * data.log_N, -jnp.exp(theta[1]) * data.log_D
+    terms = jnp.stack([log_E, a + theta[2] * data.log_K + slope_N, b + theta[3] * data.log_K + slope_D])
+    log_loss = jax.nn.logsumexp(terms, axis=0)
+    part = jnp.exp(terms - log_loss)
+    own = jax.nn.one_hot(data.language, levels.shape[1], dtype=part.dtype)
+    shared = [part[1] * slope_N, part[2] * slope_D, part[1] * data.log_K, part[2] * data.log_K]
+    return log_loss - data.log_loss, jnp.hstack([jnp.stack(shared, 1), *(p[:, None] * own for p in part)])
+
+
+def _whiten(x: jax.Array, data: _Data, rho: jax.Array) -> jax.Array:
+    """x [M, …] times the inverse root of the correlation (1−ρ)·I + ρ·11ᵀ within each run."""
+    sums = jax.ops.segment_sum(x, data.run, num_segments=len(data.run))[data.run]
+    factor = (1 - jnp.sqrt((1 - rho) / (1 + (data.run_size - 1) * rho))) / data.run_size
+    return (x - factor.reshape(-1, *[1] * (x.ndim - 1)) * sums) / jnp.sqrt(1 - rho)
+
+
+@jax.jit
+def _alternate(data: _Data, theta: jax.Array, sd: jax.Array, rho: jax.Array) -> _Solved:
+    """The law's mode under a given noise, then the noise under that law."""
+
+    def evaluate(theta):
+        gap = (theta - data.prior_mean) / data.prior_sd
+        residual, jacobian = (_whiten(x, data, rho) / sd for x in _linearise(theta, data))
+        r = jnp.concatenate([residual, gap])
+        J = jnp.concatenate([jacobian, jnp.diag(1 / data.prior_sd)])
+        return 0.5 * r @ r, J.T @ r, J.T @ J
+
+    def step(hessian, gradient, damping):
+        return jnp.linalg.solve(hessian + damping * jnp.diag(jnp.diag(hessian)), gradient)
+
+    theta = levenberg_marquardt(evaluate, step, theta, iterations=200, tolerance=1e-10).x
+    residual, jacobian = _linearise(theta, data)
+    sd, rho, objective = _noise(data, theta, residual, jacobian, sd)
+    white = _whiten(jacobian, data, rho) / sd
+    covariance = jnp.linalg.inv(white.T @ white + jnp.diag(data.prior_sd**-2.0))
     return _Solved(theta, residual, covariance, sd, rho, objective)
 
 
-def _evaluate(problem: _Problem, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    data = (problem.log_N, problem.log_K, problem.log_D, problem.log_loss, problem.language)
-    return tuple(map(np.asarray, _residual_and_jacobian(len(problem.languages), theta, *data)))
+def _noise(data: _Data, theta: jax.Array, residual: jax.Array, jacobian: jax.Array, sd: jax.Array):
+    """Scale and run correlation of least restricted negative log likelihood, and its value there."""
+    precision = jnp.diag(data.prior_sd**-2.0)
+    prior = jnp.sum(((theta - data.prior_mean) / data.prior_sd) ** 2)
+    rows = len(residual)
 
-
-def _minimise(problem: _Problem, theta: np.ndarray, sd: float, rho: float) -> np.ndarray:
-    def system(theta):
-        residual, jacobian = _evaluate(problem, theta)
-        prior = (theta - problem.prior_mean) / problem.prior_sd
-        r = np.concatenate([_whiten(residual, problem.run, rho) / sd, prior])
-        return r, np.concatenate([_whiten(jacobian, problem.run, rho) / sd, np.diag(1 / problem.prior_sd)])
-
-    r, J = system(theta)
-    damping = 1e-3
-    for _ in range(200):
-        gradient, hessian = J.T @ r, J.T @ J
-        step = -np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), gradient)
-        new_r, new_J = system(theta + step)
-        if new_r @ new_r < r @ r:
-            gain = 1 - (new_r @ new_r) / (r @ r)
-            theta, r, J, damping = theta + step, new_r, new_J, max(damping / 5, 1e-12)
-            if gain < 1e-13:
-                break
-        else:
-            damping *= 4
-            if damping > 1e12:
-                break
-    return theta
-
-
-def _whiten(x: np.ndarray, run: np.ndarray, rho: float) -> np.ndarray:
-    """x [M, …] times the inverse root of the correlation (1−ρ)·I + ρ·11ᵀ within each run."""
-    count = np.bincount(run)
-    mean = np.stack([np.bincount(run, column) for column in np.reshape(x, (len(run), -1)).T], -1) / count[:, None]
-    factor = 1 - np.sqrt((1 - rho) / (1 + (count - 1) * rho))
-    return (x - np.reshape((factor[:, None] * mean)[run], x.shape)) / np.sqrt(1 - rho)
-
-
-def _noise(
-    problem: _Problem, theta: np.ndarray, residual: np.ndarray, jacobian: np.ndarray, sd: float
-) -> tuple[float, float, float]:
-    """Scale and run correlation that minimise the restricted negative log likelihood, and its value there."""
-    count = np.bincount(problem.run)
-    precision = np.diag(problem.prior_sd**-2.0)
-    prior = np.sum(((theta - problem.prior_mean) / problem.prior_sd) ** 2)
-    best = (sd, 0.0, np.inf)
-    for rho in _RHO_GRID if count.max() > 1 else _RHO_GRID[:1]:
-        white_r, white_J = _whiten(residual, problem.run, rho), _whiten(jacobian, problem.run, rho)
-        gram = white_J.T @ white_J
-        spent = np.trace(np.linalg.solve(gram / sd**2 + precision, gram / sd**2))
+    def at(rho: jax.Array) -> tuple[jax.Array, jax.Array]:
+        white_r, white_J = _whiten(residual, data, rho), _whiten(jacobian, data, rho)
+        square, gram = white_r @ white_r, white_J.T @ white_J
+        spent = jnp.trace(jnp.linalg.solve(gram / sd**2 + precision, gram / sd**2))
         # Noise-free data must not end in a division by zero.
-        scale = max(float(np.sqrt(white_r @ white_r / max(len(residual) - spent, 1.0))), 1e-9)
-        volume = np.sum((count - 1) * np.log(1 - rho) + np.log1p((count - 1) * rho))
-        determinant = np.linalg.slogdet(gram / scale**2 + precision)[1]
-        misfit = white_r @ white_r / scale**2 + prior
-        value = 0.5 * (misfit + 2 * len(residual) * np.log(scale) + volume + determinant)
-        best = min(best, (scale, float(rho), float(value)), key=lambda item: item[2])
-    return best
+        scale = jnp.maximum(jnp.sqrt(square / jnp.maximum(rows - spent, 1.0)), 1e-9)
+        # The log determinant of a run's correlation, dealt out over its rows.
+        volume = jnp.sum(
+            ((data.run_size - 1) * jnp.log1p(-rho) + jnp.log1p((data.run_size - 1) * rho)) / data.run_size
+        )
+        determinant = jnp.linalg.slogdet(gram / scale**2 + precision)[1]
+        return 0.5 * (square / scale**2 + prior + 2 * rows * jnp.log(scale) + volume + determinant), scale
+
+    grid = jnp.where(jnp.max(data.run_size) > 1, jnp.asarray(_RHO_GRID), 0.0)
+    value, scale = jax.vmap(at)(grid)
+    best = jnp.argmin(value)
+    return scale[best], grid[best], value[best]
 
 
-def _natural(problem: _Problem, solved: _Solved) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, values and standard errors; those of positive parameters are of their logarithm."""
-    count = len(problem.languages)
-
-    def uncentre(theta):
-        a = theta[4 + count : 4 + 2 * count] + jnp.exp(theta[0]) * problem.centre[0]
-        b = theta[4 + 2 * count :] + jnp.exp(theta[1]) * problem.centre[1]
-        return jnp.concatenate([theta[: 4 + count], a, b])
-
-    J = np.asarray(jax.jacfwd(uncentre)(solved.theta))
-    names = [*_SHARED, *(f"{name}.{language}" for name in "EAB" for language in problem.languages)]
-    return names, np.asarray(uncentre(solved.theta)), np.sqrt(np.diag(J @ solved.covariance @ J.T))
-
-
-def _summary(name: str, value: float, se: float, identified: bool) -> dict:
-    low, high = value - _Z90 * se, value + _Z90 * se
-    if name not in ("phi", "psi"):
-        value, low, high = np.exp([value, low, high])
-        se *= value
-    numbers = {"value": value, "se": se, "low": low, "high": high}
-    return {key: float(number) for key, number in numbers.items()} | {"identified": bool(identified)}
+def _estimates(
+    solved: _Solved, languages: tuple[str, ...], centre: tuple[float, float], prior_sd: np.ndarray
+) -> dict[str, Estimate]:
+    """Parameters by name; A and B moved from the centre of the data to N = 1 and D = 1."""
+    value, J = np.array(solved.theta), np.eye(len(solved.theta))
+    for exponent in range(2):
+        rows = 4 + (exponent + 1) * len(languages) + np.arange(len(languages))
+        move = np.exp(value[exponent]) * centre[exponent]
+        value[rows] += move
+        J[rows, exponent] = move
+    se = np.sqrt(np.diag(J @ solved.covariance @ J.T))
+    told = np.diag(solved.covariance) < 0.5 * prior_sd**2
+    names = [*SHARED, *(f"{name}[{language}]" for name in "EAB" for language in languages)]
+    return {
+        name: (Estimate.normal if name in ("phi", "psi") else Estimate.lognormal)(*numbers)
+        for name, *numbers in zip(names, value, se, told, strict=True)
+    }
 
 
-def _warnings(rows: pd.DataFrame, parameters: dict, best: _Solved, agree: int, starts: int) -> list[str]:
+def _warnings(rows: pd.DataFrame, parameters: dict[str, Estimate], agree: int) -> list[str]:
     found = []
     if rows.K.nunique() < 2:
-        found.append("every run has the same number of languages: phi and psi cannot be told; add even mixtures")
+        found.append(
+            "every run has the same number of languages: phi and psi cannot be told; add even mixtures"
+        )
     if rows.num_params.nunique() < 3:
         found.append(f"{rows.num_params.nunique()} model size(s): alpha and E need at least three")
-    weak = [name for name in _SHARED if not parameters[name]["identified"]]
+    weak = [name for name in SHARED if not parameters[name].identified]
     if weak:
         found.append(f"not identified by these runs (the prior decides): {', '.join(weak)}")
     if agree < 2:
-        found.append(f"only {agree} of {starts} starts reached the best optimum")
+        found.append(f"only {agree} of {len(_STARTS)} starts reached the best optimum")
     if rows.run.nunique() < len(parameters):
         found.append(f"{rows.run.nunique()} runs for {len(parameters)} parameters")
     return found

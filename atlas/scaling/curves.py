@@ -42,7 +42,7 @@ class LossCurve:
         return float(basis[0] * y0 + basis[1] * h * d0 + basis[2] * y1 + basis[3] * h * d1)
 
     def reach(self, loss: float) -> float:
-        """First number of tokens with at most `loss`; inf if never within the data, 0 if before its first point."""
+        """Tokens at which `loss` is first reached: inf if never in the data, 0 if before its first point."""
         if loss < self.loss[-1]:
             return float("inf")
         if loss > self.loss[0]:
@@ -64,8 +64,8 @@ class LossCurve:
 def loss_curve(tokens: np.ndarray, loss: np.ndarray) -> LossCurve:
     """A monotone curve from observed (tokens, loss) [n], in any order; equal tokens are averaged in log loss.
 
-    Noise is removed by isotonic regression of log loss (pool adjacent violators); between points the curve is a
-    monotone cubic (Fritsch and Butland) in log tokens.
+    Noise is removed by isotonic regression of log loss (pool adjacent violators); between points the curve is
+    a monotone cubic (Fritsch and Butland) in log tokens.
 
     >>> curve = loss_curve([1e6, 1e7, 1e8], [3.0, 2.0, 1.5])
     >>> round(curve.at(1e7), 3), round(curve.reach(2.0) / 1e7, 6), curve.reach(1.0)
@@ -73,7 +73,9 @@ def loss_curve(tokens: np.ndarray, loss: np.ndarray) -> LossCurve:
     """
     tokens, loss = np.asarray(tokens, np.float64), np.asarray(loss, np.float64)
     if tokens.shape != loss.shape or tokens.ndim != 1 or not len(tokens):
-        raise UserError(f"a loss curve needs equally many tokens and losses; got {tokens.shape} and {loss.shape}")
+        raise UserError(
+            f"a loss curve needs equally many tokens and losses; got {tokens.shape} and {loss.shape}"
+        )
     if not (np.all(np.isfinite(tokens) & (tokens > 0)) and np.all(np.isfinite(loss) & (loss > 0))):
         raise UserError("a loss curve needs positive finite tokens and losses; drop the other rows first")
     unique, inverse, counts = np.unique(tokens, return_inverse=True, return_counts=True)

@@ -22,7 +22,9 @@ class Estimate:
     @classmethod
     def normal(cls, value: float, deviation: float, identified: bool) -> "Estimate":
         reach = Z90 * deviation
-        return cls(float(value), float(deviation), float(value - reach), float(value + reach), bool(identified))
+        return cls(
+            float(value), float(deviation), float(value - reach), float(value + reach), bool(identified)
+        )
 
     @classmethod
     def lognormal(cls, log_value: float, deviation: float, identified: bool) -> "Estimate":
@@ -38,13 +40,18 @@ def diagnose_sizes(N: np.ndarray, D: np.ndarray) -> dict[str, str]:
     ['A', 'E', 'alpha']
     """
     found: dict[str, str] = {}
-    for values, names, what in ((N, ("E", "A", "alpha"), "model sizes"), (D, ("E", "B", "beta"), "token counts")):
+    for values, names, what in (
+        (N, ("E", "A", "alpha"), "model sizes"),
+        (D, ("E", "B", "beta"), "token counts"),
+    ):
         distinct = len(np.unique(np.log(values).round(2)))
         if distinct < 3:
             reason = f"{distinct} distinct {what} cannot give an exponent; 3 or more can"
             found |= {name: found.get(name, reason) for name in names}
     if not found and np.std(np.log(D / N)) < 0.03:
-        found = dict.fromkeys(("A", "alpha", "B", "beta"), "tokens are always the same multiple of parameters; vary it")
+        found = dict.fromkeys(
+            ("A", "alpha", "B", "beta"), "tokens are always the same multiple of parameters; vary it"
+        )
     return found
 
 

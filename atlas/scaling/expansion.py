@@ -1,7 +1,8 @@
 """From K to rK languages at the same loss: the iso-loss curve of the capacity law (ATLAS Eqs. 7 and 8).
 
 Everything is a multiplier of a baseline: r of the number of languages K, s of parameters N, t of tokens per
-language D_t, r·t of total tokens, r·s·t of compute C = 6·N·D_tot. The curve depends on the baseline only through
+language D_t, r·t of total tokens, r·s·t of compute C = 6·N·D_tot. The curve depends on the baseline only
+through
 w = (A·K^φ/N^α) / (A·K^φ/N^α + B·K^ψ/D_t^β), the share of the reducible loss that N is responsible for:
 
     r^φ · w · s^−α + r^ψ · (1 − w) · t^−β = 1
@@ -19,7 +20,7 @@ from atlas.errors import UserError
 
 @dataclass(frozen=True)
 class CapacityExponents:
-    """The four exponents of the capacity law that an expansion needs; all positive but φ and ψ, which are signed."""
+    """The exponents of the capacity law that an expansion needs; φ and ψ may have either sign."""
 
     alpha: float
     beta: float
@@ -32,9 +33,10 @@ class CapacityExponents:
         return self.beta / (self.alpha + self.beta)
 
 
-# φ and ψ are printed; α and β are not, but follow from the printed multipliers r^0.243 = r^(φ/α) of N and
-# r^0.728 = r^(1+ψ/β) of total tokens (Fig. 5).
-PUBLISHED_EXPONENTS = CapacityExponents(alpha=0.11 / 0.243, beta=0.04 / 0.272, phi=0.11, psi=-0.04)
+# φ and ψ are printed; α and β are not. 0.2427 = φ/α and 0.7277 = 1+ψ/β lie in the narrow range that rounds to
+# all that Fig. 5 prints: the exponents 0.243 of N, 0.728 of total tokens and 0.970 of compute (0.243 + 0.728
+# does not), and the eight multipliers, 7.52 among them.
+PUBLISHED_EXPONENTS = CapacityExponents(alpha=0.11 / 0.2427, beta=0.04 / 0.2723, phi=0.11, psi=-0.04)
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def expand(
     Args:
       r: multiplier of K, positive.
       law: the exponents, by default the published ones.
-      share: w of the baseline, in (0, 1); by default that of a compute-optimal baseline, for which the result is
-        s = r^(φ/α), t = r^(ψ/β). With another share part of the gain is from moving to the optimum.
+      share: w of the baseline, in (0, 1); by default that of a compute-optimal baseline, for which the result
+        is s = r^(φ/α), t = r^(ψ/β). With another share part of the gain is from moving to the optimum.
 
     >>> cheapest = expand(4.0)
     >>> round(cheapest.params, 2), round(cheapest.tokens, 2), round(cheapest.compute, 2)
@@ -80,7 +82,7 @@ def iso_loss(
     law: CapacityExponents = PUBLISHED_EXPONENTS,
     share: float | None = None,
 ) -> Expansion:
-    """The point of the iso-loss curve at which N is responsible for the part u of the reducible loss, 0 < u < 1."""
+    """The point of the iso-loss curve at which N answers for the part u of the reducible loss, 0 < u < 1."""
     w = _valid_share(law, share)
     if np.any(np.asarray(r) <= 0):
         raise UserError(f"the multiplier of the number of languages must be positive; got {r}")
@@ -97,8 +99,8 @@ def keep_params(
 ) -> Expansion:
     """The expansion with a given multiplier of N (1: N stays); NaN tokens where no amount of them suffices.
 
-    >>> round(keep_params(2.0).tokens, 3)
-    1.978
+    >>> round(keep_params(2.0).tokens, 2)
+    1.98
     """
     u = r**law.phi * _valid_share(law, share) * np.asarray(params, np.float64) ** -law.alpha
     return _scalar(iso_loss(r, np.where(u < 1, u, np.nan), law, share))
@@ -110,10 +112,11 @@ def keep_tokens(
     share: float | None = None,
     tokens: np.ndarray | float = 1.0,
 ) -> Expansion:
-    """The expansion with a given multiplier of total tokens (1: D_tot stays); NaN params where no size suffices.
+    """The expansion with a given multiplier of total tokens (1: D_tot stays); NaN params where no size
+    suffices.
 
-    >>> round(keep_tokens(4.0).params, 3), keep_tokens(16.0).params
-    (6.266, nan)
+    >>> round(keep_tokens(4.0).params, 1), keep_tokens(16.0).params
+    (6.3, nan)
     """
     per_language = np.asarray(tokens, np.float64) / r
     u = 1 - r**law.psi * (1 - _valid_share(law, share)) * per_language**-law.beta

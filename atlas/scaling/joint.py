@@ -9,7 +9,8 @@ import pandas as pd
 
 from atlas.errors import UserError, unknown
 from atlas.scaling import posterior
-from atlas.scaling.estimates import Estimate, Z90, diagnose_sizes, document
+from atlas.scaling.arrays import bucket, padded
+from atlas.scaling.estimates import Estimate, diagnose_sizes, document
 from atlas.scaling.posterior import LOG_ALPHA, LOG_LAMBDA, MEAN_ALPHA, MEAN_BETA, MEAN_TAU, PHI, TAU
 from atlas.scaling.runs import Runs
 from atlas.scaling.solver import Coordinates
@@ -79,16 +80,26 @@ class JointFit:
         target = self._target_index(target)
         D = np.asarray(D, float)
         if D.shape[-1:] != (len(self.sources),):
-            raise UserError(f"D needs {len(self.sources)} tokens a row, for {', '.join(self.sources)}; got {D.shape}")
+            raise UserError(
+                f"D needs {len(self.sources)} tokens a row, for {', '.join(self.sources)}; got {D.shape}"
+            )
         shape = np.broadcast_shapes(np.shape(N), D.shape[:-1], np.shape(U)[:-1], target.shape)
         wide = (*shape, len(self.sources))
-        flat = [np.broadcast_to(a, s).reshape(-1, *s[len(shape) :]) for a, s in ((N, shape), (D, wide), (U, wide))]
-        rows = [_pad(np.asarray(a, float), _bucket(len(a)), 1.0) for a in flat]
-        index = _pad(np.broadcast_to(target, shape).reshape(-1), len(rows[0]), 0)
+        flat = [
+            np.broadcast_to(a, s).reshape(-1, *s[len(shape) :]) for a, s in ((N, shape), (D, wide), (U, wide))
+        ]
+        rows = [padded(np.asarray(a, float), bucket(len(a)), 1.0) for a in flat]
+        index = padded(np.broadcast_to(target, shape).reshape(-1), len(rows[0]), 0)
         with jax.enable_x64(True):
             log_loss, deviation = posterior.predict(
-                self.theta, self.phi, self.covariance, rows[0] / self.N0, rows[1] / self.D0, rows[2] / self.D0,
-                index, self.guard,
+                self.theta,
+                self.phi,
+                self.covariance,
+                rows[0] / self.N0,
+                rows[1] / self.D0,
+                rows[2] / self.D0,
+                index,
+                self.guard,
             )
             loss = np.exp(np.asarray(log_loss))[: len(flat[0])]
             deviation = loss * np.asarray(deviation)[: len(flat[0])]
@@ -120,7 +131,9 @@ class JointFit:
             [getattr(self.parameters.get(f"tau[{t}<-{s}]", known), field) for s in self.sources]
             for t in self.targets
         ]
-        return pd.DataFrame(cells, pd.Index(self.targets, name="target"), pd.Index(self.sources, name="source"))
+        return pd.DataFrame(
+            cells, pd.Index(self.targets, name="target"), pd.Index(self.sources, name="source")
+        )
 
     def to_json(self, holdout: Mapping | None = None) -> dict:
         """The fit as plain values, ready for json.dumps."""
@@ -172,18 +185,18 @@ def fit_joint(
         prior = _prior(runs, tau_groups, capacity)
         state = posterior.State(
             Coordinates(blocks, prior.shared_mean),
-            posterior.Noise(variance, np.float64(0.0), np.ones(_bucket(len(runs.run_ids)))),
+            posterior.Noise(variance, np.float64(0.0), np.ones(bucket(len(runs.run_ids)))),
             prior,
         )
-        state, report, matrix, guard, settled = _rounds(state, rows, _spread_groups(tau_groups), robust)
-        cov, shared_cov, _ = (np.asarray(c) for c in posterior.covariance(matrix)[:2] + (0.0,))
+        state, report, cov, guard, settled = _rounds(state, rows, _spread_groups(tau_groups), robust)
+        state, report, cov = jax.tree.map(np.asarray, (state, report, cov))
     converged = bool(settled and report.decrement < 1e-6)
     if not converged:
         notes.append("the fit did not settle: do not trust its parameters")
-    theta, shared = np.asarray(state.x.own), np.asarray(state.x.shared)
-    own_prior = 1.0 / np.asarray(state.prior.precision)
+    theta, shared = state.x
+    own_prior = 1.0 / state.prior.precision
     parameters = _parameters(runs, theta, shared[PHI], cov, own_prior, (N0, D0), capacity, notes)
-    weights = dict(zip(runs.run_ids, np.asarray(state.noise.run_weight).round(4).tolist(), strict=False))
+    weights = dict(zip(runs.run_ids, state.noise.run_weight.round(4).tolist(), strict=False))
     _note_runs(weights, float(report.lowest_z), guard, notes)
     return JointFit(
         targets=runs.targets,
@@ -194,7 +207,7 @@ def fit_joint(
         N0=float(N0),
         D0=float(D0),
         guard=guard,
-        sigma=float(np.sqrt(state.noise.variance)),
+        sigma=float(np.sqrt(state.noise.variance / posterior.HUBER_VARIANCE)),
         rho=float(state.noise.rho),
         run_weights=weights,
         objective=float(report.objective),
@@ -209,36 +222,41 @@ def fit_joint(
 def _trained_rows(runs: Runs, notes: list[str]) -> Runs:
     trained = runs.own(runs.D) > 0
     if not trained.any():
-        raise UserError("no row evaluates a language that its run was trained on: a joint fit needs such rows")
+        raise UserError(
+            "no row evaluates a language that its run was trained on: a joint fit needs such rows"
+        )
     if not trained.all():
-        notes.append(f"left out {int((~trained).sum())} of {len(runs)} rows: the run was not trained on their language")
+        notes.append(
+            f"left out {int((~trained).sum())} of {len(runs)} rows: the run was not trained on their language"
+        )
         runs = runs.where(trained)
-    missing = [name for i, name in enumerate(runs.targets) if not (runs.target == i).any()]
-    if missing:
-        raise UserError(f"no row evaluates {missing[0]!r} in a run trained on it; give its column to no row or add runs")
-    return runs
-
-
-def _bucket(size: int) -> int:
-    """The next size of the form 2^k or 3·2^k, so that tables of similar length share a compiled fit."""
-    power = 1 << max(int(size) - 1, 7).bit_length()
-    return power * 3 // 4 if size <= power * 3 // 4 else power
-
-
-def _pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:
-    return np.concatenate([values, np.full((size - len(values), *values.shape[1:]), fill, values.dtype)])
+    kept = np.unique(runs.target)
+    if len(kept) == len(runs.targets):
+        return runs
+    rest = np.setdiff1d(np.arange(len(runs.languages)), kept)
+    bare = ", ".join(runs.languages[i] for i in rest if i < runs.num_targets)
+    notes.append(f"no row evaluates {bare} in a run trained on it: a source only")
+    order = np.concatenate([kept, rest])
+    return dataclasses.replace(
+        runs,
+        D=runs.D[:, order],
+        U=runs.U[:, order],
+        target=np.searchsorted(kept, runs.target),
+        languages=tuple(runs.languages[i] for i in order),
+        num_targets=len(kept),
+    )
 
 
 def _rows(runs: Runs, N0: float, D0: float) -> posterior.Rows:
     """Rows by target, those of one run side by side, padded to a common length."""
     picks = [np.flatnonzero(runs.target == t) for t in range(len(runs.targets))]
     picks = [rows[np.argsort(runs.run[rows], kind="stable")] for rows in picks]
-    length = _bucket(max(map(len, picks)))
+    length = bucket(max(map(len, picks)))
     members = [np.unique(runs.run[rows], return_inverse=True, return_counts=True) for rows in picks]
-    groups = _bucket(max(len(ids) for ids, _, _ in members))
+    groups = bucket(max(len(ids) for ids, _, _ in members))
 
     def stack(values: np.ndarray, fill: float) -> np.ndarray:
-        return np.stack([_pad(values[rows], length, fill) for rows in picks])
+        return np.stack([padded(values[rows], length, fill) for rows in picks])
 
     return posterior.Rows(
         log_loss=stack(np.log(runs.loss), 0.0),
@@ -246,9 +264,9 @@ def _rows(runs: Runs, N0: float, D0: float) -> posterior.Rows:
         D=stack(runs.D / D0, 1.0),
         U=stack(runs.U / D0, np.inf),
         weight=stack(np.ones(len(runs)), 0.0),
-        group=np.stack([_pad(index, length, groups - 1) for _, index, _ in members]),
-        group_size=np.stack([_pad(count.astype(float), groups, 0.0) for _, _, count in members]),
-        group_run=np.stack([_pad(ids, groups, 0) for ids, _, _ in members]),
+        group=np.stack([padded(index, length, groups - 1) for _, index, _ in members]),
+        group_size=np.stack([padded(count.astype(float), groups, 0.0) for _, _, count in members]),
+        group_run=np.stack([padded(ids, groups, 0) for ids, _, _ in members]),
     )
 
 
@@ -296,19 +314,19 @@ def _prior(runs: Runs, tau_groups: np.ndarray, capacity: bool) -> posterior.Prio
     return posterior.Prior(base, selector, np.where(own, _PINNED, deviation**-2.0), mean, precision)
 
 
-def _rounds(state: posterior.State, rows: posterior.Rows, spreads: tuple[np.ndarray, np.ndarray], robust: bool):
+def _rounds(
+    state: posterior.State, rows: posterior.Rows, spreads: tuple[np.ndarray, np.ndarray], robust: bool
+):
     """Refines until parameters, noise and prior stand still, the guard narrowing on the way."""
     settled, rho = False, -1.0
     for i in range(_ROUNDS):
         guard = _GUARDS[min(i, len(_GUARDS) - 1)]
-        state, report, matrix = posterior.refine(
-            state, rows, *spreads, guard, iterations=60, settle=robust and i >= 2
-        )
+        state, report, cov = posterior.refine(state, rows, *spreads, guard, robust and i >= 2)
         settled = i >= len(_GUARDS) and float(report.shift) < 0.02 and float(state.noise.rho) == rho
         if settled:
             break
         rho = float(state.noise.rho)
-    return state, report, matrix, guard, settled
+    return state, report, cov, guard, settled
 
 
 def _parameters(
@@ -332,11 +350,15 @@ def _parameters(
         for s, source in enumerate(runs.languages):
             if s != t:
                 deviation = np.sqrt(cov[t, TAU + s, TAU + s])
-                parameters[f"tau[{name}<-{source}]"] = Estimate.normal(theta[t, TAU + s], deviation, told[TAU + s])
+                parameters[f"tau[{name}<-{source}]"] = Estimate.normal(
+                    theta[t, TAU + s], deviation, told[TAU + s]
+                )
     if capacity:
         variance = cov[0, -1, -1]
         parameters["phi"] = Estimate.normal(phi, np.sqrt(variance), bool(variance < _TELLING * _CAPACITY**2))
-    guesses = [key for key, estimate in parameters.items() if key.startswith("tau") and not estimate.identified]
+    guesses = [
+        key for key, estimate in parameters.items() if key.startswith("tau") and not estimate.identified
+    ]
     if guesses:
         shown = ", ".join(guesses[:4]) + (", …" if len(guesses) > 4 else "")
         notes.append(f"{len(guesses)} transfer weights come from the prior, not from the runs: {shown}")
@@ -365,7 +387,9 @@ def _judge_design(rows: Runs, t: int, name: str, told: np.ndarray, notes: list[s
     epochs = float(np.max(rows.D[:, t] / rows.U[:, t]))
     if epochs < 4.0:
         told[LOG_LAMBDA] = False
-        notes.append(f"{name}: at most {epochs:.1f} epochs seen, so lambda is not identified; 8 or more tell it")
+        notes.append(
+            f"{name}: at most {epochs:.1f} epochs seen, so lambda is not identified; 8 or more tell it"
+        )
     for parameter, reason in diagnose_sizes(rows.N, rows.own(rows.D)).items():
         index = {"E": 0, "A": 1, "alpha": 2, "B": 3, "beta": 4}[parameter]
         told[index] = False
@@ -373,7 +397,9 @@ def _judge_design(rows: Runs, t: int, name: str, told: np.ndarray, notes: list[s
             notes.append(f"{name}: {parameter} is not identified: {reason}")
 
 
-def _law(theta: np.ndarray, cov: np.ndarray, told: np.ndarray, units: tuple[float, float]) -> dict[str, Estimate]:
+def _law(
+    theta: np.ndarray, cov: np.ndarray, told: np.ndarray, units: tuple[float, float]
+) -> dict[str, Estimate]:
     """E, A, alpha, B, beta, lambda of one target in natural units; A and B refer to N = 1 and D = 1 token."""
     direction = np.eye(TAU, len(cov))
     level = theta[:TAU].copy()
@@ -383,9 +409,7 @@ def _law(theta: np.ndarray, cov: np.ndarray, told: np.ndarray, units: tuple[floa
         direction[term, exponent] = slope
     deviation = np.sqrt(np.einsum("ip,pk,ik->i", direction, cov, direction))
     told = [told[0], told[1] and told[2], told[2], told[3] and told[4], told[4], told[5]]
-    return {
-        name: Estimate.lognormal(level[i], deviation[i], told[i]) for i, name in enumerate(_NAMES)
-    }
+    return {name: Estimate.lognormal(level[i], deviation[i], told[i]) for i, name in enumerate(_NAMES)}
 
 
 def _note_runs(weights: dict[str, float], lowest_z: float, guard: float, notes: list[str]) -> None:

@@ -140,6 +140,4 @@ def data_constrained(
     N, D = jnp.asarray(N), jnp.asarray(D)
     unique = jnp.minimum(D, U)
     N_optimal = jnp.power(alpha * A / (beta * B) * jnp.power(unique, beta), 1.0 / alpha)
-    return chinchilla(
-        saturation(N, N_optimal, 1.0 / R_N), saturation(D, U, 1.0 / R_D), E, A, alpha, B, beta
-    )
+    return chinchilla(saturation(N, N_optimal, 1.0 / R_N), saturation(D, U, 1.0 / R_D), E, A, alpha, B, beta)

@@ -13,15 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from atlas.scaling import laws
-from atlas.scaling.solver import Arrow, Coordinates, damped, factor, levenberg_marquardt
+from atlas.scaling.solver import Arrow, Coordinates, Optimum, damped, factor, levenberg_marquardt
 
 LOG_E, LOG_A, LOG_ALPHA, LOG_B, LOG_BETA, LOG_LAMBDA, TAU = range(7)
 PHI, MEAN_ALPHA, MEAN_BETA, MEAN_TAU = range(4)
 
 _HUBER = 1.345  # 95 % efficient under Gaussian noise
 _HUBER_SLOPE = 0.8213  # P(|x| < 1.345), the mean slope of the winsorised residual
-_HUBER_VARIANCE = 1.0526  # variance of winsorised residual / slope, in units of σ²
+HUBER_VARIANCE = 1.0526  # variance of winsorised residual / slope, in units of σ²
 _BISQUARE = 4.685
+_ITERATIONS = 60  # most steps of one descent; 5 to 15 are usual
 _RHO_GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 0.97)
 
 
@@ -82,7 +83,9 @@ class _Sums(NamedTuple):
     group_jacobian: jax.Array  # [t, g, p+1] Σ J
 
 
-def log_loss(theta: jax.Array, phi: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, guard: jax.Array) -> jax.Array:
+def log_loss(
+    theta: jax.Array, phi: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, guard: jax.Array
+) -> jax.Array:
     """log of `laws.atlas` for one row, from a block θ [p]; N in N₀, D and U [s] in D₀."""
     E, A, alpha, B, beta, lam = jnp.exp(theta[:TAU])
     return jnp.log(laws.atlas(N, D, U, E, A, alpha, B, beta, theta[TAU:], lam, phi, guard))
@@ -103,7 +106,9 @@ def _linearise(x: Coordinates, rows: Rows, guard: jax.Array) -> tuple[jax.Array,
 
 def _by_group(values: jax.Array, rows: Rows) -> jax.Array:
     groups = rows.group_size.shape[1]
-    return jax.vmap(partial(jax.ops.segment_sum, num_segments=groups, indices_are_sorted=True))(values, rows.group)
+    return jax.vmap(partial(jax.ops.segment_sum, num_segments=groups, indices_are_sorted=True))(
+        values, rows.group
+    )
 
 
 def _row_weights(noise: Noise, rows: Rows) -> tuple[jax.Array, jax.Array]:
@@ -124,7 +129,9 @@ def _sums(residual: jax.Array, jacobian: jax.Array, rows: Rows, noise: Noise) ->
     )
 
 
-def _whitened(sums: _Sums, rows: Rows, noise: Noise, rho: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _whitened(
+    sums: _Sums, rows: Rows, noise: Noise, rho: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Residual square, gradient and Hessian under equal correlation ρ within a group, in units of σ²(1 − ρ).
 
     The inverse of (1 − ρ)I + ρ11ᵀ is (I − k 11ᵀ)/(1 − ρ), k = c/(1 + c·m), c = ρ/(1 − ρ), m rows.
@@ -169,11 +176,11 @@ def _winsorised(residual: jax.Array, noise: Noise) -> jax.Array:
 
     Unlike reweighting, this leaves the variance of the estimate and the correlation within runs as they are.
     """
-    limit = _HUBER * jnp.sqrt(noise.variance / _HUBER_VARIANCE)
+    limit = _HUBER * jnp.sqrt(noise.variance / HUBER_VARIANCE)
     return jnp.clip(residual, -limit, limit) / _HUBER_SLOPE
 
 
-def _descend(state: State, rows: Rows, guard: jax.Array, iterations: int):
+def _descend(state: State, rows: Rows, guard: jax.Array) -> Optimum:
     """The posterior mode for fixed pseudo-observations, noise and prior."""
     noise, prior = state.noise, state.prior
     start = _predictions(state.x, rows, guard)
@@ -191,7 +198,7 @@ def _descend(state: State, rows: Rows, guard: jax.Array, iterations: int):
         matrix = damped(matrix, damping)
         return factor(matrix).solve(matrix, gradient)
 
-    return levenberg_marquardt(evaluate, solve, state.x, iterations, 1e-9)
+    return levenberg_marquardt(evaluate, solve, state.x, _ITERATIONS, 1e-9)
 
 
 def _estimate_noise(state: State, sums: _Sums, rows: Rows) -> Noise:
@@ -230,7 +237,8 @@ def _estimate_noise(state: State, sums: _Sums, rows: Rows) -> Noise:
 
     grid = jnp.array(_RHO_GRID)
     score, variance = jax.lax.map(at, grid)
-    best = jnp.argmin(score)
+    # Without two rows in any group the score is flat, and rounding must not choose.
+    best = jnp.argmin(score + 0.1 * grid)
     return noise._replace(rho=grid[best], variance=variance[best])
 
 
@@ -247,8 +255,8 @@ def _run_weights(residual: jax.Array, noise: Noise, rows: Rows) -> jax.Array:
     return jnp.where(present, jnp.clip(1.0 - (score / (typical * _BISQUARE)) ** 2, 0.0) ** 2, 1.0)
 
 
-def covariance(matrix: Arrow) -> tuple[jax.Array, jax.Array, Arrow]:
-    """Posterior covariance of (θ_t, φ) [t, p+1, p+1], of the shared parameters [q, q], and its parts for reuse."""
+def _covariance(matrix: Arrow) -> tuple[jax.Array, Arrow]:
+    """Posterior covariance of (θ_t, φ) [t, p+1, p+1], and its parts: blocks⁻¹, coupling, covariance of the shared."""
     factors = factor(matrix)
     own = jax.vmap(lambda c: jax.scipy.linalg.cho_solve((c, True), jnp.eye(len(c))))(factors.blocks)
     shared = jax.scipy.linalg.cho_solve((factors.schur, True), jnp.eye(len(factors.schur)))
@@ -257,18 +265,18 @@ def covariance(matrix: Arrow) -> tuple[jax.Array, jax.Array, Arrow]:
     corner = jnp.broadcast_to(shared[PHI, PHI], (len(own), 1, 1))
     top = jnp.concatenate([full, cross[..., None]], -1)
     bottom = jnp.concatenate([cross[:, None, :], corner], -1)
-    return jnp.concatenate([top, bottom], 1), shared, Arrow(own, factors.coupling, shared)
+    return jnp.concatenate([top, bottom], 1), Arrow(own, factors.coupling, shared)
 
 
-def _update_prior(state: State, matrix: Arrow, groups: jax.Array, floor: jax.Array) -> Prior:
+def _update_prior(state: State, parts: Arrow, groups: jax.Array, floor: jax.Array) -> Prior:
     """Empirical-Bayes variances of log α, log β and of each group of τ (EM, with a few pseudo-observations).
 
     Args:
+      parts: blocks⁻¹, coupling and shared covariance, from `_covariance`.
       groups: [t, p, k] membership of each parameter in one of the k hierarchical groups.
       floor: [k, 2] pseudo-count and standard deviation that each group's variance is drawn to.
     """
     prior = state.prior
-    _, _, parts = covariance(matrix)
     reach = parts.border + prior.selector
     variance = jnp.diagonal(parts.blocks, axis1=1, axis2=2)
     variance = variance + jnp.einsum("tpq,qk,tpk->tp", reach, parts.corner, reach)
@@ -283,32 +291,33 @@ def _update_prior(state: State, matrix: Arrow, groups: jax.Array, floor: jax.Arr
     return prior._replace(precision=jnp.where(member > 0, groups @ (1.0 / fitted), prior.precision))
 
 
-@partial(jax.jit, static_argnames=("iterations", "settle"))
+@jax.jit
 def refine(
-    state: State, rows: Rows, groups: jax.Array, floor: jax.Array, guard: jax.Array, iterations: int, settle: bool
-) -> tuple[State, Report, Arrow]:
+    state: State, rows: Rows, groups: jax.Array, floor: jax.Array, guard: jax.Array, judge_runs: jax.Array
+) -> tuple[State, Report, jax.Array]:
     """One round: descend to the mode, then re-estimate the noise, the runs' weights and the prior's variances.
 
     Args:
-      settle: whether this round updates the runs' weights too (not before the law fits roughly).
+      groups, floor: see `_update_prior`.
+      judge_runs: bool, whether this round updates the runs' weights too (not before the law fits roughly).
     """
-    end = _descend(state, rows, guard, iterations)
+    end = _descend(state, rows, guard)
     moved = state._replace(x=end.x)
     value, jacobian = _linearise(end.x, rows, guard)
     raw = rows.log_loss - value
     noise = state.noise
-    if settle:
-        noise = noise._replace(run_weight=_run_weights(raw, noise, rows))
+    judged = _run_weights(raw, noise, rows)
+    noise = noise._replace(run_weight=jnp.where(judge_runs, judged, noise.run_weight))
     sums = _sums(_winsorised(raw, noise), jacobian, rows, noise)
     noise = _estimate_noise(moved._replace(noise=noise), sums, rows)
     _, gradient, hessian = _whitened(sums, rows, noise, noise.rho)
     _, matrix = _system(end.x, gradient, hessian, noise.variance * (1.0 - noise.rho), state.prior)
-    cov, _, _ = covariance(matrix)
+    cov, parts = _covariance(matrix)
     deviation = jnp.sqrt(jnp.diagonal(cov, axis1=1, axis2=2)[:, :-1])
     shift = jnp.max(jnp.abs(end.x.own - state.x.own) / deviation)
-    prior = _update_prior(moved._replace(noise=noise), matrix, groups, floor)
+    prior = _update_prior(moved, parts, groups, floor)
     report = Report(shift, end.decrement, end.value, end.iterations, _lowest_z(end.x, rows))
-    return State(end.x, noise, prior), report, matrix
+    return State(end.x, noise, prior), report, cov
 
 
 def _lowest_z(x: Coordinates, rows: Rows) -> jax.Array:
@@ -332,7 +341,9 @@ def start(rows: Rows, tau_own: jax.Array, lam: jax.Array) -> tuple[jax.Array, ja
     grid = jnp.stack(jnp.meshgrid(exponents, exponents, jnp.array([0.0, 0.15, 0.5]), indexing="ij"), -1)
     grid = grid.reshape(-1, 3)
 
-    def for_target(own: jax.Array, log_loss: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, weight: jax.Array):
+    def for_target(
+        own: jax.Array, log_loss: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, weight: jax.Array
+    ):
         loss = jnp.exp(log_loss)
 
         def score(point: jax.Array):
@@ -362,7 +373,13 @@ def start(rows: Rows, tau_own: jax.Array, lam: jax.Array) -> tuple[jax.Array, ja
 
 @jax.jit
 def predict(
-    theta: jax.Array, phi: jax.Array, cov: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, target: jax.Array,
+    theta: jax.Array,
+    phi: jax.Array,
+    cov: jax.Array,
+    N: jax.Array,
+    D: jax.Array,
+    U: jax.Array,
+    target: jax.Array,
     guard: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Log loss of rows and its standard deviation under the posterior of the law.

@@ -28,6 +28,7 @@ class Runs:
       loss: [n] float64, in the table's own unit.
       run: [n] int, index into `run_ids`; rows of one run are correlated.
       languages: the Ls source languages; the evaluated ones come first, source-only ones after them.
+      num_targets: how many languages are evaluated.
       run_ids: the runs' names.
       frame: the rows kept, in the same order, with every column of the table.
       warnings: what was dropped or assumed while reading, with counts.
@@ -40,6 +41,7 @@ class Runs:
     loss: np.ndarray
     run: np.ndarray
     languages: tuple[str, ...]
+    num_targets: int
     run_ids: tuple[str, ...]
     frame: pd.DataFrame
     warnings: tuple[str, ...] = ()
@@ -50,7 +52,7 @@ class Runs:
     @property
     def targets(self) -> tuple[str, ...]:
         """The languages that have evaluations: a prefix of `languages`, whatever rows are selected."""
-        return self.languages[: int(self.frame.attrs["num_targets"])]
+        return self.languages[: self.num_targets]
 
     @property
     def total_tokens(self) -> np.ndarray:
@@ -74,9 +76,13 @@ class Runs:
         """
         rows = self._query(mask) if isinstance(mask, str) else np.asarray(mask)
         if rows.dtype != bool or rows.shape != (len(self),):
-            raise UserError(f"a selection is {len(self)} booleans or a query; got {rows.dtype} of shape {rows.shape}")
+            raise UserError(
+                f"a selection is {len(self)} booleans or a query; got {rows.dtype} of shape {rows.shape}"
+            )
         if not rows.any():
-            raise UserError(f"the filter {mask if isinstance(mask, str) else ''!r} keeps none of {len(self)} rows")
+            raise UserError(
+                f"the filter {mask if isinstance(mask, str) else ''!r} keeps none of {len(self)} rows"
+            )
         frame = self.frame[rows].reset_index(drop=True)
         ids, run = np.unique(self.run[rows], return_inverse=True)
         return dataclasses.replace(
@@ -92,7 +98,9 @@ class Runs:
             rows = self.frame.eval(query)
         except Exception as error:  # pandas raises errors of a dozen types for a bad query
             reason = str(error).splitlines()[0]
-            raise UserError(f"cannot apply the filter {query!r}: {reason}; columns: {_names(self.frame)}") from None
+            raise UserError(
+                f"cannot apply the filter {query!r}: {reason}; columns: {_names(self.frame)}"
+            ) from None
         if not isinstance(rows, pd.Series) or rows.dtype != bool:
             raise UserError(f"the filter {query!r} is not a condition, such as 'family == \"gpt\"'")
         return rows.to_numpy()
@@ -129,7 +137,6 @@ def load_runs(source: str | os.PathLike | pd.DataFrame) -> Runs:
     U = _unique_tokens(frame, languages, target, D)
     run_names = frame["run"].astype(str) if "run" in frame else pd.Series(np.arange(len(frame))).astype(str)
     run, run_ids = pd.factorize(run_names)
-    frame.attrs["num_targets"] = len(targets)
     return Runs(
         N=frame["num_params"].to_numpy(float),
         D=D,
@@ -138,6 +145,7 @@ def load_runs(source: str | os.PathLike | pd.DataFrame) -> Runs:
         loss=frame["loss"].to_numpy(float),
         run=run,
         languages=languages,
+        num_targets=len(targets),
         run_ids=tuple(run_ids),
         frame=frame,
         warnings=tuple(notes),
@@ -205,7 +213,9 @@ def _clean(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
         frame[name] = values.astype(float)
     _check_unit(frame)
     split = any(name.startswith(_MEASURED) for name in frame)
-    required = ["num_params", "loss"] + ([] if split else ["tokens"]) + (["language"] if "language" in frame else [])
+    required = (
+        ["num_params", "loss"] + ([] if split else ["tokens"]) + (["language"] if "language" in frame else [])
+    )
     for name in required:
         frame = _drop(frame, frame[name].isna(), f"{name!r} is missing", notes)
     for name in ("num_params", "loss") if split else ("num_params", "loss", "tokens"):
@@ -238,13 +248,17 @@ def _refuse(frame: pd.DataFrame, name: str, bad: pd.Series, rule: str) -> None:
     if bad.any():
         row = int(frame.index[bad][0])
         value = f" = {frame.at[row, name]:g}" if name in frame else ""
-        raise UserError(f"column {name!r} {rule}: row {row} has{value or ' none'} ({int(bad.sum())} such rows)")
+        raise UserError(
+            f"column {name!r} {rule}: row {row} has{value or ' none'} ({int(bad.sum())} such rows)"
+        )
 
 
 def _check_unit(frame: pd.DataFrame) -> None:
     units = frame["loss_unit"].dropna().unique() if "loss_unit" in frame else []
     if len(units) > 1:
-        raise UserError(f"losses of several units in one table: {', '.join(map(str, units))}; keep one loss_unit")
+        raise UserError(
+            f"losses of several units in one table: {', '.join(map(str, units))}; keep one loss_unit"
+        )
 
 
 def _language_of(frame: pd.DataFrame) -> pd.Series:
@@ -268,7 +282,9 @@ def _languages(frame: pd.DataFrame, notes: list[str]) -> tuple[tuple[str, ...], 
             raise unknown("language in column unique_tokens.<language>:", name, trained)
     never = tuple(name for name in evaluated if name not in trained)
     if never == evaluated:
-        raise UserError(f"no evaluated language ({evaluated[0]!r}, …) has a column such as 'tokens.{evaluated[0]}'")
+        raise UserError(
+            f"no evaluated language ({evaluated[0]!r}, …) has a column such as 'tokens.{evaluated[0]}'"
+        )
     if never:
         notes.append(f"languages evaluated but never trained on: {', '.join(never)}")
     targets = tuple(name for name in trained if name in evaluated) + never

@@ -108,6 +108,9 @@ def levenberg_marquardt(
 
     def advance(state: _Descent) -> _Descent:
         step = solve(state.hessian, state.gradient, state.damping)
+        # The first pass steps nowhere: evaluating the start in the loop halves what has to be compiled.
+        first = state.iterations == 0
+        step = jax.tree.map(lambda s: jnp.where(first, 0.0, s), step)
         decrement = inner(state.gradient, step)
         x = jax.tree.map(jnp.subtract, state.x, step)
         value, gradient, hessian = evaluate(x)
@@ -115,12 +118,15 @@ def levenberg_marquardt(
         trial = (x, value, gradient, hessian)
         old = (state.x, state.value, state.gradient, state.hessian)
         kept = jax.tree.map(lambda new, past: jnp.where(better, new, past), trial, old)
-        damping = jnp.where(better, jnp.maximum(state.damping * 0.1, 1e-14), state.damping * 5.0)
-        decrement = jnp.where(jnp.isfinite(decrement), decrement, jnp.inf)
+        eased = jnp.where(first, state.damping, jnp.maximum(state.damping * 0.1, 1e-14))
+        damping = jnp.where(better, eased, state.damping * 5.0)
+        decrement = jnp.where(jnp.isfinite(decrement) & ~first, decrement, jnp.inf)
         return _Descent(*kept, damping, decrement, state.iterations + 1)
 
-    value, gradient, hessian = evaluate(x)
+    value, gradient, hessian = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(evaluate, x)
+    )
     one = jnp.ones_like(value)
-    start = _Descent(x, value, gradient, hessian, 1e-3 * one, jnp.inf * one, jnp.int32(0))
+    start = _Descent(x, jnp.inf * one, gradient, hessian, 1e-3 * one, jnp.inf * one, jnp.int32(0))
     end = jax.lax.while_loop(open_, advance, start)
     return Optimum(end.x, end.value, end.decrement, end.iterations)

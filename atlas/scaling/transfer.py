@@ -1,8 +1,8 @@
 """Cross-lingual transfer scores from loss curves, and what the published matrix says (ATLAS section 4).
 
-A bilingual transfer score is measured at an anchor d, and it drifts with d; it depends on both runs having the
-same learning-rate phase; and one run a pair cannot show the variation between seeds. So every function here takes
-or returns anchors, compares curves of one phase only, and says what its interval covers.
+A bilingual transfer score is measured at an anchor d, and it drifts with d; it depends on both runs having
+the same learning-rate phase; and one run a pair cannot show the variation between seeds. So every function
+here takes or returns anchors, compares curves of one phase only, and says what its interval covers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,22 +50,22 @@ def bilingual_transfer_score(
 ) -> pd.DataFrame:
     """Score 2 − σ/d of a source language at every anchor d (arXiv 2510.22037, section 4).
 
-    σ is the number of tokens, of both languages, after which the 50/50 bilingual run reaches the loss that the
-    monolingual run has after d tokens. 0: a source token is worth nothing; 1: it is worth a target token.
+    σ is the number of tokens, of both languages, after which the 50/50 bilingual run reaches the loss that
+    the monolingual run has after d tokens. 0: a source token is worth nothing; 1: as much as a target token.
 
     Args:
       mono, bilingual: target-language loss curves over *total* tokens of the run.
       anchors: tokens d of the monolingual run, [n].
-      noise: standard deviation of one run's log loss, for both curves; by default each curve's scatter around its
-        own trend, which does not see an offset that all checkpoints of a run share.
-      confidence: of the interval, which is the delta method's: the noise of both losses, moved through the slope
-        of the bilingual curve at σ.
+      noise: standard deviation of one run's log loss, for both curves; by default each curve's scatter around
+        its own trend, which does not see an offset that all checkpoints of a run share.
+      confidence: of the interval, which is the delta method's: the noise of both losses, moved through the
+        slope of the bilingual curve at σ.
 
     Returns:
-      A frame [n] of anchor_tokens, score, low, high, censored. Nothing is extrapolated: where the bilingual run
-      never comes down to the loss, score is NaN, censored "at most" and high the bound; where it is below the
-      loss from its first point, censored is "at least" and low the bound. An anchor outside the monolingual run
-      gives NaN and censored "no anchor"; an unknown noise gives NaN limits.
+      A frame [n] of anchor_tokens, score, low, high, censored. Nothing is extrapolated: where the bilingual
+      run never comes down to the loss, score is NaN, censored "at most" and high the bound; where it is below
+      the loss from its first point, censored is "at least" and low the bound. An anchor outside the
+      monolingual run gives NaN and censored "no anchor"; an unknown noise gives NaN limits.
     """
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     rows = [(float(d), *_score(mono, bilingual, float(d), noise, z)) for d in anchors]
@@ -102,20 +102,20 @@ def bilingual_transfer_scores(
 ) -> pd.DataFrame:
     """Scores of every (target, source) pair that a runs table holds monolingual and 50/50 bilingual runs for.
 
-    Curves are gathered over all runs of one mixture, N and `model`: several seeds or cooldown branches make one
-    curve. Cooled-down losses are compared with cooled-down ones, if both sides have two or more, else
-    trunk with trunk. Where runs repeat each other (same tokens, other run), their scatter replaces a
+    Curves are gathered over all runs of one mixture, N and `model`: several seeds or cooldown branches make
+    one curve. Cooled-down losses are compared with cooled-down ones or trunk with trunk, whichever
+    has four points on both sides first, or else two. Where runs repeat each other (same tokens, other run), their scatter replaces a
     smaller scatter within the curves as the noise of the interval.
 
     Args:
       frame: a runs table with columns `tokens.<language>` (tokens seen), language, num_params, loss; optional
         run, phase, model.
-      anchors: monolingual tokens d; by default five a pair, from an eighth of its monolingual tokens to all.
+      anchors: monolingual tokens d; by default five a pair, over the range where it can be measured.
       confidence: of low and high.
 
     Returns:
-      Columns target, source, num_params, anchor_tokens, score, low, high, censored, phase (and model where the
-      table has it); scores as in `bilingual_transfer_score`. Empty when no pair is complete.
+      Columns target, source, num_params, anchor_tokens, score, low, high, censored, phase (and model where
+      the table has it); scores as in `bilingual_transfer_score`. Empty when no pair is complete.
     """
     keys = [key for key in ("model", "num_params") if key in frame]
     curves = _curves(frame, keys)
@@ -130,7 +130,9 @@ def bilingual_transfer_scores(
     columns = ["target", "source", *keys, *SCORE_COLUMNS, "phase"]
     if not parts:
         return pd.DataFrame(columns=columns)
-    return pd.concat(parts)[columns].sort_values(["target", "source", *keys, "anchor_tokens"], ignore_index=True)
+    return pd.concat(parts)[columns].sort_values(
+        ["target", "source", *keys, "anchor_tokens"], ignore_index=True
+    )
 
 
 def _curves(frame: pd.DataFrame, keys: list[str]) -> dict[tuple, pd.DataFrame]:
@@ -139,7 +141,9 @@ def _curves(frame: pd.DataFrame, keys: list[str]) -> dict[tuple, pd.DataFrame]:
     columns = [name for name in frame if name.startswith(_PREFIX)]
     if missing or not columns:
         absent = sorted(missing) or [_PREFIX + "<language>"]
-        raise UserError(f"transfer scores need the column(s) {', '.join(absent)}; the table has {', '.join(frame)}")
+        raise UserError(
+            f"transfer scores need the column(s) {', '.join(absent)}; the table has {', '.join(frame)}"
+        )
     tokens_RL = frame[columns].fillna(0).to_numpy(np.float64)
     total_R = tokens_RL.sum(axis=1)
     names = np.array([name.removeprefix(_PREFIX) for name in columns])
@@ -173,21 +177,41 @@ def _sources(tokens_RL: np.ndarray, names: np.ndarray, target_R: np.ndarray) -> 
     return found
 
 
-def _compare(mono: pd.DataFrame, bilingual: pd.DataFrame, anchors: Sequence[float] | None, confidence: float):
-    """Scores of one pair in the best phase that both sides share; None when no phase has two points on both."""
-    phases = sorted(set(mono.phase) & set(bilingual.phase))
-    for phase in phases:  # "cooldown" sorts before "trunk"
-        sides = [side[side.phase == phase] for side in (mono, bilingual)]
-        if min(side.tokens.nunique() for side in sides) < 2:
-            continue
-        curves = [loss_curve(side.tokens, side.loss) for side in sides]
-        last = curves[0].tokens[-1]
-        at = np.geomspace(last / 8, last, 5) if anchors is None else anchors
-        own = [curve.noise for curve in curves]
-        noise = np.fmax(np.sqrt(np.mean(np.square(own))), _replicate_sd(pd.concat(sides)))
-        scores = bilingual_transfer_score(*curves, at, noise=float(noise), confidence=confidence)
-        return scores.assign(phase=phase)
-    return None
+def _compare(
+    mono: pd.DataFrame, bilingual: pd.DataFrame, anchors: Sequence[float] | None, confidence: float
+) -> pd.DataFrame | None:
+    """Scores of one pair in the best phase that both sides share; None when none has two points on both."""
+    phase = _best_phase(mono, bilingual)
+    if phase is None:
+        return None
+    sides = [side[side.phase == phase] for side in (mono, bilingual)]
+    curves = [loss_curve(side.tokens, side.loss) for side in sides]
+    own = np.sqrt(np.mean([curve.noise**2 for curve in curves]))
+    noise = float(np.fmax(own, _replicate_sd(pd.concat(sides))))
+    at = _shared_range(*curves) if anchors is None else anchors
+    scores = bilingual_transfer_score(*curves, at, noise=noise, confidence=confidence)
+    return scores.assign(phase=phase)
+
+
+def _best_phase(mono: pd.DataFrame, bilingual: pd.DataFrame) -> str | None:
+    """Cooled down, then trunk, where both sides have the four points that tell noise from trend; else two."""
+    phases = sorted(set(mono.phase) & set(bilingual.phase))  # "cooldown" sorts before "trunk"
+    points = [
+        min(side.tokens[side.phase == phase].nunique() for side in (mono, bilingual)) for phase in phases
+    ]
+    return next(
+        (phase for least in (4, 2) for phase, n in zip(phases, points, strict=True) if n >= least), None
+    )
+
+
+def _shared_range(mono: LossCurve, bilingual: LossCurve) -> np.ndarray:
+    """Five anchors whose losses both curves have; one that can only be bounded if there are none."""
+    low = max(mono.reach(bilingual.loss[0]), mono.tokens[0])
+    high = min(mono.reach(bilingual.loss[-1]), mono.tokens[-1])
+    if low < high:
+        # Just inside, so that rounding cannot leave the bilingual curve's last loss unreached.
+        return np.geomspace(low * (1 + 1e-9), high * (1 - 1e-9), 5)
+    return mono.tokens[-1:] if low > mono.tokens[-1] else mono.tokens[:1]
 
 
 def _replicate_sd(rows: pd.DataFrame) -> float:
@@ -204,7 +228,9 @@ def latest_scores(scores: pd.DataFrame) -> pd.DataFrame:
 
     Pairs that were only bounded keep their latest bound (score NaN, `censored` set).
     """
-    order = scores.assign(_measured=scores.score.notna()).sort_values(["num_params", "_measured", "anchor_tokens"])
+    order = scores.assign(_measured=scores.score.notna()).sort_values(
+        ["num_params", "_measured", "anchor_tokens"]
+    )
     order = order[order.censored != "no anchor"]
     last = order.groupby(["target", "source"]).tail(1)
     return last.drop(columns="_measured").sort_values(["target", "source"], ignore_index=True)
@@ -215,7 +241,9 @@ def score_matrix(scores: pd.DataFrame) -> pd.DataFrame:
     return latest_scores(scores).pivot(index="target", columns="source", values="score")
 
 
-def adaptation_score(tokens: np.ndarray, loss: np.ndarray, base_loss: np.ndarray | float) -> tuple[float, float]:
+def adaptation_score(
+    tokens: np.ndarray, loss: np.ndarray, base_loss: np.ndarray | float
+) -> tuple[float, float]:
     """Finetuning adaptation score and end difference of a model continued on a source language.
 
     Args:
@@ -224,13 +252,16 @@ def adaptation_score(tokens: np.ndarray, loss: np.ndarray, base_loss: np.ndarray
       base_loss: target-language loss of the multilingual model, a number or [n].
 
     Returns:
-      (FAS, δ): the mean over tokens of base_loss − loss by the trapezoid rule from the first to the last point, and
-      loss − base_loss at the last (below 0 helps). Source: arXiv 2510.22037, App. B.5.2.
+      (FAS, δ): the mean over tokens of base_loss − loss by the trapezoid rule from the first to the last
+      point, and loss − base_loss at the last (below 0 helps). Source: arXiv 2510.22037, App. B.5.2.
 
     >>> adaptation_score([0.0, 1.0, 2.0], [3.0, 2.5, 2.0], 3.0)
     (0.5, -1.0)
     """
-    tokens, gain = np.asarray(tokens, np.float64), np.asarray(base_loss, np.float64) - np.asarray(loss, np.float64)
+    tokens, gain = (
+        np.asarray(tokens, np.float64),
+        np.asarray(base_loss, np.float64) - np.asarray(loss, np.float64),
+    )
     if len(tokens) < 2 or np.any(np.diff(tokens) <= 0):
         raise UserError("an adaptation score needs two or more points with increasing tokens")
     area = np.sum(np.diff(tokens) * (gain[1:] + gain[:-1]) / 2)

@@ -77,8 +77,10 @@ def load(directory: pathlib.Path, step: int) -> dict[str, dict[str, np.ndarray]]
 
     Raises ChecksumError if one is damaged.
     """
-    path = _path(directory, step)
-    arrays = {name: jnp.asarray(leaf) for name, leaf in orbax.load(path).items()}
+    path, here = _path(directory, step), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    stored = orbax.metadata(path).metadata
+    abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in stored.items()}
+    arrays = orbax.load(path, abstract)
     _compare(path, manifest_of(arrays))
     nested: dict[str, dict[str, np.ndarray]] = {}
     for name, leaf in arrays.items():
@@ -124,7 +126,7 @@ def _plain(tree: PyTree) -> dict[str, Any]:
 @partial(jax.vmap)
 def _checksum(leaf: jax.Array) -> jax.Array:
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-    words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    words = leaf.view(unsigned).astype(jnp.uint32)
     index = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)

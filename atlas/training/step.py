@@ -123,7 +123,7 @@ def make_optimizers(config: TrainConfig, skeleton: Skeleton) -> dict[str, optax.
     return {"model": adamw(1.0), "indexer": adamw(config.indexer_learning_rate_multiplier)}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
     """The pure functions of one run: `init`, `__call__` (the step) and `evaluate`.
 
@@ -188,4 +188,4 @@ class TrainStep:
         for name, part in self.skeleton.groups(gradients).items():
             updates, optimizer[name] = optimizers[name].update(part, state.optimizer[name], groups[name])
             params |= {key: value + rate * updates[key] for key, value in groups[name].items()}
-        return params, optimizer, optax.global_norm(gradients)
+        return params, optimizer, optax.tree.norm(gradients)

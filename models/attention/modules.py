@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from models.attention import reference
 from models.config import ModelConfig
-from models.layers import Rotation, constant, residual_gain, rotate, weight
+from models.layers import Rotation, constant, linear, residual_gain, rotate, weight
 
 Metrics = dict[str, jax.Array]
 
@@ -26,7 +28,7 @@ class Gate(nnx.Module):
         self.bias = constant((heads, width), (axis, "head"), config.gate_bias)
 
     def __call__(self, x_BTM: jax.Array) -> jax.Array:
-        logits_BTHE = _project(x_BTM, self.weight) + self.bias[...].astype(x_BTM.dtype)
+        logits_BTHE = linear(x_BTM, self.weight) + self.bias[...].astype(x_BTM.dtype)
         return jax.nn.sigmoid(logits_BTHE)
 
 
@@ -46,12 +48,8 @@ class Indexer(nnx.Module):
 
     def __call__(self, x_BTM: jax.Array) -> reference.IndexInputs:
         x_BTM = jax.lax.stop_gradient(x_BTM)
-        dtype, accumulate = x_BTM.dtype, jnp.promote_types(x_BTM.dtype, jnp.float32)
-
-        def project(w: nnx.Param) -> jax.Array:
-            # Float32 from here on: rounded scores tie, and ties decide the selection.
-            return jnp.tensordot(x_BTM, w[...].astype(dtype), axes=1, preferred_element_type=accumulate)
-
+        # Float32 from here on: rounded scores tie, and ties decide the selection.
+        project = functools.partial(linear, x_BTM, preferred_element_type=jnp.float32)
         gate_BTJ = project(self.gate)
         if self.gate_bias is not None:
             gate_BTJ += self.gate_bias[...]
@@ -93,9 +91,9 @@ class Attention(nnx.Module):
         self, x_BTM: jax.Array, segments_BT: jax.Array, rotation: Rotation, *, train: bool = False
     ) -> tuple[jax.Array, Metrics]:
         metrics: Metrics = {}
-        q_BTHE = rotate(_project(x_BTM, self.query), rotation)
-        k_BSGE = rotate(_project(x_BTM, self.key), rotation)
-        v_BSGE = _project(x_BTM, self.value)
+        q_BTHE = rotate(linear(x_BTM, self.query), rotation)
+        k_BSGE = rotate(linear(x_BTM, self.key), rotation)
+        v_BSGE = linear(x_BTM, self.value)
         valid_BT = segments_BT >= 0
         if self.value_gate is not None:
             gate_BSGE = self.value_gate(x_BTM)
@@ -106,8 +104,7 @@ class Attention(nnx.Module):
             gate_BTHE = self.output_gate(x_BTM)
             o_BTHE *= gate_BTHE
             metrics["output_gate"] = _gate_mean(gate_BTHE, valid_BT)
-        y_BTM = jnp.einsum("bthe,hem->btm", o_BTHE, self.out[...].astype(x_BTM.dtype))
-        return y_BTM, metrics | core_metrics
+        return linear(o_BTHE, self.out, inputs=2), metrics | core_metrics
 
     def _attend(
         self,
@@ -171,10 +168,6 @@ def _selection(config: ModelConfig) -> reference.Selection:
         keep_first=config.keep_first,
         keep_local=config.keep_local,
     )
-
-
-def _project(x_BTM: jax.Array, w_MHE: nnx.Param) -> jax.Array:
-    return jnp.einsum("btm,mhe->bthe", x_BTM, w_MHE[...].astype(x_BTM.dtype))
 
 
 def _mean(value_BT: jax.Array, counted_BT: jax.Array) -> jax.Array:

@@ -80,14 +80,22 @@ def attend(
       The output [B, T, H, E] in v's dtype, and the probabilities [B, G, H/G, T, S] in float32.
     """
     B, T, H, E = q_BTHE.shape
-    G = k_BSGE.shape[2]
+    S, G = k_BSGE.shape[1:3]
+    R = H // G
     accumulate = jnp.promote_types(q_BTHE.dtype, jnp.float32)
-    q_BTGRE = (q_BTHE * E**-0.5).reshape(B, T, G, H // G, E)
-    logits_BGRTS = jnp.einsum("btgre,bsge->bgrts", q_BTGRE, k_BSGE, preferred_element_type=accumulate)
-    logits_BGRTS = jnp.where(mask_BTS[:, None, None], logits_BGRTS, -jnp.inf)
-    p_BGRTS = jax.nn.softmax(logits_BGRTS, axis=-1)
-    o_BTGRE = jnp.einsum("bgrts,bsge->btgre", p_BGRTS.astype(v_BSGE.dtype), v_BSGE)
-    return o_BTGRE.reshape(B, T, H, E), p_BGRTS
+    # Plain matrix products over [R·T, E]: heads of a group share their keys, and XLA's backward on CPUs is twice as
+    # fast as for the equivalent einsum.
+    q_BGNE = (q_BTHE * E**-0.5).reshape(B, T, G, R, E).transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, E)
+    k_BGES, v_BGSE = k_BSGE.transpose(0, 2, 3, 1), v_BSGE.transpose(0, 2, 1, 3)
+    logits_BGNS = jnp.matmul(q_BGNE, k_BGES, preferred_element_type=accumulate)
+    logits_BGRTS = jnp.where(mask_BTS[:, None, None], logits_BGNS.reshape(B, G, R, T, S), -jnp.inf)
+    largest_BGRT1 = jax.lax.stop_gradient(jnp.max(logits_BGRTS, axis=-1, keepdims=True))
+    weight_BGRTS = jnp.exp(logits_BGRTS - largest_BGRT1)
+    total_BGRT1 = jnp.sum(weight_BGRTS, axis=-1, keepdims=True)
+    weight_BGNS = weight_BGRTS.reshape(B, G, R * T, S).astype(v_BSGE.dtype)
+    o_BGNE = jnp.matmul(weight_BGNS, v_BGSE, preferred_element_type=accumulate)
+    o_BGRTE = (o_BGNE.reshape(B, G, R, T, E) / total_BGRT1).astype(v_BSGE.dtype)
+    return o_BGRTE.transpose(0, 3, 1, 2, 4).reshape(B, T, H, E), weight_BGRTS / total_BGRT1
 
 
 def index_scores(index: IndexInputs, scale: float) -> jax.Array:

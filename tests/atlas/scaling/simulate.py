@@ -31,8 +31,17 @@ class Truth:
         with jax.enable_x64(True):
             return np.asarray(
                 laws.atlas(
-                    N, D, self.U, self.E[t], self.A[t], self.alpha[t], self.B[t], self.beta[t], self.tau[t],
-                    self.lam[t], self.phi,
+                    N,
+                    D,
+                    self.U,
+                    self.E[t],
+                    self.A[t],
+                    self.alpha[t],
+                    self.B[t],
+                    self.beta[t],
+                    self.tau[t],
+                    self.lam[t],
+                    self.phi,
                 )
             )
 
@@ -65,7 +74,11 @@ def mixtures(L: int, mono: int, pairs: float, uniform: int, dirichlet: int, rng:
     """(kind, shares) of runs: monolingual per language, copies of every pair, uniform over all, Dirichlet."""
     plan = [("mono", np.eye(L)[i]) for i in range(L) for _ in range(mono)]
     every = list(itertools.combinations(range(L), 2))
-    picked = every * int(pairs) if pairs >= 1 else [every[i] for i in rng.permutation(len(every))[: int(pairs * len(every))]]
+    picked = (
+        every * int(pairs)
+        if pairs >= 1
+        else [every[i] for i in rng.permutation(len(every))[: int(pairs * len(every))]]
+    )
     for n, (i, j) in enumerate(picked):
         share = (0.5, 0.5, 0.3, 0.7)[n % 4] if pairs >= 1 else 0.5
         plan.append(("bilingual", share * np.eye(L)[i] + (1 - share) * np.eye(L)[j]))
@@ -76,7 +89,9 @@ def mixtures(L: int, mono: int, pairs: float, uniform: int, dirichlet: int, rng:
     return plan
 
 
-def table(law: Truth, plan: list, seed: int, checkpoints=10, sigma=0.005, rho=0.0, diverged=0.0) -> pd.DataFrame:
+def table(
+    law: Truth, plan: list, seed: int, checkpoints=10, sigma=0.005, rho=0.0, diverged=0.0
+) -> pd.DataFrame:
     """The runs table of a study; noise is on log loss, correlated by rho over the checkpoints of one run and target."""
     rng = np.random.default_rng(seed)
     frames = []
@@ -93,7 +108,11 @@ def table(law: Truth, plan: list, seed: int, checkpoints=10, sigma=0.005, rho=0.
             frame[[f"unique_tokens.{name}" for name in law.languages]] = law.U
             frames.append(
                 frame.assign(
-                    run=f"r{number}", num_params=N, language=law.languages[t], mixture=kind, diverged=shift > 0,
+                    run=f"r{number}",
+                    num_params=N,
+                    language=law.languages[t],
+                    mixture=kind,
+                    diverged=shift > 0,
                     loss=loss * np.exp(sigma * noise + shift),
                 )
             )

@@ -27,7 +27,9 @@ def curves(tau: float, last: float = 1e11, points: int = 24):
     return loss_curve(tokens, law(tokens)), loss_curve(tokens, law(tokens * (1 + tau) / 2))
 
 
-def table(tau: dict, points=12, noise=0.0, seeds=(0,), phase=("trunk",), last=1e10, offset=0.0) -> pd.DataFrame:
+def table(
+    tau: dict, points=12, noise=0.0, seeds=(0,), phase=("trunk",), last=1e10, offset=0.0
+) -> pd.DataFrame:
     """Monolingual and 50/50 runs of the languages that tau[(target, source)] names."""
     rng = np.random.default_rng(1)
     languages = sorted({language for pair in tau for language in pair})
@@ -51,7 +53,10 @@ def table(tau: dict, points=12, noise=0.0, seeds=(0,), phase=("trunk",), last=1e
                                 "phase": stage,
                                 "seed": seed,
                                 "loss": loss * np.exp(shift + noise * rng.normal()),
-                                **{f"tokens.{lang}": total * share if lang in mix else 0.0 for lang in languages},
+                                **{
+                                    f"tokens.{lang}": total * share if lang in mix else 0.0
+                                    for lang in languages
+                                },
                             }
                         )
     return pd.DataFrame(rows)
@@ -69,7 +74,9 @@ def test_published_anchors_of_the_score():
 def test_tau_and_score_invert_each_other():
     tau = np.array([-0.6, -0.1031, 0.0, 0.3333, 1.0])
     np.testing.assert_allclose(tau_from_score(score_from_tau(tau)), tau)
-    np.testing.assert_allclose(tau_from_score(np.array([0.5, -0.23, -1.6])), [0.3333, -0.1031, -0.4444], atol=5e-5)
+    np.testing.assert_allclose(
+        tau_from_score(np.array([0.5, -0.23, -1.6])), [0.3333, -0.1031, -0.4444], atol=5e-5
+    )
 
 
 @pytest.mark.parametrize("tau", [-0.3, 0.0, 0.25, 0.9])
@@ -97,23 +104,46 @@ def test_interval_covers_under_the_stated_noise():
     tokens, tau, hits = np.geomspace(1e8, 1e11, 25), 0.2, []
     for _ in range(200):
         noisy = [law(d) * np.exp(0.003 * rng.normal(size=25)) for d in (tokens, tokens * (1 + tau) / 2)]
-        row = bilingual_transfer_score(loss_curve(tokens, noisy[0]), loss_curve(tokens, noisy[1]), [1e10]).iloc[0]
+        row = bilingual_transfer_score(
+            loss_curve(tokens, noisy[0]), loss_curve(tokens, noisy[1]), [1e10]
+        ).iloc[0]
         hits.append(row.low <= score_from_tau(tau) <= row.high)
     # Smoothing makes the curves better than single points, so the interval may only be too wide.
     assert 0.88 <= np.mean(hits) <= 1.0
 
 
 def test_scores_from_a_runs_table():
-    tau = {("a", "b"): 0.5, ("b", "a"): -0.1, ("a", "c"): 0.1, ("c", "a"): 0.3, ("b", "c"): 0.0, ("c", "b"): 0.2}
+    tau = {
+        ("a", "b"): 0.5,
+        ("b", "a"): -0.1,
+        ("a", "c"): 0.1,
+        ("c", "a"): 0.3,
+        ("b", "c"): 0.0,
+        ("c", "b"): 0.2,
+    }
     scores = bilingual_transfer_scores(table(tau))
     assert len(scores) == 6 * 5
     matrix = score_matrix(scores)
     for (target, source), value in tau.items():
         assert matrix.loc[target, source] == pytest.approx(score_from_tau(value), abs=0.02)
-    # Equal budgets can only measure the early anchors; the last one is a bound and says so.
-    last = scores[scores.anchor_tokens == scores.anchor_tokens.max()]
-    assert (last.censored == "at most").all()
-    assert latest_scores(scores).score.notna().all()
+    # By default only anchors that can be measured; equal budgets reach to half the monolingual tokens or so.
+    assert (scores.censored == "").all() and scores.anchor_tokens.max() < 1e10
+    bounded = bilingual_transfer_scores(table(tau), anchors=[3e9, 1e10])
+    assert (bounded.query("anchor_tokens == 1e10").censored == "at most").all()
+    assert (latest_scores(bounded).anchor_tokens == 3e9).all()
+
+
+def test_pairs_that_never_meet_are_bounded():
+    tau = {("a", "b"): 0.4, ("b", "a"): 0.4}
+    frame = table(tau)
+    worse = frame.assign(loss=np.where((frame[["tokens.a", "tokens.b"]] > 0).all(axis=1), 2, 1) * frame.loss)
+    scores = bilingual_transfer_scores(worse)
+    assert list(scores.censored) == ["at most"] * 2 and scores.score.isna().all()
+    assert list(latest_scores(scores).censored) == ["at most"] * 2
+    better = frame.assign(
+        loss=np.where((frame[["tokens.a", "tokens.b"]] > 0).all(axis=1), 0.2, 1) * frame.loss
+    )
+    assert list(bilingual_transfer_scores(better).censored) == ["at least"] * 2
 
 
 def test_phases_are_never_mixed():
@@ -122,6 +152,8 @@ def test_phases_are_never_mixed():
     scores = bilingual_transfer_scores(both)
     assert set(scores.phase) == {"cooldown"}
     assert score_matrix(scores).loc["a", "b"] == pytest.approx(score_from_tau(0.4), abs=0.02)
+    few = both[(both.phase == "trunk") | both.groupby("run").cumcount().isin([0, 2, 4])]
+    assert set(bilingual_transfer_scores(few).phase) == {"trunk"}
     # A bilingual side without cooled-down points falls back to trunk with trunk.
     mono_only = both[(both.phase == "trunk") | (both["tokens.b"] == 0) | (both["tokens.a"] == 0)]
     assert set(bilingual_transfer_scores(mono_only).phase) == {"trunk"}
@@ -130,7 +162,9 @@ def test_phases_are_never_mixed():
 def test_replicates_widen_the_interval():
     tau = {("a", "b"): 0.4, ("b", "a"): 0.4}
     quiet, loud = (
-        bilingual_transfer_scores(table(tau, seeds=(0, 1, 2), offset=offset, noise=1e-4)).query("censored == ''")
+        bilingual_transfer_scores(table(tau, seeds=(0, 1, 2), offset=offset, noise=1e-4)).query(
+            "censored == ''"
+        )
         for offset in (0.0, 0.01)
     )
     assert (loud.high - loud.low).median() > 5 * (quiet.high - quiet.low).median()

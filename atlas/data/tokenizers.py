@@ -1,0 +1,260 @@
+"""Tokenizers that know the bytes behind each token: bytes, BPE and Unigram trained here, tokenizer.json."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from atlas.data import mixtures
+from atlas.errors import UserError
+
+_ROUND_TO = 32
+FILE = "tokenizer.json"
+_ENCODE_AT_ONCE = 1000
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back.
+
+    token_bytes: int32 [vocab_size], bytes of text that each token stands for, 0 for separator, padding and
+    unused ids. Where the tokenizer is lossless the bytes of a text's tokens sum to the bytes of the text.
+    vocab_size: a multiple of 32, with two ids after the vocabulary proper: `separator` follows every
+    document, `padding` fills the last window of an evaluation split. No text encodes to either.
+    """
+
+    vocab_size: int
+    separator: int
+    padding: int
+    token_bytes: np.ndarray
+    fingerprint: str
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without a separator."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; separator and padding stand for nothing."""
+
+    def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """Ids of each document, int32, with its separator at the end."""
+
+    def save(self, directory: Path) -> None:
+        """Writes what `load` needs."""
+
+
+class ByteTokenizer:
+    """UTF-8 bytes: id = byte, 256 the separator, 257 padding."""
+
+    separator, padding, vocab_size = 256, 257, 288
+    fingerprint = "bytes"
+
+    def __init__(self):
+        self.token_bytes = (np.arange(self.vocab_size) < 256).astype(np.int32)
+
+    def encode(self, text: str) -> list[int]:
+        """UTF-8.
+
+        >>> ByteTokenizer().encode("é")
+        [195, 169]
+        """
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Replaces what is not UTF-8, as a model may write anything."""
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        for text in texts:
+            data = text.encode()
+            ids = np.empty(len(data) + 1, np.int32)
+            ids[:-1], ids[-1] = np.frombuffer(data, np.uint8), self.separator
+            yield ids
+
+    def save(self, directory: Path) -> None:
+        """Nothing to write."""
+
+
+class JsonTokenizer:
+    """A tokenizer.json of the `tokenizers` library, with separator and padding behind its vocabulary.
+
+    A space that it would put before each text (SentencePiece's dummy prefix) is switched off: it is no part
+    of the text, and with it the bytes of the tokens would not sum to those of the text. Beginning- and
+    end-of-text marks are not added.
+    """
+
+    def __init__(self, json_text: str, name: str = FILE):
+        """Raises UserError where the text is no tokenizer."""
+        from tokenizers import Tokenizer as Backend
+
+        try:
+            description = _without_prefix_space(json.loads(json_text))
+            self._json = json.dumps(description, ensure_ascii=False)
+            self._backend = Backend.from_str(self._json)
+        except Exception as error:  # `tokenizers` raises bare Exception
+            raise UserError(
+                f"{name} is not a tokenizer.json ({error}); write one with Tokenizer.save"
+            ) from error
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        vocabulary = self._backend.get_vocab()
+        size = max(vocabulary.values()) + 1
+        self.separator, self.padding = size, size + 1
+        self.vocab_size = -(-(size + 2) // _ROUND_TO) * _ROUND_TO
+        self.token_bytes = _token_bytes(description, vocabulary, self.vocab_size)
+        self.fingerprint = hashlib.blake2b(self._json.encode(), digest_size=8).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._backend.decode([i for i in ids if i < self.separator])
+
+    def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        for batch in _batched(texts, _ENCODE_AT_ONCE):
+            # Encodes on all cores; "fast" leaves out offsets into the text.
+            for encoding in self._backend.encode_batch_fast(batch, add_special_tokens=False):
+                yield np.array([*encoding.ids, self.separator], np.int32)
+
+    def save(self, directory: Path) -> None:
+        temporary = directory / f"{FILE}.tmp"
+        temporary.write_text(self._json, encoding="utf-8")
+        temporary.replace(directory / FILE)
+
+
+def load(directory: Path) -> Tokenizer:
+    """The tokenizer saved in a directory."""
+    file = directory / FILE
+    return from_file(file) if file.exists() else ByteTokenizer()
+
+
+def from_file(path: Path | str) -> JsonTokenizer:
+    """A tokenizer.json; UserError where it cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"tokenizer {str(path)!r} cannot be read ({error}); give the path of a tokenizer.json"
+        ) from error
+    return JsonTokenizer(text, str(path))
+
+
+def train(kind: str, vocab_size: int, texts: Iterable[str]) -> JsonTokenizer:
+    """A byte-level BPE or Unigram tokenizer of at most `vocab_size` tokens: lossless on any text.
+
+    Byte level instead of SentencePiece's character coverage: no text is unknown, whatever its script, and no
+    coverage need be chosen.
+
+    Args:
+      kind: "bpe" or "unigram".
+      vocab_size: tokens, the 256 byte symbols included; small samples give fewer.
+      texts: training sample.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    backend = Backend(models.BPE() if kind == "bpe" else models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    make_trainer = trainers.BpeTrainer if kind == "bpe" else trainers.UnigramTrainer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        texts, make_trainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    )
+    return JsonTokenizer(backend.to_str())
+
+
+def sample(texts: Mapping[str, Iterable[str]], temperature: float, max_bytes: int) -> Iterator[str]:
+    """Documents of a mixture of languages with shares ∝ bytes^(1/temperature), language by language.
+
+    A language smaller than its share is repeated, as in training. Sizes are counted up to `max_bytes` a
+    language: above it a language is as large as the whole sample, and differs little from its neighbours at
+    any usual temperature.
+
+    Args:
+      texts: a re-iterable of documents by language, none of them empty.
+      temperature: ATLAS trains its vocabulary with 100.
+      max_bytes: most bytes of the sample, over all languages; there are no more than the texts have.
+    """
+    sizes = {language: sum(map(_size, take(documents, max_bytes))) for language, documents in texts.items()}
+    total = min(max_bytes, sum(sizes.values()))
+    for language, share in mixtures.temperature(sizes, temperature).items():
+        again = itertools.chain.from_iterable(itertools.repeat(texts[language]))
+        yield from take(again, total * share)
+
+
+def take(texts: Iterable[str], max_bytes: float) -> Iterator[str]:
+    """The first documents, until they hold `max_bytes` bytes."""
+    for text in texts:
+        if max_bytes <= 0:
+            return
+        max_bytes -= _size(text)
+        yield text
+
+
+def _size(text: str) -> int:
+    return len(text.encode())
+
+
+def _batched(texts: Iterable[str], n: int) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == n:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _components(component: dict | None) -> list[dict]:
+    """A pre-tokenizer, normalizer or decoder as the list of its parts."""
+    if component is None:
+        return []
+    if component["type"] == "Sequence":
+        inside = next(
+            component[key] for key in ("pretokenizers", "normalizers", "decoders") if key in component
+        )
+        return [part for child in inside for part in _components(child)]
+    return [component]
+
+
+def _without_prefix_space(description: dict) -> dict:
+    """The same tokenizer without the space before a text, and without its removal when decoding."""
+    normalizers = _components(description.get("normalizer"))
+    prepends = [part for part in normalizers if part["type"] == "Prepend"]
+    if prepends:
+        kept = [part for part in normalizers if part["type"] != "Prepend"]
+        description["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+        decoders = [part for part in _components(description.get("decoder")) if part["type"] != "Strip"]
+        description["decoder"] = {"type": "Sequence", "decoders": decoders} if decoders else None
+    for part in (*_components(description.get("pre_tokenizer")), *_components(description.get("decoder"))):
+        if part["type"] == "Metaspace":
+            part["prepend_scheme"] = "never"
+        if part["type"] == "ByteLevel":
+            part["add_prefix_space"] = False
+    return description
+
+
+def _token_bytes(description: dict, vocabulary: Mapping[str, int], vocab_size: int) -> np.ndarray:
+    parts = (*_components(description.get("pre_tokenizer")), *_components(description.get("decoder")))
+    kinds = {part["type"] for part in parts}
+    byte_fallback = bool(description["model"].get("byte_fallback"))
+    added = {token["id"]: token for token in description.get("added_tokens", [])}
+    result = np.zeros(vocab_size, np.int32)
+    for token, i in vocabulary.items():
+        if i in added:
+            result[i] = 0 if added[i]["special"] else _size(token)
+        elif "ByteLevel" in kinds:
+            # Byte-level vocabularies spell each byte as one character.
+            result[i] = len(token)
+        elif byte_fallback and len(token) == 6 and token.startswith("<0x"):
+            result[i] = 1
+        else:
+            result[i] = _size(token.replace("▁", " "))
+    unknown = description["model"].get("unk_token")
+    if unknown in vocabulary:
+        result[vocabulary[unknown]] = 0
+    return result

@@ -1,0 +1,136 @@
+"""Windows of T+1 tokens: cut from a stream, written by TFDS as ArrayRecord, read by random access."""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from absl import logging
+
+_READ_AT_ONCE, _READ_ONE_BY_ONE = 8192, 8
+
+
+def cut(documents: Iterable[np.ndarray], window: int, padding: int | None = None) -> Iterator[np.ndarray]:
+    """Windows [T+1] with stride T of the concatenated documents: each token but the first is a target once.
+
+    Args:
+      documents: int32 ids, each with its separator at the end.
+      window: T.
+      padding: fills the last window; None drops it when it is not full.
+
+    >>> print(*cut([np.arange(4, dtype=np.int32), np.arange(4, 6, dtype=np.int32)], 2, padding=9))
+    [0 1 2] [2 3 4] [4 5 9]
+    """
+    stream = np.empty(0, np.int32)
+    for some in _gather(documents, 256 * window):
+        stream = np.concatenate([stream, *some])
+        full = max(0, (len(stream) - 1) // window)
+        for start in range(0, full * window, window):
+            yield stream[start : start + window + 1]
+        stream = stream[full * window :]
+    if padding is not None and len(stream) > 1:
+        yield np.pad(stream, (0, window + 1 - len(stream)), constant_values=padding)
+
+
+def _gather(documents: Iterable[np.ndarray], tokens: int) -> Iterator[list[np.ndarray]]:
+    """Lists of documents of about so many tokens: joining one by one would copy the stream each time."""
+    some, size = [], 0
+    for document in documents:
+        some.append(document)
+        size += len(document)
+        if size >= tokens:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+class ArrayWindows:
+    """All windows of a split in memory."""
+
+    def __init__(self, windows_NT: np.ndarray):
+        self._windows_NT = windows_NT
+
+    def __len__(self) -> int:
+        return len(self._windows_NT)
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Windows at indices [n], int32 [n, T+1]."""
+        return self._windows_NT[indices]
+
+
+class StoredWindows:
+    """Windows of a split on disk, read when asked for."""
+
+    def __init__(self, directory: Path, split: str):
+        """Of the TFDS data set in a directory."""
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        # TFDS would decode each record by its own general path, which takes three times as long.
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        self._records = tfds.builder_from_directory(directory).as_data_source(
+            split=split, deserialize_method=raw
+        )
+        self._parse = tf_example_pb2.Example.FromString
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Windows at indices [n], int32 [n, T+1]."""
+        indices = np.asarray(indices).tolist()
+        # One call for many starts a pool of threads, which costs as much as some records one by one.
+        some = len(indices) <= _READ_ONE_BY_ONE
+        records = [self._records[i] for i in indices] if some else self._records.__getitems__(indices)
+        tokens = [self._parse(record).features.feature["tokens"].bytes_list.value[0] for record in records]
+        return np.frombuffer(b"".join(tokens), np.int32).reshape(len(indices), -1)
+
+
+WindowSource = ArrayWindows | StoredWindows
+
+
+def write(directory: Path, name: str, window: int, splits: dict[str, Iterable[np.ndarray]]) -> None:
+    """Builds a language's TFDS data set from windows by split; it gets its name when it is whole."""
+    import tensorflow_datasets as tfds
+
+    from atlas.data.builder import Windows
+
+    # What an interrupted build left is not resumed: a language is the unit of that.
+    shutil.rmtree(_path(directory, name).parent, ignore_errors=True)
+    downloads = directory / "windows" / ".downloads"  # which TFDS makes even where nothing is downloaded
+    with _quiet(tfds):
+        Windows(directory, name, window, splits).download_and_prepare(download_dir=downloads)
+    shutil.rmtree(downloads, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quiet(tfds: ModuleType) -> Iterator[None]:
+    """Without TFDS's bars and announcements of every data set: our one bar counts languages and bytes."""
+    tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def read(directory: Path, name: str, split: str, window: int, in_memory: bool) -> WindowSource:
+    """The windows of a split that `write` wrote."""
+    stored = StoredWindows(_path(directory, name), split)
+    if not in_memory:
+        return stored
+    windows_NT = np.empty((len(stored), window + 1), np.int32)
+    for start in range(0, len(stored), _READ_AT_ONCE):
+        stop = min(start + _READ_AT_ONCE, len(stored))
+        windows_NT[start:stop] = stored.rows(np.arange(start, stop))
+    return ArrayWindows(windows_NT)
+
+
+def _path(directory: Path, name: str) -> Path:
+    return directory / "windows" / name / "1.0.0"

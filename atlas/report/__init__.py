@@ -1,0 +1,6 @@
+"""A study as pictures, tables and one self-contained HTML page."""
+
+from atlas.report.html import write_report
+from atlas.report.summary import StudySummary
+
+__all__ = ["StudySummary", "write_report"]

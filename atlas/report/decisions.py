@@ -1,0 +1,258 @@
+"""Figures that decide: which languages help which, what more languages cost, what to train next."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from atlas.report import style
+from atlas.report.style import COLOURS, FAINT, INK, MUTED
+from atlas.scaling.expansion import CapacityExponents, expand, iso_loss
+from atlas.scaling.joint import JointFit
+from atlas.scaling.mixtures import MixturePlan
+
+_NUMBERS_UP_TO = 10  # languages, beyond which cells are too small for figures
+
+
+@style.styled
+def transfer(
+    fit: JointFit | None,
+    scores: pd.DataFrame | None,
+    relatedness: Mapping[tuple[str, str], float] | None,
+    relatedness_name: str,
+) -> Figure:
+    """Heat maps [target, source] side by side: fitted τ, measured bilingual scores, relatedness; those that
+    exist.
+
+    τ is hatched where the runs do not determine it and bold where its 90 % interval excludes 0.
+    """
+    maps = []
+    if fit is not None:
+        maps.append(("fitted transfer weight τ", _off_diagonal(fit.transfer_matrix()), fit))
+    if scores is not None and scores.notna().any(axis=None):
+        maps.append(("bilingual transfer score", scores, None))
+    if relatedness:
+        table = pd.Series(dict(relatedness)).unstack()
+        maps.append((relatedness_name, _off_diagonal(table), None))
+    if not maps:
+        figure = style.canvas(1.5)
+        style.say(figure.subplots(), "no transfer was measured")
+        return figure
+    names = _order(maps)
+    wide = len(names) > _NUMBERS_UP_TO or len(maps) == 1
+    columns = 1 if wide else len(maps)
+    side = style.WIDTH / columns
+    rows = -(-len(maps) // columns)
+    height = rows * (min(side, 7.0) + 0.3) if wide else 0.93 * side
+    figure = style.canvas(height)
+    for axis, (title, table, source) in zip(
+        figure.subplots(rows, columns, squeeze=False).flat, maps, strict=True
+    ):
+        _heat_map(axis, table, names, title, source)
+    return figure
+
+
+def _order(maps: list) -> list[str]:
+    """All languages of the maps: the fit's own order first."""
+    return list(dict.fromkeys(name for _, table, _ in maps for name in (*table.index, *table.columns)))
+
+
+def _off_diagonal(table: pd.DataFrame) -> pd.DataFrame:
+    same = np.asarray(table.index)[:, None] == np.asarray(table.columns)[None]
+    return table.astype(float).mask(same)
+
+
+def _heat_map(axis: Axes, table: pd.DataFrame, names: list[str], title: str, fit: JointFit | None) -> None:
+    targets = [name for name in names if name in table.index]
+    sources = [name for name in names if name in table.columns]
+    values = table.reindex(index=targets, columns=sources).to_numpy(float)
+    finite = values[np.isfinite(values)]
+    limit = float(np.quantile(np.abs(finite), 0.98)) if len(finite) else 1.0
+    limit = limit or 1.0
+    signed = fit is not None or bool((finite < 0).any())
+    colours = {"cmap": style.DIVERGING, "vmin": -limit} if signed else {"cmap": "Blues", "vmin": 0.0}
+    image = axis.imshow(values, vmax=limit, **colours)
+    axis.set_facecolor("#F2F2F2")
+    axis.grid(False)
+    size = 9 if len(names) <= 20 else 7
+    axis.set_xticks(range(len(sources)), sources, fontsize=size, rotation=90 if len(names) > 12 else 0)
+    axis.set_yticks(range(len(targets)), targets, fontsize=size)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set(title=title, xlabel="source", ylabel="target")
+    bar = axis.figure.colorbar(image, ax=axis, shrink=0.6, pad=0.02, aspect=30)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+    sure = _sure(fit, targets, sources) if fit is not None else np.zeros(values.shape, bool)
+    guess = ~_told(fit, targets, sources) if fit is not None else np.zeros(values.shape, bool)
+    for i, j in np.argwhere(np.isfinite(values)):
+        if guess[i, j]:
+            box = Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", ec=MUTED, lw=0)
+            axis.add_patch(box)
+        if len(names) <= _NUMBERS_UP_TO:
+            dark = abs(values[i, j]) > 0.6 * limit
+            axis.text(
+                j,
+                i,
+                f"{values[i, j]:.2f}".replace("-", "−").replace("0.", "."),
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                color="white" if dark else INK,
+                weight="bold" if sure[i, j] else "normal",
+            )
+
+
+def _told(fit: JointFit, targets: list[str], sources: list[str]) -> np.ndarray:
+    return fit.transfer_matrix("identified").reindex(index=targets, columns=sources).to_numpy(bool)
+
+
+def _sure(fit: JointFit, targets: list[str], sources: list[str]) -> np.ndarray:
+    low, high = (
+        fit.transfer_matrix(side).reindex(index=targets, columns=sources) for side in ("low", "high")
+    )
+    return ((low > 0) | (high < 0)).to_numpy(bool) & _told(fit, targets, sources)
+
+
+@style.styled
+def score_drift(scores: pd.DataFrame) -> Figure:
+    """Bilingual transfer score of each pair against its anchor, at the largest N; arrows are bounds."""
+    largest = scores[scores.num_params == scores.num_params.max()]
+    largest = largest[np.isfinite(largest.score) | np.isfinite(largest.high)]
+    targets = largest.target.value_counts().index[: style.MAX_PANELS]
+    if not len(targets):
+        figure = style.canvas(1.5)
+        style.say(figure.subplots(), "no score could be measured or bounded")
+        return figure
+    figure, axes = style.panels(len(targets), height=2.3)
+    sources = list(dict.fromkeys(sorted(largest.source)))
+    shown = largest[np.isfinite(largest.score)].score
+    low, high = (shown.min(), shown.max()) if len(shown) else (-1.0, 1.0)
+    for axis, target in zip(axes, sorted(targets), strict=True):
+        part, ends = largest[largest.target == target], []
+        axis.axhline(0, color=MUTED, lw=0.8)
+        for source, pair in part.groupby("source"):
+            colour = COLOURS[sources.index(source) % len(COLOURS)] if len(sources) <= len(COLOURS) else MUTED
+            pair = pair.sort_values("anchor_tokens")
+            measured, bounds = (
+                pair[pair.score.notna()],
+                pair[pair.score.isna() & (pair.censored == "at most")],
+            )
+            axis.plot(measured.anchor_tokens, measured.score, "o-", ms=3, lw=1.2, color=colour)
+            axis.fill_between(
+                measured.anchor_tokens, measured.low.clip(-3), measured.high, color=colour, alpha=0.1, lw=0
+            )
+            visible = bounds[bounds.high.between(low - 0.5, high + 0.5)]
+            axis.plot(visible.anchor_tokens, visible.high, "v", ms=4, color=colour, mfc="none")
+            if len(measured):
+                ends.append((measured.score.iloc[-1], measured.anchor_tokens.iloc[-1], source, colour))
+        axis.set_title(f"target {target}")
+        style.log_axis(axis.xaxis, part.anchor_tokens)
+        axis.set_ylim(low - 0.15 * (high - low + 0.1), high + 0.15 * (high - low + 0.1))
+        figure.draw_without_rendering()
+        style.label_ends(axis, max(part.anchor_tokens), [(y, name, colour) for y, _, name, colour in ends])
+    for axis in axes[-min(3, len(axes)) :]:
+        axis.set_xlabel("anchor d, monolingual tokens")
+    axes[0].set_ylabel("score")
+    return figure
+
+
+@style.styled
+def iso_loss_curves(law: CapacityExponents, share: float | None, origin: str) -> Figure:
+    """How N and all tokens can grow when K languages become r·K at the same loss; dots are the cheapest
+    points.
+
+    Args:
+      law, share: see `atlas.scaling.expansion.expand`.
+      origin: where the law is from, for the title.
+    """
+    figure = style.canvas(4.2, 0.8 * style.WIDTH)
+    axis = figure.subplots()
+    u = np.concatenate([np.geomspace(1e-4, 0.5, 400), 1 - np.geomspace(0.5, 1e-4, 400)])
+    multipliers = (2, 4, 8, 16)
+    cheapest = [expand(float(r), law, share) for r in multipliers]
+    right = 4 * max(point.tokens for point in cheapest)
+    top = 4 * max(point.params for point in cheapest)
+    bottom, left = 0.5 * min(1.0, *(point.params for point in cheapest)), 0.7 * min(1.0, cheapest[0].tokens)
+    for colour, r, best in zip(COLOURS, multipliers, cheapest, strict=False):
+        curve = iso_loss(float(r), u, law, share)
+        inside = (
+            (curve.tokens < right) & (curve.params < top) & (curve.tokens > left) & (curve.params > bottom)
+        )
+        axis.plot(curve.tokens[inside], curve.params[inside], color=colour)
+        label = f"{r}× languages: {best.tokens:.3g}× tokens, {best.params:.3g}× N"
+        axis.plot([best.tokens], [best.params], "o", color=colour, ms=7, mec="white", label=label)
+        if inside.any():
+            end = int(np.argmax(np.where(inside, curve.params, 0)))
+            end = (curve.tokens[end], curve.params[end])
+            axis.annotate(f"{r}×", end, xytext=(0, 4), textcoords="offset points", color=colour, ha="center")
+    axis.plot([1], [1], "s", color=INK, ms=6)
+    axis.annotate("baseline", (1, 1), xytext=(-6, -13), textcoords="offset points", ha="center", fontsize=9)
+    for compute in (1, 2, 4, 8, 16, 32):
+        x = np.array([left, right])
+        axis.plot(x, compute / x, color=FAINT, lw=0.9, zorder=0)
+    style.log_axis(axis.xaxis, [left, right], most=7)
+    style.log_axis(axis.yaxis, [bottom, top], most=7)
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_ticks(side.get_ticklocs(), [f"{tick:g}×" for tick in side.get_ticklocs()])
+    axis.grid(False)
+    axis.legend(loc="upper right", title="cheapest point", alignment="left", handletextpad=0.2)
+    axis.set(
+        xlabel="training tokens of all languages",
+        ylabel="parameters N",
+        title=f"same loss with more languages: {origin}",
+    )
+    return figure
+
+
+@style.styled
+def next_run(expansion: pd.DataFrame, mixture: MixturePlan | None) -> Figure:
+    """Left, what r times as many languages cost; right, the best mixture against an even one."""
+    shown = None if mixture is None else mixture.table.sort_values("share", ascending=False).head(20)[::-1]
+    figure = style.canvas(3.4 if shown is None else max(3.4, 0.24 * len(shown) + 1.2))
+    left, right = figure.subplots(1, 2)
+    series = (
+        ("compute", "compute C"),
+        ("tokens", "tokens, all languages"),
+        ("params", "parameters N"),
+        ("tokens_per_language", "tokens per language"),
+    )
+    ends = []
+    for colour, (column, label) in zip(COLOURS, series, strict=False):
+        left.plot(expansion.multiplier, expansion[column], "o-", ms=3.5, color=colour)
+        ends.append((expansion[column].iloc[-1], label, colour))
+    for side, values in (
+        (left.xaxis, expansion.multiplier),
+        (left.yaxis, expansion[[c for c, _ in series]].to_numpy()),
+    ):
+        style.log_axis(side, np.ravel(values), most=6)
+        side.set_ticks(side.get_ticklocs(), [f"{tick:g}×" for tick in side.get_ticklocs()])
+    left.set(xlabel="times as many languages", title="needed for the same loss")
+    if shown is None:
+        style.say(right, "no mixture was planned")
+    else:
+        _mixture_bars(right, shown, mixture)
+    figure.draw_without_rendering()
+    style.label_ends(left, expansion.multiplier.iloc[-1], ends)
+    return figure
+
+
+def _mixture_bars(axis: Axes, shown: pd.DataFrame, mixture: MixturePlan) -> None:
+    place = np.arange(len(shown))
+    axis.barh(place, 100 * shown.share, color=COLOURS[0], height=0.65)
+    even = 100 / max(int((mixture.table.weight > 0).sum()), 1)
+    axis.axvline(even, color=INK, lw=1, ls=(0, (3, 2)))
+    for y, share, epochs in zip(place, shown.share, shown.epochs, strict=True):
+        note = f"{100 * share:.1f} %" + (f", {epochs:.1f} epochs" if epochs > 1 else "")
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axis.text(100 * share, y, f" {note}", va="center", fontsize=8.5, bbox=box, zorder=3)
+    axis.set_yticks(place, shown.language)
+    axis.set_xlim(0, 1.6 * 100 * max(shown.share.max(), even / 100))
+    axis.grid(axis="y", visible=False)
+    size, tokens = style.short(mixture.params), style.short(mixture.tokens)
+    budget = f"{mixture.flops:.3g}".replace("e+", "e")
+    title = f"best mixture for {budget} FLOPs:\nN = {size}, D = {tokens}"
+    axis.set(xlabel="share of tokens, % (dashed: even)", title=title)

@@ -1,0 +1,246 @@
+"""Figures of the runs and of the law: one function a figure, none of which fails for want of data."""
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from atlas.report import style
+from atlas.report.style import COLOURS, FAINT, INK, MUTED
+from atlas.scaling.joint import JointFit
+from atlas.scaling.mixtures import MixtureLaw
+from atlas.scaling.runs import Runs
+
+_Z90 = 1.645
+_K_STYLES = ((1, "-", "1 language"), (2, (0, (4, 1.5)), "2 languages"), (np.inf, (0, (1, 1.2)), "more"))
+
+
+@style.styled
+def loss_curves(runs: Runs, unit: str) -> Figure:
+    """Loss of each language over all training tokens of its runs; colour N, line style the number of
+    languages K.
+
+    Lines join the rows of one run and phase; dots are cooled-down checkpoints or runs of a single row.
+    """
+    frame = _plain(runs)
+    frame = frame[frame.own > 0]
+    chosen = _busiest(frame.language, style.MAX_PANELS)
+    figure, axes = style.panels(len(chosen))
+    colours = _size_colours(frame.num_params)
+    for axis, language in zip(axes, chosen, strict=True):
+        part = frame[frame.language == language]
+        for (_, phase), run in part.groupby(["run", "phase"], sort=False):
+            run = run.sort_values("tokens")
+            look = next(dash for most, dash, _ in _K_STYLES if run.K.iloc[0] <= most)
+            colour = colours[run.num_params.iloc[0]]
+            if len(run) > 1 and phase != "cooldown":
+                axis.plot(run.tokens, run.loss, color=colour, ls=look, lw=1.2, alpha=0.85)
+            else:
+                axis.plot(run.tokens, run.loss, "o", color=colour, ms=3, alpha=0.8, mew=0)
+        axis.set_title(language)
+        style.log_axis(axis.xaxis, part.tokens)
+        style.log_axis(axis.yaxis, _without_outliers(part.loss))
+    for axis in axes[-min(3, len(axes)) :]:
+        axis.set_xlabel("training tokens, all languages")
+    axes[0].set_ylabel(unit)
+    sizes = _some(sorted(colours), 5)
+    handles = [Line2D([], [], color=colours[N], label=f"N = {style.short(N)}") for N in sizes]
+    handles += [Line2D([], [], color=MUTED, ls=dash, label=text) for _, dash, text in _K_STYLES]
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1.4, handlelength=2
+    )
+    return figure
+
+
+@style.styled
+def observed_and_predicted(rows: pd.DataFrame, unit: str) -> Figure:
+    """Observed loss against the loss predicted, [language, loss, predicted, split]; split "" was fitted.
+
+    Left all fitted rows; right rows that the predicting fit had not seen, by split.
+    """
+    figure = style.canvas(4.4)
+    fitted, held = figure.subplots(1, 2)
+    rows = rows[np.isfinite(rows.loss) & np.isfinite(rows.predicted)]
+    for axis, title, part in (
+        (fitted, "fitted rows", rows[rows.split == ""]),
+        (held, "held-out rows", rows[rows.split != ""]),
+    ):
+        if part.empty:
+            style.say(axis, f"no {title}")
+            continue
+        both = np.concatenate([part.loss, part.predicted])
+        ends = np.array([both.min() * 0.98, both.max() * 1.02])
+        axis.fill_between(ends, ends * 0.98, ends * 1.02, color=FAINT, lw=0, zorder=0)
+        axis.plot(ends, ends, color=MUTED, lw=0.8)
+        for i, (split, points) in enumerate(part.groupby("split")):
+            colour = COLOURS[(i + (axis is held)) % len(COLOURS)]
+            axis.scatter(
+                points.predicted, points.loss, s=9, color=colour, alpha=0.55, lw=0, label=split or None
+            )
+        error = np.median(np.abs(np.log(part.loss / part.predicted)))
+        axis.set_title(f"{title}: median error {100 * error:.2g} %")
+        for side in (axis.xaxis, axis.yaxis):
+            style.log_axis(side, both)
+        axis.set(xlabel=f"predicted, {unit}", ylabel=f"observed, {unit}", box_aspect=1)
+        if axis is held:
+            axis.legend(loc="upper left", markerscale=2.5, handletextpad=0.2)
+    return figure
+
+
+@style.styled
+def residuals(runs: Runs, fit: JointFit) -> Figure:
+    """log(observed/predicted) of the fitted rows against N, tokens and epochs: any structure is misfit."""
+    frame = _plain(runs).assign(residual=100 * np.log(runs.loss / fit.predict_runs(runs)[0]))
+    frame = frame[np.isfinite(frame.residual) & (frame.own > 0)]
+    figure = style.canvas(2.9)
+    axes = figure.subplots(1, 3, sharey=True)
+    limit = 1.1 * max(float(np.quantile(np.abs(frame.residual), 0.995)), 1e-3) if len(frame) else 1.0
+    columns = (
+        ("num_params", "parameters N"),
+        ("tokens", "training tokens, all languages"),
+        ("epochs", "epochs"),
+    )
+    for axis, (column, label) in zip(axes, columns, strict=True):
+        x = frame[column]
+        axis.axhline(0, color=MUTED, lw=0.8)
+        axis.set_xlabel(label)
+        if not (x > 0).any():
+            style.say(axis, "no unique tokens recorded:\nepochs unknown")
+            continue
+        axis.scatter(x, frame.residual, s=6, color=COLOURS[0], alpha=0.3, lw=0)
+        _binned(axis, x.to_numpy(), frame.residual.to_numpy())
+        style.log_axis(axis.xaxis, x)
+        axis.set_ylim(-limit, limit)
+    axes[0].set_ylabel("residual of log loss, %")
+    return figure
+
+
+def _binned(axis, x: np.ndarray, y: np.ndarray) -> None:
+    """Medians with their central 90 %, in up to eight groups of neighbouring x."""
+    x = np.exp(np.round(np.log(x), 3))  # totals of shares differ in their last digits
+    distinct = np.unique(x)
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, 9))) if len(distinct) > 8 else distinct
+    group = np.searchsorted(edges, x, side="right")
+    for g in np.unique(group):
+        low, middle, high = np.quantile(y[group == g], [0.05, 0.5, 0.95])
+        at = np.exp(np.mean(np.log(x[group == g])))
+        axis.plot([at, at], [low, high], color=INK, lw=1)
+        axis.plot([at], [middle], "o", color=INK, ms=4)
+
+
+@style.styled
+def law(runs: Runs, fit: JointFit, unit: str) -> Figure:
+    """The fitted law of each language with 90 % intervals: loss against N, and against effective tokens
+    D_eff.
+
+    Points are the fitted rows moved along the law to the panel's fixed tokens or size: their distance from
+    the line is their residual.
+    """
+    chosen = _busiest(pd.Series(np.asarray(runs.languages)[runs.target]), style.MAX_SERIES, known=fit.targets)
+    rows = runs.where(np.isin(np.asarray(runs.languages)[runs.target], chosen) & (runs.own(runs.D) > 0))
+    point = MixtureLaw.from_parameters(fit.parameters)
+    language = np.asarray(rows.languages)[rows.target]
+    place = [rows.languages.index(name) if name in rows.languages else None for name in point.sources]
+    D = np.stack([np.zeros(len(rows)) if i is None else rows.D[:, i] for i in place], 1)
+    U = np.stack([np.full(len(rows), np.inf) if i is None else rows.U[:, i] for i in place], 1)
+    index = np.array([point.targets.index(name) for name in language])
+    effective = point.effective_share(D, U)[np.arange(len(rows)), index] * rows.total_tokens
+    ratio = rows.loss / fit.predict_runs(rows)[0]
+    middle_D, middle_N = np.exp(np.median(np.log(effective))), np.exp(np.median(np.log(rows.N)))
+    figure = style.canvas(4.3)
+    axes = figure.subplots(1, 2, sharey=True)
+    views = (
+        (axes[0], rows.N, "parameters N", f"at D_eff = {style.short(middle_D)}", lambda x: (x, middle_D)),
+        (
+            axes[1],
+            effective,
+            "effective tokens D_eff",
+            f"at N = {style.short(middle_N)}",
+            lambda x: (middle_N, x),
+        ),
+    )
+    for axis, values, label, title, where in views:
+        grid = np.geomspace(values.min() / 1.3, values.max() * 3, 60)
+        ends = []
+        for colour, name in zip(COLOURS, chosen, strict=False):
+            loss, sd = _alone(fit, name, *where(grid))
+            axis.plot(grid, loss, color=colour)
+            axis.fill_between(
+                grid,
+                loss * np.exp(-_Z90 * sd / loss),
+                loss * np.exp(_Z90 * sd / loss),
+                color=colour,
+                alpha=0.15,
+                lw=0,
+            )
+            mine = language == name
+            axis.scatter(
+                values[mine],
+                _alone(fit, name, *where(values[mine]))[0] * ratio[mine],
+                s=8,
+                color=colour,
+                alpha=0.45,
+                lw=0,
+            )
+            ends.append((loss[-1], name, colour))
+        style.log_axis(axis.xaxis, grid)
+        axis.set(xlabel=label, title=title)
+    shown = np.concatenate([line.get_ydata() for line in axes[0].lines + axes[1].lines])
+    style.log_axis(axes[0].yaxis, _without_outliers(shown))
+    axes[0].set_ylabel(unit)
+    figure.draw_without_rendering()
+    style.label_ends(axes[1], grid[-1], ends)
+    return figure
+
+
+def _alone(fit: JointFit, name: str, N: np.ndarray, D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and its deviation of a monolingual run without repetition, whose D_eff is D."""
+    N, D = np.broadcast_arrays(np.asarray(N, float), np.asarray(D, float))
+    tokens = D[:, None] * (np.asarray(fit.sources) == name)
+    return fit.predict(N, tokens, np.full(tokens.shape, np.inf), np.repeat(name, len(N)))
+
+
+def _plain(runs: Runs) -> pd.DataFrame:
+    """run, phase, language, num_params, K, tokens, own, epochs, loss as columns."""
+    frame = pd.DataFrame(
+        {
+            "run": runs.run,
+            "phase": runs.frame["phase"].astype(str) if "phase" in runs.frame else "",
+            "language": np.asarray(runs.languages)[runs.target],
+            "num_params": runs.N,
+            "K": (runs.D > 0).sum(1),
+            "tokens": runs.total_tokens,
+            "own": runs.own(runs.D),
+            "loss": runs.loss,
+        }
+    )
+    return frame.assign(epochs=frame.own / runs.own(runs.U))
+
+
+def _busiest(languages: pd.Series, most: int, known: tuple[str, ...] | None = None) -> list[str]:
+    """The `most` languages with the most rows, in alphabetical order."""
+    if known is not None:
+        languages = languages[languages.isin(known)]
+    return sorted(languages.value_counts(sort=True).index[:most])
+
+
+def _size_colours(sizes: pd.Series) -> dict[float, tuple]:
+    unique = np.sort(sizes.unique())
+    shades = colormaps[style.SEQUENTIAL](np.linspace(0.05, 0.85, max(len(unique), 2)))
+    return {float(N): tuple(shade) for N, shade in zip(unique, shades, strict=False)}
+
+
+def _some(items: list, most: int) -> list:
+    picks = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
+    return [items[i] for i in picks]
+
+
+def _without_outliers(values) -> np.ndarray:
+    """Values without a far upper tail: a diverged run must not squeeze all others into a line."""
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values) & (values > 0)]
+    if len(values) < 8:
+        return values
+    low, high = np.quantile(np.log(values), [0.0, 0.9])
+    return values[np.log(values) <= high + 1.0 * (high - low) + 0.05]

@@ -1,0 +1,360 @@
+"""The report: one HTML file that holds everything and asks the network for nothing."""
+
+import base64
+import io
+import pathlib
+from collections.abc import Callable
+from html import escape
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from atlas.errors import UserError
+from atlas.report import decisions, figures, style
+from atlas.report.files import write_whole
+from atlas.report.summary import StudySummary
+from atlas.scaling.expansion import PUBLISHED_EXPONENTS
+from atlas.scaling.planning import expansion_table
+from atlas.scaling.runs import Runs, load_runs
+from atlas.scaling.transfer import latest_scores, score_matrix, tau_from_score
+
+_DPI = 150
+_WARNINGS = 10  # shown unfolded
+_CSS = """
+body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#222;background:#fff;margin:0
+auto; max-width:920px;padding:24px 20px 60px}
+h1{font-size:26px;margin:0 0 4px}h2{font-size:19px;margin:40px 0 8px;border-bottom:1px solid
+#ddd;padding-bottom:4px} h3{font-size:15px;margin:22px 0 6px}p{margin:6px 0 10px}.lead{color:#555}
+figure{margin:10px 0}figure img{width:100%;max-width:900px}figcaption{color:#555;font-size:13.5px}
+table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
+th,td{padding:3px 10px;border-bottom:1px solid #eee;text-align:right}th{border-bottom:1px solid
+#999;font-weight:600} th:first-child,td:first-child{text-align:left}.facts
+# td{text-align:left;vertical-align:top}
+.facts td:first-child{color:#555;white-space:nowrap}.facts td:last-child{overflow-wrap:anywhere}
+.scroll{overflow-x:auto}.scroll td{white-space:nowrap}.warn{background:#FFF4DC;border-left:4px solid
+#E69F00;padding:8px 14px;margin:14px 0} .warn ul{margin:4px
+# 0;padding-left:18px}.missing{background:#f4f4f4;border-left:4px solid #bbb;padding:8px
+14px;color:#444} code{font-size:13px;background:#f4f4f4;padding:1px 4px}
+"""
+
+
+def write_report(directory: pathlib.Path, study: StudySummary) -> pathlib.Path:
+    """Writes directory/report.html, whole in itself, and its figures as PNGs under directory/figures.
+
+    A part that is missing, or that the runs are too few for, leaves a sentence that says so; figures of an
+    older report that this one lacks are removed.
+
+    Returns:
+      The path of report.html.
+    """
+    page = _Page(pathlib.Path(directory) / "figures")
+    runs = _checked(page, study)
+    page.add(f"<h1>{escape(study.title)}</h1>", _lead(study, runs))
+    _warnings(page, study)
+    if study.facts:
+        rows = "".join(
+            f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in study.facts.items()
+        )
+        page.add(f'<table class="facts">{rows}</table>')
+    for section in (_curves, _accuracy, _law, _transfer, _capacity, _next):
+        section(page, study, runs)
+    for heading, table in study.tables.items():
+        page.add(f"<h2>{escape(heading)}</h2>", _table(table))
+    page.remove_stale()
+    path = pathlib.Path(directory) / "report.html"
+    head = f'<meta charset="utf-8"><title>{escape(study.title)}</title><style>{_CSS}</style>'
+    body = "\n".join(page.parts)
+    write_whole(path, f"<!doctype html>\n<html lang=en><head>{head}</head><body>{body}</body></html>\n")
+    return path
+
+
+class _Page:
+    """The HTML so far, and the folder for its pictures."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder, self.parts, self.pictures = folder, [], set()
+
+    def add(self, *parts: str) -> None:
+        self.parts.extend(parts)
+
+    def missing(self, text: str) -> None:
+        self.add(f'<p class="missing">{escape(text)}</p>')
+
+    def figure(self, name: str, caption: str, draw: Callable[[], Figure]) -> None:
+        """Draws, saves and embeds a figure; a user's error becomes the sentence in its place."""
+        try:
+            figure = draw()
+        except UserError as error:
+            self.missing(f"No figure here: {error}")
+            return
+        png = io.BytesIO()
+        figure.savefig(png, dpi=_DPI, metadata={"Software": None})
+        write_whole(self.folder / f"{name}.png", png.getvalue())
+        self.pictures.add(f"{name}.png")
+        data = base64.b64encode(png.getvalue()).decode()
+        width = round(100 * figure.get_figwidth())
+        image = (
+            f'<img alt="{escape(caption)}" style="max-width:{width}px" src="data:image/png;base64,{data}">'
+        )
+        self.add(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
+
+    def remove_stale(self) -> None:
+        for picture in self.folder.glob("*.png"):
+            if picture.name not in self.pictures:
+                picture.unlink()
+
+
+def _checked(page: _Page, study: StudySummary) -> Runs | None:
+    try:
+        return load_runs(study.runs)
+    except UserError:
+        return None
+
+
+def _lead(study: StudySummary, runs: Runs | None) -> str:
+    if runs is None:
+        return '<p class="lead">No usable runs.</p>'
+    counts = [
+        (len(runs.run_ids), "run"),
+        (len(runs), "evaluation"),
+        (len(runs.targets), "language"),
+        (len(np.unique(runs.N)), "model size"),
+    ]
+    words = ", ".join(f"{n} {noun}{'s' if n != 1 else ''}" for n, noun in counts)
+    sizes = f"N from {style.short(runs.N.min())} to {style.short(runs.N.max())} parameters"
+    tokens = f"up to {style.short(runs.total_tokens.max())} training tokens"
+    return f'<p class="lead">{words}; {sizes}; {tokens}; loss in {escape(study.loss_unit)}.</p>'
+
+
+def _warnings(page: _Page, study: StudySummary) -> None:
+    found = [("", warning) for warning in study.warnings]
+    for name, fit in (("law: ", study.fit), ("capacity law: ", study.capacity), ("mixture: ", study.mixture)):
+        found += [(name, warning) for warning in (fit.warnings if fit is not None else ())]
+    if study.fit is not None and not study.fit.converged:
+        found.insert(0, ("law: ", "the fit did not converge; none of its numbers can be trusted"))
+    if found:
+        items = [f"<li>{escape(name + warning)}</li>" for name, warning in found]
+        first, rest = "".join(items[:_WARNINGS]), "".join(items[_WARNINGS:])
+        more = (
+            f"<details><summary>{len(items) - _WARNINGS} more</summary><ul>{rest}</ul></details>"
+            if rest
+            else ""
+        )
+        page.add(f'<div class="warn"><b>Read this first</b><ul>{first}</ul>{more}</div>')
+
+
+def _why(study: StudySummary, name: str, default: str) -> str:
+    return study.missing.get(name, default)
+
+
+def _curves(page: _Page, study: StudySummary, runs: Runs | None) -> None:
+    page.add("<h2>Loss curves</h2>")
+    if runs is None:
+        try:
+            load_runs(study.runs)
+        except UserError as error:
+            page.missing(f"The runs table cannot be used: {error}")
+        return
+    caption = "Loss of each language in every run that trained on it. Dots are cooled-down checkpoints."
+    if len(runs.targets) > style.MAX_PANELS:
+        caption += f" The {style.MAX_PANELS} languages with the most evaluations of {len(runs.targets)}."
+    page.figure("loss_curves", caption, lambda: figures.loss_curves(runs, study.loss_unit))
+
+
+def _fitted(study: StudySummary, runs: Runs) -> Runs:
+    runs = runs.where(study.fitted_rows) if study.fitted_rows else runs
+    return runs.where(runs.own(runs.D) > 0)
+
+
+def _accuracy(page: _Page, study: StudySummary, runs: Runs | None) -> None:
+    page.add("<h2>How well the law describes the runs</h2>")
+    if study.fit is None or runs is None:
+        page.missing(_why(study, "fit", "No law was fitted."))
+    else:
+        caption = "Every dot is an evaluation; the grey band is ±2 %. Held-out rows were predicted unseen."
+        page.figure("observed_predicted", caption, lambda: _observed(study, runs))
+        caption = "What the law leaves over. Black: medians with their central 90 %. A trend here is misfit."
+        page.figure("residuals", caption, lambda: figures.residuals(_fitted(study, runs), study.fit))
+    if study.heldout is None or study.heldout.empty:
+        page.missing(_why(study, "heldout", "No held-out evaluation was made."))
+        return
+    page.add("<h3>Held-out scores</h3>")
+    known = [
+        c for c in ("split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout") if c in study.heldout
+    ]
+    names = {
+        "r2": "R², mean of languages",
+        "are": "mean absolute relative error",
+        "rmse_log": "RMSE of log loss",
+    }
+    names |= {"n_train": "rows fitted", "n_heldout": "rows held out"}
+    page.add(_table(study.heldout[known or list(study.heldout)].rename(columns=names)))
+
+
+def _observed(study: StudySummary, runs: Runs) -> Figure:
+    fitted = _fitted(study, runs)
+    language = np.asarray(fitted.languages)[fitted.target]
+    rows = pd.DataFrame(
+        {"language": language, "loss": fitted.loss, "predicted": study.fit.predict_runs(fitted)[0]}
+    )
+    rows = rows.assign(split="")
+    if study.heldout_rows is not None:
+        rows = pd.concat(
+            [rows, study.heldout_rows[["language", "loss", "predicted", "split"]]], ignore_index=True
+        )
+    return figures.observed_and_predicted(rows, study.loss_unit)
+
+
+def _law(page: _Page, study: StudySummary, runs: Runs | None) -> None:
+    page.add(
+        "<h2>The law</h2>", "<p><code>L = E + A·K^φ / N^α + B / D_eff^β</code>, in " + escape(study.loss_unit)
+    )
+    page.add(
+        "; D_eff sums the tokens of all languages, weighted by transfer τ and discounted by repetition λ.</p>"
+    )
+    if study.fit is None or runs is None:
+        page.missing(_why(study, "fit", "No law was fitted."))
+        return
+    caption = "Monolingual loss by the law, with 90 % intervals; dots are the runs, moved along the law to the panel."
+    if len(study.fit.targets) > style.MAX_SERIES:
+        caption += f" The {style.MAX_SERIES} languages with the most evaluations of {len(study.fit.targets)}."
+    page.figure("law", caption, lambda: figures.law(_fitted(study, runs), study.fit, study.loss_unit))
+    page.add(
+        _table(_parameters(study)),
+        "<p>Value and 90 % interval; grey numbers in brackets: not identified.</p>",
+    )
+    phi = study.fit.parameters.get("phi")
+    shared = f"φ = {_estimate(phi)}; " if phi is not None else ""
+    noise = f"noise of log loss σ = {100 * study.fit.sigma:.2g} %, correlation within a run ρ = {study.fit.rho:.2g}"
+    page.add(f"<p>{shared}{noise}.</p>")
+
+
+def _parameters(study: StudySummary) -> pd.DataFrame:
+    names, fitted = ("E", "A", "alpha", "B", "beta", "lambda"), study.fit.parameters
+    symbols = dict(zip(names, ("E", "A", "α", "B", "β", "λ"), strict=True))
+    rows = [
+        {"language": t} | {symbols[n]: _estimate(fitted.get(f"{n}[{t}]")) for n in names}
+        for t in study.fit.targets
+    ]
+    return pd.DataFrame(rows)
+
+
+def _estimate(estimate) -> str:
+    if estimate is None:
+        return "–"
+    text = f"{_number(estimate.value)} [{_number(estimate.low)}, {_number(estimate.high)}]"
+    return text if estimate.identified else f"({text})"
+
+
+def _transfer(page: _Page, study: StudySummary, runs: Runs | None) -> None:
+    page.add("<h2>Transfer between languages</h2>")
+    scores = study.transfer
+    measured = None if scores is None or scores.empty else score_matrix(scores)
+    if study.fit is None and measured is None:
+        page.missing(_why(study, "transfer", "No joint fit and no bilingual runs: transfer is unknown."))
+        return
+    caption = (
+        "Rows are targets, columns sources. Bold: the 90 % interval of τ excludes 0. Hatched: prior only."
+    )
+    name = study.relatedness_name
+    page.figure("transfer", caption, lambda: decisions.transfer(study.fit, measured, study.relatedness, name))
+    if not study.relatedness:
+        page.missing(
+            _why(study, "relatedness", "How these languages are related is not known: nothing to compare.")
+        )
+    if measured is None:
+        why = "No pair has a monolingual and a 50/50 bilingual run of one size: no bilingual transfer scores."
+        page.missing(_why(study, "transfer", why))
+        return
+    page.add("<h3>Bilingual transfer scores</h3>")
+    caption = "Score over its anchor, with 90 % intervals; triangles: at most. 0: neutral, 1: as good as the target."
+    page.figure("score_drift", caption, lambda: decisions.score_drift(scores))
+    page.add(_table(_score_table(scores)))
+
+
+def _score_table(scores: pd.DataFrame) -> pd.DataFrame:
+    latest = latest_scores(scores)
+    bound = np.where(
+        latest.censored == "", latest.score.map(_number), latest.censored + " " + latest.high.map(_number)
+    )
+    bound = np.where(latest.censored == "at least", "at least " + latest.low.map(_number), bound)
+    interval = "[" + latest.low.map(_number) + ", " + latest.high.map(_number) + "]"
+    table = latest[["target", "source"]].assign(
+        N=latest.num_params.map(style.short), anchor=latest.anchor_tokens.map(style.short), score=bound
+    )
+    implied = latest.score.map(tau_from_score).map(_number)
+    table = table.assign(**{"90 % interval": interval, "τ it implies": implied})
+    return table.rename(columns={"anchor": "anchor, tokens"}).head(40)
+
+
+def _capacity(page: _Page, study: StudySummary, runs: Runs | None) -> None:
+    page.add("<h2>The cost of more languages</h2>")
+    page.add("<p><code>L = E + A·K^φ / N^α + B·K^ψ / D_t^β</code> for K evenly sampled languages.</p>")
+    fit = study.capacity
+    if fit is None:
+        page.missing(
+            _why(study, "capacity", "No capacity law was fitted; the figure shows ATLAS's published one.")
+        )
+    law, origin = (
+        (PUBLISHED_EXPONENTS, "ATLAS as published") if fit is None else (fit.exponents, "fitted here")
+    )
+    caption = (
+        "From a compute-optimal baseline: all pairs of N and total tokens with its loss. Grey: equal compute."
+    )
+    page.figure("iso_loss", caption, lambda: decisions.iso_loss_curves(law, None, origin))
+    if fit is not None:
+        names = [name for name in ("alpha", "beta", "phi", "psi") if name in fit.parameters]
+        symbols = {"alpha": "α", "beta": "β", "phi": "φ", "psi": "ψ"}
+        page.add(_table(pd.DataFrame([{symbols[n]: _estimate(fit.parameters[n]) for n in names}])))
+        page.add(
+            f"<p>{fit.n_runs} runs, {fit.n_rows} rows; R² {fit.r2:.3f}; ATLAS prints φ = 0.11, ψ = −0.04.</p>"
+        )
+
+
+def _next(page: _Page, study: StudySummary, runs: Runs | None) -> None:
+    page.add("<h2>What to train next</h2>")
+    law = PUBLISHED_EXPONENTS if study.capacity is None else study.capacity.exponents
+    table = expansion_table([2, 4, 8, 16], law) if study.expansion is None else study.expansion
+    caption = (
+        "Multiples of a compute-optimal baseline" + ("" if study.capacity else ", by the published law") + "."
+    )
+    if study.mixture is not None:
+        caption += " Right: shares of the best mixture inside the region that the runs support."
+    page.figure("next", caption, lambda: decisions.next_run(table, study.mixture))
+    names = {
+        "multiplier": "times as many languages",
+        "tokens_per_language": "tokens per language",
+        "tokens_same_params": "tokens, if N stays",
+        "params_same_tokens": "N, if tokens stay",
+    }
+    page.add(_table(table.rename(columns=names)))
+    if study.mixture is None:
+        page.missing(_why(study, "mixture", "No mixture was planned: that needs a joint fit and a budget."))
+        return
+    plan = study.mixture
+    gain = (
+        f"predicted loss {plan.loss:.4f} against {plan.even_loss:.4f} for an even mixture at its own best N"
+    )
+    size = f"N = {style.short(plan.params)}, D = {style.short(plan.tokens)} tokens"
+    page.add(f"<p>For {plan.flops:.3g} FLOPs: {size}; {gain} ({escape(study.loss_unit)}).</p>")
+    shown = plan.table.assign(
+        share=(100 * plan.table.share).map("{:.1f} %".format), tokens=plan.table.tokens.map(style.short)
+    )
+    page.add(_table(shown))
+
+
+def _table(table: pd.DataFrame) -> str:
+    text = table.map(lambda x: _number(x) if isinstance(x, float | np.floating) else str(x))
+    return f'<div class="scroll">{text.to_html(index=False, border=0, escape=True)}</div>'
+
+
+def _number(value: float) -> str:
+    """Three digits; a dash for what is unknown.
+
+    >>> _number(0.12345), _number(float("nan")), _number(-1234567.0)
+    ('0.123', '–', '−1.23M')
+    """
+    if not np.isfinite(value):
+        return "–" if np.isnan(value) else ("∞" if value > 0 else "−∞")
+    return style.short(float(value)).replace("-", "−")

@@ -1,0 +1,216 @@
+"""The loop itself: corpus → sweep → runs table → joint fit and transfer matrix → report → what to train next."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import pandas as pd
+
+from atlas import report
+from atlas.errors import UserError
+from atlas.scaling import JointFit, Runs, fit_joint, heldout, load_runs
+from atlas.scaling.capacity import capacity_rows, fit_capacity
+from atlas.scaling.mixtures import MixtureLaw, MixturePlan, TrustRegion, optimal_mixture
+from atlas.scaling.planning import expansion_table
+from atlas.scaling.transfer import bilingual_transfer_scores, score_from_tau
+from atlas.training import RunConfig, SweepConfig, run_sweep, runs_table
+from atlas.training.loop import COOLDOWN, METRICS
+from atlas.training.metrics import JsonLines, write_atomically
+from atlas.training.sweep import prepare_corpus
+
+SUMMARY = "summary.txt"
+OUTPUTS = ("runs.csv", "fit.json", "transfer.csv", "transfer_scores.csv", "heldout.csv", "report.html", SUMMARY)
+LAWS = ("atlas", "chinchilla_own", "chinchilla_total", "data_constrained")
+SPLITS = ("largest_n", "mixture")
+FITTED_ROWS = f"phase == '{COOLDOWN}'"
+
+_BUDGET_FACTOR = 10  # the next budget, in multiples of the study's most expensive run
+_IDLE_SECONDS = 60.0  # longer gaps between log lines are interruptions, not training
+
+T = TypeVar("T")
+Known = Mapping[tuple[str, str], float] | None
+
+
+@dataclass
+class StudyConfig(SweepConfig):
+    """A sweep and the heading of its report."""
+
+    title: str = "A study"
+
+
+def run_study(config: StudyConfig, runs: Sequence[RunConfig], workdir: pathlib.Path, command: str = "") -> str:
+    """Trains what is not trained yet, analyses all of it and leaves OUTPUTS in `workdir`.
+
+    Finished studies return at once; interrupted ones continue. command: how it was started, for the report.
+
+    Returns:
+      The summary in words: law, transfer matrix, held-out scores and the path of the report.
+    """
+    run_sweep(runs, workdir, config.population, shard="0/1")
+    frame = runs_table(runs, workdir)
+    table = frame.to_csv(index=False)
+    stamp = hashlib.sha256(table.encode()).hexdigest()
+    if _is_current(workdir, stamp):
+        return (workdir / SUMMARY).read_text()
+    write_atomically(workdir / "runs.csv", table)
+    known = prepare_corpus(config, workdir).relatedness()
+    facts = _facts(config, runs, frame, workdir, command)
+    summary = write_analysis(analyse(frame, config.title, known, facts), workdir)
+    write_atomically(workdir / "study.json", json.dumps({"runs_sha256": stamp}))
+    return summary
+
+
+def analyse(
+    frame: pd.DataFrame, title: str, relatedness: Known = None, facts: Mapping[str, object] | None = None
+) -> report.StudySummary:
+    """Everything that a runs table tells: joint law, transfer, capacity, held-out scores, next runs.
+
+    The laws are fitted to the ends of cooldown branches, which are comparable; curves of the trunk serve transfer scores too.
+    What the runs cannot give is None, and `missing` says why.
+    """
+    missing: dict[str, str] = {}
+
+    def attempt(name: str, compute: Callable[[], T]) -> T | None:
+        try:
+            return compute()
+        except UserError as error:
+            missing[name] = str(error)
+            return None
+
+    runs = load_runs(frame.query(FITTED_ROWS))
+    once = frame[_epochs(frame) <= 1]
+    fit = fit_joint(runs)
+    capacity = attempt("capacity", lambda: fit_capacity(*capacity_rows(once)))
+    scores = [s for split in SPLITS for s in _scores(runs, split, missing)]
+    return report.StudySummary(
+        title=title,
+        runs=frame,
+        fit=fit,
+        fitted_rows=FITTED_ROWS,
+        transfer=attempt("transfer", lambda: bilingual_transfer_scores(once)),
+        capacity=capacity,
+        heldout=pd.DataFrame([{k: v for k, v in s.items() if k not in ("languages", "runs", "rows")} for s in scores]),
+        heldout_rows=pd.concat([s["rows"].assign(split=s["split"]) for s in scores if s["law"] == "atlas"] or [pd.DataFrame()]),
+        relatedness=relatedness,
+        expansion=attempt("expansion", lambda: expansion_table([2, 4, 8], capacity.exponents)) if capacity else None,
+        mixture=attempt("mixture", lambda: next_mixture(fit, runs)),
+        facts=facts or {},
+        missing=missing,
+    )
+
+
+def next_mixture(fit: JointFit, runs: Runs) -> MixturePlan:
+    """The mixture and size of least mean loss for ten times the compute of the study's most expensive run."""
+    law = MixtureLaw.from_parameters(fit.parameters)
+    flops = _BUDGET_FACTOR * 6 * float((runs.N * runs.total_tokens).max())
+    unique = {name: float(runs.U[:, i].max()) for i, name in enumerate(runs.languages)}
+    return optimal_mixture(law, flops, TrustRegion.of_runs(law, runs), unique_tokens=unique)
+
+
+def write_analysis(summary: report.StudySummary, workdir: pathlib.Path) -> str:
+    """Writes the results of a study as files and returns them in words."""
+    scores = {f"{row.split}/{row.law}": {"r2": row.r2, "are": row.are} for row in summary.heldout.itertuples()}
+    write_atomically(workdir / "fit.json", json.dumps(summary.fit.to_json(scores), indent=1))
+    write_atomically(workdir / "transfer.csv", transfer_table(summary.fit).to_csv(index=False))
+    if summary.transfer is not None:
+        write_atomically(workdir / "transfer_scores.csv", summary.transfer.to_csv(index=False))
+    write_atomically(workdir / "heldout.csv", summary.heldout.to_csv(index=False))
+    path = report.write_report(workdir, summary)
+    text = _describe(summary) + f"\nreport: {path}\n"
+    write_atomically(workdir / SUMMARY, text)
+    return text
+
+
+def transfer_table(fit: JointFit) -> pd.DataFrame:
+    """One row an ordered pair: target, source, tau with se and 90 % interval, identified, and the bilingual score it implies."""
+    rows = []
+    for target in fit.targets:
+        for source in fit.sources:
+            if source != target:
+                tau = fit.parameters[f"tau[{target}<-{source}]"]
+                implied = float(score_from_tau(tau.value)) if tau.value > -1 else float("nan")
+                rows.append({"target": target, "source": source, "tau": tau.value, "se": tau.se, "low": tau.low, "high": tau.high})
+                rows[-1] |= {"identified": tau.identified, "implied_score": implied}
+    return pd.DataFrame(rows)
+
+
+def _describe(summary: report.StudySummary) -> str:
+    fit = summary.fit
+    names = ("E", "A", "alpha", "B", "beta", "lambda")
+    law = pd.DataFrame({t: {n: fit.parameters[f"{n}[{t}]"].value for n in names} for t in fit.targets}).T
+    parts = [
+        f"{summary.title}: {fit.n_runs} runs, {fit.n_rows} rows, noise {100 * fit.sigma:.2f} % of the loss",
+        "\nfitted law, loss in bits per byte: E + A K^phi / N^alpha + B / D_eff^beta\n" + law.to_string(float_format="{:.4g}".format),
+        _estimate("phi (capacity)", fit.parameters.get("phi")),
+        "\ntransfer matrix tau (row: target, column: source)\n" + fit.transfer_matrix().round(3).to_string(),
+    ]
+    if len(summary.heldout):
+        parts.append("\nheld out, mean over languages\n" + summary.heldout.round(4).to_string(index=False))
+    if summary.mixture is not None:
+        plan = summary.mixture
+        shares = ", ".join(f"{row.language} {row.share:.0%}" for row in plan.table.itertuples())
+        parts.append(f"\nnext, for {plan.flops:.2g} FLOPs: N = {plan.params:.3g}, D = {plan.tokens:.3g}, mixture {shares}")
+    parts += [f"warning: {warning}" for warning in (*fit.warnings, *summary.warnings)]
+    parts += [f"no {name}: {reason}" for name, reason in summary.missing.items()]
+    return "\n".join(parts)
+
+
+def _estimate(name: str, estimate: Any) -> str:
+    if estimate is None:
+        return ""
+    known = "" if estimate.identified else ", not identified"
+    return f"{name} = {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]{known}"
+
+
+def _scores(runs: Runs, split: str, missing: dict[str, str]) -> Iterable[dict]:
+    for law in LAWS:
+        try:
+            yield heldout(runs, split, law)
+        except UserError as error:
+            missing[f"held-out score of {law} on {split}"] = str(error)
+
+
+def _epochs(frame: pd.DataFrame) -> np.ndarray:
+    """[n] the most often that a row's run has seen any one language."""
+    tokens = [name for name in frame if name.startswith("tokens.")]
+    epochs = [frame[name].fillna(0) / frame[f"unique_{name}"] for name in tokens]
+    return np.max(epochs, axis=0)
+
+
+def _is_current(workdir: pathlib.Path, stamp: str) -> bool:
+    path = workdir / "study.json"
+    complete = all((workdir / name).exists() for name in OUTPUTS if name != "transfer_scores.csv")
+    return complete and path.exists() and json.loads(path.read_text())["runs_sha256"] == stamp
+
+
+def _facts(
+    config: StudyConfig, runs: Sequence[RunConfig], frame: pd.DataFrame, workdir: pathlib.Path, command: str
+) -> dict[str, object]:
+    device = jax.devices()[0]
+    tokens = frame[frame.filter(like="tokens.").columns[0]]
+    return {
+        "command": command,
+        "runs": len(runs),
+        "sizes N": ", ".join(f"{n:,}" for n in sorted(frame["num_params"].unique())),
+        "attention": config.model.attention,
+        "corpus": f"{config.data.source}, {config.data.tokenizer} tokens, windows of {config.data.window}",
+        "hardware": f"{jax.device_count()} × {device.device_kind}, {os.cpu_count()} cores, {platform.machine()}",
+        "training time": f"{_training_seconds(frame, workdir) / 60:.1f} minutes",
+        "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
+        "rows": len(tokens),
+    }
+
+
+def _training_seconds(frame: pd.DataFrame, workdir: pathlib.Path) -> float:
+    """Time in which log lines were written, without interruptions; processes that trained side by side count once."""
+    times = [r["time"] for run in frame["run"].unique() for r in JsonLines(workdir / "runs" / run / METRICS).read()]
+    gaps = np.diff(np.sort(times))
+    return float(gaps[gaps < _IDLE_SECONDS].sum())

@@ -1,0 +1,103 @@
+"""Fits a scaling law to a runs table and says how far to trust it.
+
+    python -m experiments.fit --runs=runs.csv --law=atlas --holdout=largest_n --workdir=DIR
+    python -m experiments.fit --runs=runs.csv --law=chinchilla --where='language == "fr"' --workdir=DIR
+
+Prints parameters with 90 % intervals, held-out scores and warnings, and writes them to DIR/fit.json. A 240-row table
+takes seconds, nearly all of them compilation.
+"""
+
+import json
+import os
+import pathlib
+
+from absl import flags
+
+from atlas.errors import UserError, unknown
+from atlas.scaling import Fit, JointFit, Runs, fit, fit_joint, heldout, load_runs
+from atlas.scaling.holdout import SPLITS
+from atlas.scaling.series import LAWS, OBJECTIVES
+from experiments._app import require, run
+
+_RUNS = flags.DEFINE_string("runs", "", "runs table: CSV or Parquet, one row an evaluation")
+_LAW = flags.DEFINE_enum("law", "atlas", ["atlas", *LAWS], "law to fit; atlas fits all languages jointly")
+_WORKDIR = flags.DEFINE_string("workdir", "", "directory that receives fit.json")
+_FAMILY = flags.DEFINE_string("family", "", "keep the rows whose column family has this value")
+_WHERE = flags.DEFINE_string(
+    "where", "", "keep the rows that satisfy this pandas query, e.g. 'num_params > 1e6'"
+)
+_OBJECTIVE = flags.DEFINE_enum(
+    "objective", None, list(OBJECTIVES), "loss of log residuals (default huber; not atlas)"
+)
+_DELTA = flags.DEFINE_float("delta", None, "corner of the Huber loss, in log loss (default 1e-3; not atlas)")
+_HOLDOUT = flags.DEFINE_enum("holdout", "none", ["none", *SPLITS], "runs to hold out and predict")
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the random split")
+
+
+def main(_) -> None:
+    require(runs=_RUNS.value, workdir=_WORKDIR.value)
+    runs = _select(load_runs(_RUNS.value))
+    options = _options()
+    law = fit_joint(runs) if _LAW.value == "atlas" else fit(_LAW.value, runs, **options)
+    scores = _scores(runs, options) if _HOLDOUT.value != "none" else None
+    document = law.to_json(scores)
+    _print(document, law)
+    path = pathlib.Path(_WORKDIR.value) / "fit.json"
+    _write(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    print(f"wrote {path}")
+
+
+def _select(runs: Runs) -> Runs:
+    if _FAMILY.value:
+        families = runs.frame["family"].astype(str).unique() if "family" in runs.frame else []
+        if _FAMILY.value not in families:
+            raise unknown("family", _FAMILY.value, families)
+        runs = runs.where((runs.frame["family"].astype(str) == _FAMILY.value).to_numpy())
+    return runs.where(_WHERE.value) if _WHERE.value else runs
+
+
+def _options() -> dict:
+    given = {"objective": _OBJECTIVE.value, "delta": _DELTA.value}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and _LAW.value == "atlas":
+        raise UserError(
+            f"--{next(iter(given))} does not apply to the atlas law, which estimates its own noise; drop it"
+        )
+    return given
+
+
+def _scores(runs: Runs, options: dict) -> dict:
+    law = "chinchilla_own" if _LAW.value == "chinchilla" else _LAW.value
+    return heldout(runs, _HOLDOUT.value, law, seed=_SEED.value, **options)
+
+
+def _print(document: dict, law: Fit | JointFit) -> None:
+    print(f"{document['law']} law: {law.n_rows} rows of {law.n_runs} runs, objective {law.objective:.9g}")
+    print(f"{'parameter':<20}{'value':>12}{'se':>11}   90 % interval")
+    for name, e in law.parameters.items():
+        verdict = "" if e.identified else "   not identified"
+        print(f"{name:<20}{e.value:>12.5g}{e.se:>11.3g}   {e.low:.5g} … {e.high:.5g}{verdict}")
+    if scores := document["holdout"]:
+        r2 = "undefined" if scores["r2"] is None else f"{scores['r2']:.3f}"
+        print(
+            f"held out {scores['split']}: {scores['n_heldout']} rows, R² {r2}, relative error {scores['are']:.2%}"
+        )
+    for warning in law.warnings:
+        print(f"warning: {warning}")
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    """Writes all of a file or nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except (FileExistsError, NotADirectoryError, PermissionError):
+        raise UserError(
+            f"cannot write {str(path)!r}; give a --workdir that is a writable directory"
+        ) from None
+
+
+if __name__ == "__main__":
+    run(main)

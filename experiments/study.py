@@ -1,0 +1,40 @@
+"""The main job: corpus → sweep → runs table → joint fit → transfer matrix → report.
+
+    python -m experiments.study --config=configs/quickstart.py --workdir=DIR
+
+Leaves DIR/runs.csv, fit.json, transfer.csv, report.html and more. Interrupted, the same command continues; finished, it returns at
+once. With --runs=FILE it trains nothing and analyses a runs table from anywhere.
+"""
+
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+import pandas as pd
+from absl import flags
+
+from atlas import study
+from experiments import _app
+
+_CONFIG = _app.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory for the corpus, the runs and the results")
+_RUNS = flags.DEFINE_string("runs", None, "runs table to analyse in place of training")
+
+
+def main(_: Sequence[str]) -> None:
+    """Trains and analyses, or only analyses."""
+    _app.require(workdir=_WORKDIR.value)
+    workdir = pathlib.Path(_WORKDIR.value)
+    if _RUNS.value:
+        frame = pd.read_csv(_RUNS.value)
+        print(study.write_analysis(study.analyse(frame, pathlib.Path(_RUNS.value).stem), workdir))
+        return
+    _app.require(config=_CONFIG.value)
+    runs = _app.config_module(_CONFIG).get_sweep(_CONFIG.value)
+    command = "python -m experiments.study " + shlex.join(sys.argv[1:])
+    print(study.run_study(_CONFIG.value, runs, workdir, command))
+
+
+if __name__ == "__main__":
+    _app.run(main)

@@ -1,0 +1,224 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from atlas.data import DataConfig, corpus, load, mixtures, prepare, windows
+from atlas.data.batches import Sampler
+from atlas.errors import UserError
+from tests.atlas.data.corpora import write_corpus
+
+TEXTS = {"en": ["the first document", "the second one"] * 20, "fr": ["un document", "çà et là"] * 30}
+SYNTHETIC = DataConfig(window=32, synthetic_tokens=20_000)
+
+
+@pytest.fixture(scope="module")
+def jsonl(tmp_path_factory):
+    return str(write_corpus(tmp_path_factory.mktemp("jsonl"), TEXTS))
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    return prepare(SYNTHETIC, tmp_path_factory.mktemp("synthetic"), progress=False)
+
+
+def config(jsonl, **fields):
+    return DataConfig(**{"source": "jsonl", "input": jsonl, "window": 16, **fields})
+
+
+def stream(built, language, split):
+    """The tokens of a split, put together from its windows."""
+    rows = built.windows(language, split).rows(np.arange(built.num_windows(language, split)))
+    return np.concatenate([rows[0, :1], rows[:, 1:].ravel()])
+
+
+def test_windows_hold_the_documents_and_their_separators(jsonl, tmp_path):
+    built = prepare(config(jsonl), tmp_path, progress=False)
+    for language, texts in TEXTS.items():
+        expected = [token for text in texts for token in (*text.encode(), 256)]
+        got = stream(built, language, "train")
+        assert got.tolist() == expected[: len(got)]
+        assert 0 <= len(expected) - len(got) < 16
+        held_out = stream(built, language, "validation")
+        text = texts[0].encode()
+        assert held_out.tolist() == [*text, 256] + [257] * (len(held_out) - len(text) - 1)
+
+
+def test_sizes(jsonl, tmp_path):
+    built = prepare(config(jsonl), tmp_path, progress=False)
+    assert built.languages == ("en", "fr")
+    assert built.num_documents("fr") == 60
+    assert built.num_characters("fr") == 30 * (len("un document") + len("çà et là"))
+    assert built.num_bytes("fr") == 30 * (len(b"un document") + len("çà et là".encode()))
+    assert built.num_windows("fr") == (built.num_bytes("fr") + 60 - 1) // 16
+    assert built.unique_tokens("fr") == built.num_windows("fr") * 16
+    assert built.num_windows("en", "test") == 2
+    assert built.relatedness() is None
+    with pytest.raises(UserError, match="did you mean 'fr'"):
+        built.num_windows("frr")
+    with pytest.raises(UserError, match="did you mean 'train'"):
+        built.windows("fr", "trane")
+
+
+def test_a_cap_keeps_the_first_windows(jsonl, tmp_path):
+    whole = prepare(config(jsonl), tmp_path / "whole", progress=False)
+    capped = prepare(config(jsonl, max_train_windows=7), tmp_path / "capped", progress=False)
+    assert capped.unique_tokens("en") == 7 * 16
+    assert np.array_equal(stream(capped, "en", "train"), stream(whole, "en", "train")[: 7 * 16 + 1])
+    assert capped.num_bytes("en") == pytest.approx(7 * 16, rel=0.1)
+    assert capped.num_windows("en", "test") == whole.num_windows("en", "test")
+
+
+def test_loading_needs_no_sources(tmp_path):
+    root = write_corpus(tmp_path / "text", TEXTS)
+    built = prepare(config(str(root)), tmp_path / "corpus", progress=False)
+    shutil.rmtree(root)
+    loaded = load(tmp_path / "corpus")
+    assert loaded.fingerprint == built.fingerprint
+    assert np.array_equal(stream(loaded, "fr", "train"), stream(built, "fr", "train"))
+
+
+def test_preparing_again_builds_nothing(jsonl, tmp_path, monkeypatch):
+    built = prepare(config(jsonl), tmp_path, progress=False)
+    monkeypatch.setattr(windows, "write", None)
+    assert prepare(config(jsonl), tmp_path, progress=False).fingerprint == built.fingerprint
+
+
+def test_an_interrupted_build_is_not_taken_for_whole_and_goes_on(jsonl, tmp_path, monkeypatch):
+    write, written = windows.write, []
+
+    def interrupted(directory, language, *rest):
+        written.append(language)
+        if written == ["en", "fr"]:
+            (directory / "windows/fr/1.0.0").mkdir(parents=True)  # half a data set
+            raise KeyboardInterrupt
+        write(directory, language, *rest)
+
+    monkeypatch.setattr(windows, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(jsonl), tmp_path / "cut", progress=False)
+    with pytest.raises(UserError, match="unfinished"):
+        load(tmp_path / "cut")
+    built = prepare(config(jsonl), tmp_path / "cut", progress=False)
+    assert written == ["en", "fr", "fr"]
+    whole = prepare(config(jsonl), tmp_path / "whole", progress=False)
+    assert built.fingerprint == whole.fingerprint
+    assert np.array_equal(stream(built, "fr", "train"), stream(whole, "fr", "train"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"window": 8}, "data.window=16, but this config has 8"),
+        ({"languages": ("en",)}, "data.languages"),
+        ({"tokenizer": "bpe"}, "data.tokenizer='bytes'"),
+        ({"max_train_windows": 3}, "data.max_train_windows=0"),
+    ],
+)
+def test_a_directory_of_another_config_is_refused(jsonl, tmp_path, fields, name):
+    prepare(config(jsonl), tmp_path, progress=False)
+    with pytest.raises(UserError, match=name) as error:
+        prepare(config(jsonl, **fields), tmp_path, progress=False)
+    assert "\n" not in str(error.value)
+
+
+def test_changed_text_is_refused_naming_its_language(tmp_path):
+    root = write_corpus(tmp_path / "text", TEXTS)
+    prepare(config(str(root)), tmp_path / "corpus", progress=False)
+    write_corpus(root, {"fr": ["autre chose"] * 9})
+    with pytest.raises(UserError, match=r"data\.files\.fr"):
+        prepare(config(str(root)), tmp_path / "corpus", progress=False)
+
+
+def test_a_damaged_description_is_named(jsonl, tmp_path):
+    prepare(config(jsonl), tmp_path, progress=False)
+    file = tmp_path / "corpus.json"
+    file.write_text(file.read_text()[:50])
+    with pytest.raises(UserError, match="cannot be read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["short"], ["fr", "6 training tokens", "window of 16"]),
+        ([""], ["fr", "no documents", "train"]),
+    ],
+)
+def test_too_little_text_is_named(tmp_path, texts, words):
+    root = write_corpus(tmp_path / "text", {"en": TEXTS["en"], "fr": texts})
+    with pytest.raises(UserError) as error:
+        prepare(config(str(root)), tmp_path / "corpus", progress=False)
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_bad_lines_are_named_through_the_whole_build(tmp_path):
+    root = write_corpus(tmp_path / "text", TEXTS)
+    (root / "en/test.jsonl.gz").write_bytes(b"plain text")
+    with pytest.raises(UserError, match=r"en/test\.jsonl\.gz is not a whole gzip") as error:
+        prepare(config(str(root)), tmp_path / "corpus", progress=False)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_trained_tokenizers(jsonl, tmp_path, kind):
+    built = prepare(config(jsonl, tokenizer=kind, vocab_size=290, window=4), tmp_path, progress=False)
+    loaded = load(tmp_path)
+    assert loaded.tokenizer.vocab_size <= 320
+    assert loaded.tokenizer.fingerprint == built.tokenizer.fingerprint
+    text = loaded.tokenizer.decode(stream(loaded, "fr", "train"))
+    assert "".join(TEXTS["fr"]).startswith(text)
+    # The same tokenizer by its file gives the same windows.
+    by_path = config(jsonl, tokenizer=str(tmp_path / "tokenizer.json"), window=4)
+    again = prepare(by_path, tmp_path / "again", progress=False)
+    assert np.array_equal(stream(again, "en", "train"), stream(loaded, "en", "train"))
+
+
+def test_an_unreadable_tokenizer_leaves_nothing_behind(jsonl, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="not a tokenizer"):
+        prepare(
+            config(jsonl, tokenizer=str(tmp_path / "tokenizer.json")), tmp_path / "corpus", progress=False
+        )
+    assert not (tmp_path / "corpus/corpus.json").exists()
+
+
+def test_synthetic(synthetic):
+    assert synthetic.languages == ("a1", "a2", "b1", "b2")
+    for language in synthetic.languages:
+        assert 20_000 <= synthetic.num_bytes(language) < 21_000
+        assert synthetic.num_windows(language, "validation") > 32_000 // 32
+    assert synthetic.relatedness()["a1", "a2"] > 0.7
+    assert synthetic.relatedness() == load(synthetic.directory).relatedness()
+
+
+def test_large_corpora_are_read_from_disk_with_the_same_batches(synthetic, monkeypatch):
+    weights = mixtures.parse("uniform(*)", synthetic, 0)
+    expected = Sampler(synthetic, weights, 16, 0).batch(3)
+    monkeypatch.setattr(corpus, "_IN_MEMORY_BYTES", 0)
+    stored = load(synthetic.directory)
+    assert isinstance(stored.windows("a1", "train"), windows.StoredWindows)
+    assert np.array_equal(Sampler(stored, weights, 16, 0).batch(3).tokens, expected.tokens)
+
+
+def test_identities_are_readable(synthetic):
+    description = json.loads((synthetic.directory / "corpus.json").read_text())
+    assert description["identity"]["synthetic_tokens"] == 20_000
+    assert description["fingerprint"] == synthetic.fingerprint
+
+
+def test_processes_that_build_at_once_agree_without_tensorflow(tmp_path):
+    script = (
+        "import sys; from atlas.data import DataConfig, prepare; "
+        f"c = prepare(DataConfig(window=32, synthetic_tokens=20_000), {str(tmp_path)!r}, progress=False); "
+        "c.windows('a1', 'train'); print(c.fingerprint, 'tensorflow' in sys.modules, 'jax' in sys.modules)"
+    )
+    run = [sys.executable, "-c", script]
+    processes = [subprocess.Popen(run, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = {process.communicate()[0].strip() for process in processes}
+    assert len(outputs) == 1
+    assert outputs.pop().endswith("False False")

@@ -1,0 +1,145 @@
+import json
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from atlas.data import synthetic, tokenizers
+from atlas.errors import UserError
+
+TEXTS = {name: list(synthetic.documents(name, "train", 40_000, 0)) for name in ("a1", "b1", "c1")}
+HARD = "héllo wörld\n\n  日本語 \U0001f600 foo  bar\ttab <unk> ▁ <0x41> </s>"
+
+
+def metaspace_unigram() -> str:
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
+    )
+    backend.train_from_iterator(TEXTS["a1"], trainer)
+    return backend.to_str()
+
+
+def llama_like() -> str:
+    """BPE with byte fallback, a space put before each text by the normalizer and taken away by the decoder."""
+    vocabulary = {"<unk>": 0, "<s>": 1, **{f"<0x{i:02X}>": i + 2 for i in range(256)}}
+    for symbol in ("▁", "h", "e", "l", "o", "he", "▁he"):
+        vocabulary[symbol] = len(vocabulary)
+    merges = [("h", "e"), ("▁", "he")]
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_special_tokens(["<s>"])
+    return backend.to_str()
+
+
+def trained(kind: str) -> str:
+    return tokenizers.train(kind, 400, [text for texts in TEXTS.values() for text in texts])._json
+
+
+CASES = {
+    "bpe": (lambda: trained("bpe"), HARD),
+    "unigram": (lambda: trained("unigram"), HARD),
+    "metaspace": (metaspace_unigram, TEXTS["a1"][0]),
+    "byte fallback": (llama_like, "hello hé 日\n  oh"),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    make, text = CASES[request.param]
+    return tokenizers.JsonTokenizer(make()), text
+
+
+def test_bytes_of_tokens_sum_to_bytes_of_text(case):
+    tokenizer, text = case
+    for variant in (text, " " + text, text[:1]):
+        ids = tokenizer.encode(variant)
+        assert tokenizer.decode(ids) == variant
+        assert tokenizer.token_bytes[ids].sum() == len(variant.encode())
+
+
+def test_separator_and_padding_lie_behind_the_vocabulary(case):
+    tokenizer, text = case
+    size = tokenizer._backend.get_vocab_size()
+    assert (tokenizer.separator, tokenizer.padding) == (size, size + 1)
+    assert tokenizer.vocab_size % 32 == 0
+    assert 0 <= tokenizer.vocab_size - size - 2 < 32
+    assert len(tokenizer.token_bytes) == tokenizer.vocab_size
+    assert tokenizer.token_bytes[size:].sum() == 0
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode([*ids, tokenizer.separator, tokenizer.padding]) == text
+
+
+def test_documents_are_their_encodings_and_a_separator(case):
+    tokenizer, text = case
+    documents = list(tokenizer.encode_documents([text, text[:3]]))
+    assert [list(d) for d in documents] == [
+        [*tokenizer.encode(text), tokenizer.separator],
+        [*tokenizer.encode(text[:3]), tokenizer.separator],
+    ]
+    assert documents[0].dtype == np.int32
+
+
+def test_saving_keeps_a_tokenizer(case, tmp_path):
+    tokenizer, text = case
+    tokenizer.save(tmp_path)
+    loaded = tokenizers.load(tmp_path)
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert loaded.encode(text) == tokenizer.encode(text)
+
+
+def test_special_tokens_stand_for_no_bytes():
+    tokenizer = tokenizers.JsonTokenizer(llama_like())
+    assert tokenizer.token_bytes[:2].tolist() == [0, 0]
+
+
+def test_bytes():
+    tokenizer = tokenizers.ByteTokenizer()
+    ids = tokenizer.encode(HARD)
+    assert tokenizer.vocab_size == 288
+    assert tokenizer.decode([*ids, tokenizer.separator, tokenizer.padding]) == HARD
+    assert tokenizer.token_bytes[ids].sum() == len(ids) == len(HARD.encode())
+    assert tokenizer.token_bytes.sum() == 256
+    (document,) = tokenizer.encode_documents(["ab"])
+    assert document.tolist() == [97, 98, 256]
+
+
+def test_training_covers_what_it_never_saw():
+    tokenizer = tokenizers.train("bpe", 300, ["abc"])
+    assert tokenizer.decode(tokenizer.encode("日本")) == "日本"
+
+
+def test_a_larger_vocabulary_gives_fewer_tokens():
+    small, large = (tokenizers.train("bpe", size, TEXTS["a1"]) for size in (300, 800))
+    assert large.vocab_size > small.vocab_size
+    assert len(large.encode(TEXTS["a1"][0])) < len(small.encode(TEXTS["a1"][0]))
+
+
+def test_sample_follows_the_temperature():
+    texts = {"small": ["x" * 100] * 10, "large": ["y" * 100] * 1000}
+
+    def sizes(temperature):
+        sample = "".join(tokenizers.sample(texts, temperature, 40_000))
+        return sample.count("x"), sample.count("y")
+
+    # Sizes count up to the sample's: 1,000 and 40,000. The small one is repeated.
+    assert sizes(100.0) == pytest.approx((20_000, 20_000), rel=0.03)
+    assert sizes(1.0) == pytest.approx((40_000 / 41, 40_000 * 40 / 41), abs=100)
+
+
+@pytest.mark.parametrize("content", ["not json", "{}", json.dumps({"model": {"type": "Nothing"}})])
+def test_what_is_no_tokenizer_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json") as error:
+        tokenizers.from_file(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        tokenizers.from_file(tmp_path / "none.json")

@@ -1,0 +1,107 @@
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from atlas.errors import UserError
+from atlas.training import load_model, run_id, train
+from atlas.training.metrics import JsonLines
+from tests.atlas.training.worker import config_of, run_worker, start_worker
+
+
+def outcome(workdir: pathlib.Path, changes: dict) -> dict:
+    directory = workdir / "runs" / run_id(config_of(changes))
+    metrics = JsonLines(directory / "metrics.jsonl").read()
+    return {
+        "done": json.loads((directory / "done.json").read_text()),
+        "metrics": sorted(({k: v for k, v in r.items() if k != "time"} for r in metrics), key=str),
+        "evaluations": sorted(JsonLines(directory / "evaluations.jsonl").read(), key=str),
+    }
+
+
+def final_losses(workdir: pathlib.Path, changes: dict) -> np.ndarray:
+    return np.array([list(r["bits_per_byte"].values()) for r in outcome(workdir, changes)["evaluations"]])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    assert run_worker(workdir, {}) == 0
+    return outcome(workdir, {})
+
+
+# One step in the first trunk segment, one in each branch, one in the second trunk segment, and one resumed twice.
+@pytest.mark.parametrize("deaths", [[3], [6], [9, 4], [13]])
+def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, uninterrupted, deaths):
+    for die_at in deaths:
+        assert run_worker(tmp_path, {}, die_at=die_at) == -9
+    assert run_worker(tmp_path, {}) == 0
+    assert outcome(tmp_path, {}) == uninterrupted
+
+
+def test_logs_every_step_once(uninterrupted):
+    steps = sorted((r["phase"], r["step"]) for r in uninterrupted["metrics"])
+    trunk = [("trunk", step) for step in range(1, 11)]
+    assert steps == sorted([("cooldown-6", 6), ("cooldown-12", 11), ("cooldown-12", 12), *trunk])
+
+
+def test_branch_equals_a_run_of_its_own_length(tmp_path, corpus, uninterrupted):
+    changes = {"train.steps": [6]}
+    train([config_of(changes)], corpus, tmp_path)
+    (alone,) = (r for r in outcome(tmp_path, changes)["evaluations"] if r["phase"] == "cooldown")
+    (branch,) = (r for r in uninterrupted["evaluations"] if (r["phase"], r["step"]) == ("cooldown", 6))
+    assert alone == branch
+
+
+def test_population_equals_single_runs(tmp_path, corpus):
+    """vmap batches the same arithmetic, so results agree to the rounding that a few float32 steps accumulate."""
+    members = [{"seed": seed, "mixture": mixture} for seed, mixture in enumerate(["a1", "a2", "uniform(*)", "b1:0.9,a1:0.1"])]
+    train([config_of(changes) for changes in members], corpus, tmp_path / "together")
+    for changes in members:
+        train([config_of(changes)], corpus, tmp_path / "alone")
+        together, alone = (final_losses(tmp_path / place, changes) for place in ("together", "alone"))
+        np.testing.assert_allclose(together, alone, rtol=1e-5)
+        models = [load_model(tmp_path / place, run_id(config_of(changes)))["params"] for place in ("together", "alone")]
+        for name, value in models[1].items():
+            # Adam divides by a root of squares, which magnifies rounding where gradients are near zero: the bound is on the step.
+            np.testing.assert_allclose(models[0][name], value, atol=1e-3 * 3e-3 * 12, err_msg=name)
+
+
+def test_eight_devices_train_like_one(tmp_path, uninterrupted):
+    changes = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+    assert run_worker(tmp_path, changes, devices=8) == 0
+    expected = np.array([list(r["bits_per_byte"].values()) for r in uninterrupted["evaluations"]])
+    np.testing.assert_allclose(final_losses(tmp_path, changes), expected, rtol=1e-5)
+
+
+def test_two_processes_train_like_one(tmp_path, uninterrupted, unused_port):
+    environment = {"JAX_COORDINATOR_ADDRESS": f"localhost:{unused_port}", "JAX_NUM_PROCESSES": "2"}
+    workers = [start_worker(tmp_path, {}, JAX_PROCESS_ID=str(index), **environment) for index in range(2)]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    expected = np.array([list(r["bits_per_byte"].values()) for r in uninterrupted["evaluations"]])
+    np.testing.assert_allclose(final_losses(tmp_path, {}), expected, rtol=1e-5)
+
+
+def test_continues_from_another_run(tmp_path, corpus):
+    parent = config_of({"mixture": "uniform(*)"})
+    with pytest.raises(UserError, match="train it first"):
+        train([config_of({"initialize": run_id(parent)})], corpus, tmp_path)
+    train([parent], corpus, tmp_path)
+    changes = {"initialize": run_id(parent), "mixture": "b1", "train.evaluate_every": 1}
+    train([config_of(changes)], corpus, tmp_path)
+    first = next(r for r in JsonLines(tmp_path / "runs" / run_id(config_of(changes)) / "metrics.jsonl").read())
+    scratch = next(r for r in JsonLines(tmp_path / "runs" / run_id(parent) / "metrics.jsonl").read())
+    assert first["loss"] < scratch["loss"] - 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixture": "a1:0.5,a2:0.4"}, "sum to"),
+        ({"mixture": "a9"}, "unknown language 'a9'"),
+    ],
+)
+def test_bad_mixtures(tmp_path, corpus, changes, message):
+    with pytest.raises(UserError, match=message):
+        train([config_of(changes)], corpus, tmp_path)

@@ -1,0 +1,98 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atlas.training.config import TrainConfig
+from atlas.training.step import NO_COOLDOWN, Skeleton, TrainState, TrainStep
+from models import token_losses
+from tests.atlas.training.worker import MODEL
+
+SEPARATOR, PADDING, LANGUAGES = 256, 257, 3
+COOLDOWN = tuple(jnp.int32(bound) for bound in NO_COOLDOWN)
+
+
+@pytest.fixture(scope="module")
+def one() -> TrainStep:
+    return TrainStep(Skeleton(MODEL), TrainConfig(warmup_steps=1, learning_rate=1e-2), SEPARATOR, PADDING, LANGUAGES)
+
+
+@pytest.fixture(scope="module")
+def state(one: TrainStep) -> TrainState:
+    return jax.jit(one.init)(jnp.int32(0))
+
+
+@pytest.fixture(scope="module")
+def tokens_BS() -> jax.Array:
+    return jax.random.randint(jax.random.key(1), (4, 17), 0, 64)
+
+
+LANGUAGE_B = jnp.array([0, 2, 2, 0], jnp.int32)
+
+
+def test_split_and_merge_are_inverse(one, state):
+    params, buffers = one.skeleton.split(one.skeleton.merge(state.params, state.buffers))
+    jax.tree.map(np.testing.assert_array_equal, (params, buffers), (state.params, state.buffers))
+    assert set(params) == set(one.skeleton.axes)
+    assert buffers
+
+
+def test_step_learns_and_counts_windows(one, state, tokens_BS):
+    step, after = jax.jit(one), state
+    losses = []
+    for _ in range(20):
+        after, metrics = step(after, tokens_BS, LANGUAGE_B, COOLDOWN)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.5
+    assert after.windows.tolist() == [40, 0, 40]
+    assert (int(after.step), int(after.skipped)) == (20, 0)
+
+
+def test_loss_is_the_mean_over_targets_that_are_not_padding(one, state, tokens_BS):
+    padded_BS = tokens_BS.at[:, 9:].set(PADDING)
+    _, metrics = jax.jit(one)(state, padded_BS, LANGUAGE_B, COOLDOWN)
+    model = one.skeleton.merge(state.params, state.buffers)
+    nats_BT, _, _ = jax.jit(token_losses, static_argnums=(2, 3))(model, padded_BS, SEPARATOR, PADDING)
+    np.testing.assert_allclose(metrics["loss"], nats_BT[:, :8].mean(), rtol=1e-6)
+
+
+def test_not_finite_step_is_skipped_and_counted(one, state, tokens_BS):
+    broken = dataclasses.replace(state, params=state.params | {"embedding": jnp.full_like(state.params["embedding"], jnp.inf)})
+    after, metrics = jax.jit(one)(broken, tokens_BS, LANGUAGE_B, COOLDOWN)
+    assert not np.isfinite(metrics["loss"])
+    for part in ("params", "buffers", "optimizer", "windows"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(broken, part))
+    assert (int(after.step), int(after.skipped)) == (1, 1)
+
+
+def test_indexer_loss_does_not_move_the_model(one, state, tokens_BS, monkeypatch):
+    """Ten times the indexer's loss changes the indexer's update only, clipping included."""
+    after, _ = jax.jit(one)(state, tokens_BS, LANGUAGE_B, COOLDOWN)
+
+    def louder(*args, **kwargs):
+        nats, weights, aux = token_losses(*args, **kwargs)
+        return nats, weights, aux | {"indexer_loss": 10 * aux["indexer_loss"]}
+
+    monkeypatch.setattr("atlas.training.step.token_losses", louder)
+    louder_after, _ = jax.jit(one)(state, tokens_BS, LANGUAGE_B, COOLDOWN)
+    for name, value in one.skeleton.groups(after.params)["model"].items():
+        np.testing.assert_array_equal(value, louder_after.params[name], err_msg=name)
+
+
+def test_weight_decay_leaves_vectors_alone(state, tokens_BS):
+    configs = [TrainConfig(warmup_steps=1, weight_decay=decay) for decay in (0.0, 0.5)]
+    plain, decayed = (
+        jax.jit(TrainStep(Skeleton(MODEL), config, SEPARATOR, PADDING, LANGUAGES))(state, tokens_BS, LANGUAGE_B, COOLDOWN)[0].params
+        for config in configs
+    )
+    np.testing.assert_array_equal(plain["layers.norm"], decayed["layers.norm"])
+    expected = plain["layers.attention.out"] - configs[1].learning_rate * 0.5 * state.params["layers.attention.out"]
+    np.testing.assert_allclose(decayed["layers.attention.out"], expected, atol=1e-6)
+
+
+def test_evaluation_sums_nats_by_chunk(one, state, tokens_BS):
+    nats_C = jax.jit(one.evaluate)(state.params, state.buffers, jnp.stack([tokens_BS, tokens_BS[::-1]]))
+    nats_BT, weights_BT, _ = token_losses(one.skeleton.merge(state.params, state.buffers), tokens_BS, SEPARATOR, PADDING)
+    np.testing.assert_allclose(nats_C, [jnp.sum(nats_BT * weights_BT)] * 2, rtol=1e-5)

@@ -1,0 +1,74 @@
+import pytest
+
+from atlas.errors import UserError
+from atlas.training import run_id, run_sweep, runs_table, status, sweep
+from tests.atlas.training.worker import config_of
+
+RUNS = [
+    config_of({"mixture": mixture, "seed": seed, "train.steps": [2, 4], "train.evaluate_every": 0})
+    for mixture in ("a1", "uniform(*)")
+    for seed in (0, 1)
+]
+
+
+def test_populations_hold_runs_of_one_shape():
+    wide = [config_of({"model.d_ff": 48}), config_of({"model.d_ff": 48, "seed": 1})]
+    units = sweep.populations([RUNS[0], wide[0], *RUNS[1:], wide[1]], size=3)
+    assert [[run_id(config) for config in unit] for unit in units] == [
+        [run_id(config) for config in unit] for unit in (RUNS[:3], RUNS[3:], wide)
+    ]
+
+
+def test_continued_runs_come_last():
+    child = config_of({"initialize": run_id(RUNS[0])})
+    assert sweep.populations([child, RUNS[0]], size=2) == [[RUNS[0]], [child]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_part_the_sweep(count):
+    units = [[index] for index in range(5)]
+    parts = [sweep.shard_of(units, f"{index}/{count}") for index in range(count)]
+    assert sorted(unit for part in parts for unit in part) == units
+
+
+@pytest.mark.parametrize("shard", ["2/2", "-1/2", "x", "1"])
+def test_bad_shards(shard):
+    with pytest.raises(UserError, match="--shard"):
+        sweep.shard_of([], shard)
+
+
+def test_shard_from_the_scheduler(monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "4")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    assert sweep.shard_of([["a"], ["b"], ["c"]], "") == [["b"]]
+
+
+def test_sweep_trains_once_and_tabulates(tmp_path, monkeypatch):
+    run_sweep(RUNS[:2], tmp_path, population=2, shard="0/1")
+    table = runs_table(RUNS[:2], tmp_path)
+    assert list(status(RUNS[:2], tmp_path)["state"]) == ["done", "done"]
+    assert len(table) == 2 * 2 * 3
+    assert set(table["phase"]) == {"cooldown"}
+    last = table[table["step"] == 4].iloc[0]
+    assert (last["tokens.a1"], last["tokens.b1"]) == (4 * 8 * 32, 0)
+    assert last["unique_tokens.a1"] > last["tokens.a1"]
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a finished run was trained again")
+
+    monkeypatch.setattr(sweep, "train", fail)
+    run_sweep(RUNS[:2], tmp_path, population=2, shard="0/1")
+    assert runs_table(RUNS[:2], tmp_path).equals(table)
+
+
+def test_workdir_of_another_sweep(tmp_path):
+    sweep.claim(tmp_path, RUNS[:2])
+    sweep.claim(tmp_path, RUNS[1::-1])
+    with pytest.raises(UserError, match="another config"):
+        sweep.claim(tmp_path, RUNS[:3])
+
+
+def test_run_listed_twice():
+    with pytest.raises(UserError, match="twice"):
+        sweep.check_ids([RUNS[0], RUNS[0]])

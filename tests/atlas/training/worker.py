@@ -1,0 +1,63 @@
+"""A process that trains: python -m tests.atlas.training.worker WORKDIR '{"train.steps": [8]}' [step to die at].
+
+The tests run it where a run must be killed, have several devices, or have several processes.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+from atlas.data import DataConfig, prepare
+from atlas.training import RunConfig, TrainConfig, initialize_distributed, train, vary
+from models import ModelConfig
+
+DATA = DataConfig(source="synthetic", languages=("a1", "a2", "b1"), window=32, synthetic_tokens=40_000)
+MODEL = ModelConfig(
+    d_model=16, layers=2, heads=2, kv_heads=2, head_width=8, d_ff=32, attention="gated_sparse", indexer_width=8, k_base=8, k_min=2
+)
+BASE = RunConfig(
+    mixture="a1:0.5,a2:0.25,b1:0.25",
+    data=DATA,
+    model=MODEL,
+    train=TrainConfig(batch_size=8, steps=(6, 12), warmup_steps=2, evaluation_windows=8, evaluate_every=3, checkpoint_every=2),
+)
+
+
+def config_of(changes: dict) -> RunConfig:
+    """The base run with dotted changes; lists of JSON become tuples."""
+    return vary(BASE, {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()})
+
+
+def run_worker(workdir: pathlib.Path, changes: dict, *, die_at: int = 0, devices: int = 1, **environment: str) -> int:
+    """Runs the worker to its end and returns its exit code."""
+    return start_worker(workdir, changes, die_at=die_at, devices=devices, **environment).wait(timeout=300)
+
+
+def start_worker(
+    workdir: pathlib.Path, changes: dict, *, die_at: int = 0, devices: int = 1, **environment: str
+) -> subprocess.Popen:
+    """Starts the worker on so many host devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, "-m", __name__, str(workdir), json.dumps(changes), str(die_at)]
+    return subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | environment)
+
+
+def main(workdir: pathlib.Path, changes: dict, die_at: int) -> None:
+    """Trains; die_at > 0: kills its own process after so many steps, as a power cut would."""
+    initialize_distributed()
+    steps = 0
+
+    def progress(tokens: int, loss: float) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train([config_of(changes)], prepare(DATA, workdir / "corpus", progress=False), workdir, progress=progress)
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))

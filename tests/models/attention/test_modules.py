@@ -1,0 +1,161 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models.attention import Attention, RunningVariance, reference
+from models.config import ATTENTION_KINDS
+from models.layers import linear, make_rotation, rotate
+
+SEGMENTS = jnp.array([[0] * 16, [0] * 6 + [1] * 10])
+ROTATION = make_rotation(jnp.arange(16)[None], 4, 10000.0)
+
+
+def make_input(seed=0):
+    return jax.random.normal(jax.random.key(seed), (2, 16, 16))
+
+
+def build(config):
+    return Attention(config, rngs=nnx.Rngs(0))
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "train"))
+def apply(graphdef, state, x, segments, rotation, train):
+    module = nnx.merge(graphdef, state)
+    return module(x, segments, rotation, train=train), nnx.state(module)
+
+
+def run(module, x, segments=SEGMENTS, rotation=ROTATION, train=False):
+    """Calls the module under jit and puts the new state back."""
+    result, state = apply(*nnx.split(module), x, segments, rotation, train)
+    nnx.update(module, state)
+    return result
+
+
+def gradients(module, loss):
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    gradient = jax.jit(jax.grad(lambda p: loss(nnx.merge(graphdef, p, rest))))(params)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(gradient)}
+
+
+@pytest.mark.parametrize("attention", ["sparse", "gated_sparse"])
+def test_language_loss_and_indexer_loss_share_no_parameter(tiny, attention):
+    module = build(tiny(attention=attention))
+    by_output = gradients(module, lambda m: jnp.sum(m(make_input(), SEGMENTS, ROTATION)[0] ** 2))
+    by_loss = gradients(module, lambda m: m(make_input(), SEGMENTS, ROTATION)[1]["indexer_loss"])
+    for path in by_output:
+        trained_by_loss = "indexer" in path
+        assert jnp.any(by_loss[path] != 0) == trained_by_loss, path
+        assert jnp.any(by_output[path] != 0) == (not trained_by_loss), path
+
+
+def test_indexer_loss_does_not_reach_the_input(tiny):
+    module = build(tiny(attention="gated_sparse"))
+    gradient = jax.grad(lambda x: module(x, SEGMENTS, ROTATION)[1]["indexer_loss"])(make_input())
+    assert jnp.all(gradient == 0)
+
+
+@pytest.mark.parametrize("attention", ["sparse", "gated_sparse"])
+def test_everything_selected_equals_the_kind_without_indexer(tiny, attention):
+    config = tiny(attention=attention, k_rule="fixed", k_base=16)
+    plain = build(tiny(attention={"sparse": "dense", "gated_sparse": "gated"}[attention]))
+    module = build(config)
+    nnx.update(module, nnx.state(plain, nnx.Param))
+    y, _ = run(module, make_input())
+    expected, _ = run(plain, make_input())
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("output_gate", ["elementwise", "headwise", "none"])
+@pytest.mark.parametrize("value_gate", ["elementwise", "none"])
+def test_gates_by_hand(tiny, output_gate, value_gate):
+    module = build(tiny(attention="gated", output_gate=output_gate, value_gate=value_gate))
+    x = make_input()
+    y, metrics = run(module, x)
+
+    def gate(part, shape):
+        if part is None:
+            return jnp.ones(shape)
+        assert jnp.all(part.bias[...] == 0.5)
+        return jax.nn.sigmoid(jnp.einsum("btm,mhe->bthe", x, part.weight[...]) + 0.5)
+
+    values = jnp.einsum("btm,mhe->bthe", x, module.value[...]) * gate(module.value_gate, (2, 16, 2, 4))
+    p = attention_probabilities(module, x)
+    o = jnp.einsum("bgrts,bsge->btgre", p, values).reshape(2, 16, 4, 4)
+    o *= gate(module.output_gate, (2, 16, 4, 4))
+    np.testing.assert_allclose(y, jnp.einsum("bthe,hem->btm", o, module.out[...]), rtol=1e-4, atol=1e-6)
+    if output_gate != "none":
+        np.testing.assert_allclose(metrics["output_gate"], jnp.mean(gate(module.output_gate, ())), rtol=1e-5)
+    assert ("output_gate" in metrics, "value_gate" in metrics) == (output_gate != "none", value_gate != "none")
+
+
+def attention_probabilities(module, x):
+    q, k = (rotate(linear(x, w), ROTATION) for w in (module.query, module.key))
+    return reference.attend(q, k, jnp.zeros_like(k), reference.visible_mask(SEGMENTS))[1]
+
+
+@pytest.mark.parametrize("attention", ATTENTION_KINDS)
+def test_first_token_attention(tiny, attention):
+    """Zero queries spread attention evenly, so the first token's share is 1 over the number of keys."""
+    module = build(tiny(attention=attention, k_rule="fixed", k_base=16))
+    module.query[...] = jnp.zeros_like(module.query[...])
+    _, metrics = run(module, make_input())
+    shares = [1 / n for length in (16, 6, 10) for n in range(2, length + 1)]
+    np.testing.assert_allclose(metrics["first_token_attention"], np.mean(shares), rtol=1e-5)
+    assert all(m.dtype == jnp.float32 and m.shape == () for m in metrics.values())
+    if "sparse" in attention:
+        assert metrics["first_token_selected"] == 1
+        np.testing.assert_allclose(metrics["mean_k"], (17 * 8 + 7 * 3 + 11 * 5) / 32)
+
+
+def test_padding_does_not_count(tiny):
+    module = build(tiny(attention="gated_sparse"))
+    x = make_input()
+    padded = jnp.concatenate([x, 5 + make_input(1)], axis=1)
+    segments = jnp.pad(SEGMENTS, ((0, 0), (0, 16)), constant_values=-1)
+    rotation = make_rotation(jnp.arange(32)[None], 4, 10000.0)
+    y, metrics = run(module, x, train=True)
+    variance = module.variance()
+    module.running_variance[...] = jnp.zeros(())
+    y_padded, metrics_padded = run(module, padded, segments, rotation, train=True)
+    np.testing.assert_allclose(y_padded[:, :16], y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(module.variance(), variance, rtol=1e-5)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(metrics_padded[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_running_variance_serves_the_next_step(tiny):
+    module = build(tiny(attention="sparse", variance_decay=0.75))
+    _, metrics = run(module, make_input(0), train=True)
+    first = module.variance()
+    index = module.indexer(make_input(0))
+    rows = reference.score_variance(
+        reference.index_scores(index, module.selection.scale), reference.visible_mask(SEGMENTS)
+    )
+    counted = ~reference.document_start(SEGMENTS)
+    np.testing.assert_allclose(first, jnp.mean(rows[counted]), rtol=1e-5)
+    # Without an earlier step every query took min(k_base, available).
+    available = jnp.sum(reference.visible_mask(SEGMENTS), axis=-1)
+    np.testing.assert_allclose(metrics["mean_k"], jnp.mean(jnp.minimum(available, 4.0)))
+    run(module, make_input(0))
+    assert module.variance() == first
+    run(module, make_input(1), train=True)
+    assert abs(module.variance() / first - 1) < 0.25 and module.variance() != first
+
+
+def test_a_batch_of_padding_leaves_the_variance(tiny):
+    module = build(tiny(attention="sparse"))
+    module.running_variance[...] = jnp.array(0.3)
+    run(module, make_input(), jnp.full((2, 16), -1), train=True)
+    assert module.variance() == jnp.float32(0.3)
+
+
+def test_only_adaptive_rules_keep_a_variance(tiny):
+    def variances(**fields):
+        return jax.tree.leaves(nnx.state(build(tiny(**fields)), RunningVariance))
+
+    assert len(variances(attention="sparse")) == 1
+    assert not variances(attention="sparse", k_rule="fixed") and not variances(attention="gated")
