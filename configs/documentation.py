@@ -6,19 +6,15 @@ DIR holds <language>/{train,validation,test}.jsonl.gz for de, en, es, fr, id and
 byte tokens; experiments/results/documentation/ has what it gave, where and in what time.
 """
 
-import itertools
-
-from atlas.data import DataConfig, mixtures
+from atlas.data import DataConfig
 from atlas.study import StudyConfig
-from atlas.training import RunConfig, TrainConfig, vary
-from configs.ladder import decoder
+from atlas.training import RunConfig, TrainConfig
+from configs.design import decoder, design, run_of
 
 WINDOW = 128
-LANGUAGES = ("de", "en", "es", "fr", "id", "ru")
+SIZES = {"small": (32, 2), "middle": (48, 3), "large": (64, 4)}
 TRIPLES = (("de", "en", "fr"), ("es", "id", "ru"))
-SIZES = {"small": (32, 2), "middle": (48, 3), "large": (64, 4)}  # model width, layers
-DIRICHLET_RUNS = 8
-REPEATED_WINDOWS = 1000  # unique windows of the runs that repeat: the longest sees each eight times
+REPEATED_WINDOWS = 1000  # unique windows of the runs that repeat: the longest sees each six times
 
 
 def get_config() -> StudyConfig:
@@ -26,7 +22,7 @@ def get_config() -> StudyConfig:
     return StudyConfig(
         title="Documentation in six languages",
         name="documentation",
-        data=DataConfig(source="jsonl", input="DIR", languages=LANGUAGES, window=WINDOW),
+        data=DataConfig(source="jsonl", input="DIR", languages=("de", "en", "es", "fr", "id", "ru"), window=WINDOW),
         model=decoder(*SIZES["middle"], WINDOW),
         train=TrainConfig(
             batch_size=16,
@@ -41,23 +37,9 @@ def get_config() -> StudyConfig:
 
 
 def get_sweep(config: StudyConfig) -> list[RunConfig]:
-    """Monolingual, bilingual, K = 3, K = 6, unequal and repeated runs."""
-
-    def run(group: str, size: str, mixture: str, **changes: object) -> RunConfig:
-        model = decoder(*SIZES[size], config.data.window, config.model.attention)
-        base = {"name": f"{group}-{size}", "group": group, "mixture": mixture, "model": model}
-        return vary(config, base | changes)
-
-    pairs = list(itertools.combinations(LANGUAGES, 2))
-    uneven = [mixtures.dirichlet(LANGUAGES, seed) for seed in range(DIRICHLET_RUNS)]
+    """The design of every study, and runs that repeat little text, which alone tell lambda."""
+    repeated = {"data.max_train_windows": REPEATED_WINDOWS}
     return [
-        *(run("monolingual", size, language) for size in SIZES for language in LANGUAGES),
-        *(run("bilingual", "middle", f"uniform({a},{b})") for a, b in pairs),
-        *(run("trilingual", size, f"uniform({','.join(triple)})") for size in SIZES for triple in TRIPLES),
-        *(run("all", size, "uniform(*)") for size in SIZES),
-        *(run("dirichlet", "middle", mixture, seed=seed) for seed, mixture in enumerate(uneven)),
-        *(
-            run("repeated", "middle", language, **{"data.max_train_windows": REPEATED_WINDOWS})
-            for language in LANGUAGES
-        ),
+        *design(config, SIZES, "middle", {"trilingual": TRIPLES}, uneven=8),
+        *(run_of(config, SIZES, "repeated", "middle", language, **repeated) for language in config.data.languages),
     ]

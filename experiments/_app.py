@@ -76,8 +76,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(list(argv))
     except (UserError, flags.Error) as error:
         _fail(str(error))
-    if flags.FLAGS["help"].value:
-        print(flags.FLAGS.main_module_help())
+    except SystemExit:
+        # Only the help flags exit here, and absl's code for having helped is 1.
         sys.exit(0)
     return rest
 
@@ -97,7 +97,7 @@ def _check_key(config: Any, key: str) -> None:
     for part in key.split("."):
         names = [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
         if part not in names:
-            raise unknown("config key", f"{key}" if part == key else f"{part}' in '{key}", names)
+            raise unknown(f"part of the config key {key!r}:", part, names)
         config = getattr(config, part)
 
 

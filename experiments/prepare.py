@@ -62,9 +62,8 @@ def main(argv: Sequence[str]) -> None:
     )
     corpus = prepare(config, _WORKDIR.value)
     print(table(corpus))
-    print(
-        f"\nvocabulary {corpus.tokenizer.vocab_size}, windows of {corpus.window} tokens, in {corpus.directory}"
-    )
+    vocab_size = corpus.tokenizer.vocab_size
+    print(f"\nvocabulary {vocab_size}, windows of {corpus.window} tokens, in {corpus.directory}")
 
 
 def table(corpus: Corpus) -> str:

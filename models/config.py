@@ -1,7 +1,5 @@
 """Model configuration, the ATLAS shape table, and the parameter count."""
 
-from __future__ import annotations
-
 import csv
 import difflib
 import functools

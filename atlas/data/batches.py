@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from atlas.data.corpus import Corpus
+from atlas.data.mixtures import SUM_TOLERANCE
 from atlas.errors import UserError, unknown
 
 # Shares are fractions of 2^31, so that the split of up to 2^32 samples is exact in 64-bit integers.
@@ -212,7 +213,7 @@ def _check(corpus: Corpus, weights: Mapping[str, float], batch_size: int) -> Non
             raise UserError(
                 f"the weight of {language} in the mixture is {weight:g}; weights must not be negative"
             )
-    if abs(sum(weights.values()) - 1) > 1e-6:
+    if abs(sum(weights.values()) - 1) > SUM_TOLERANCE:
         raise UserError(f"the weights of the mixture sum to {sum(weights.values()):g}; make them sum to 1")
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: must be at least 1")

@@ -38,7 +38,7 @@ class Corpus:
         self.languages: tuple[str, ...] = tuple(description["identity"]["languages"])
         self.window: int = description["identity"]["window"]
         self.fingerprint: str = description["fingerprint"]
-        self.tokenizer: Tokenizer = tokenizers.load(directory)
+        self.tokenizer = _saved_tokenizer(directory, description)
         self._statistics = description["statistics"]
         self._relatedness = description["relatedness"]
         self._windows = lru_cache(maxsize=None)(self._read)
@@ -77,7 +77,19 @@ class Corpus:
     def _read(self, language: str, split: str) -> WindowSource:
         total = sum(split["windows"] for splits in self._statistics.values() for split in splits.values())
         in_memory = total * (self.window + 1) * 4 <= _IN_MEMORY_BYTES
-        return windows.read(self.directory, language, split, self.window, in_memory)
+        try:
+            read = windows.read(self.directory, language, split, self.window, in_memory)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._damaged(language, " ".join(str(error).split())) from error
+        if len(read) != self.num_windows(language, split):
+            raise self._damaged(language, f"{len(read)} of {self.num_windows(language, split)} in {split}")
+        return read
+
+    def _damaged(self, language: str, reason: str) -> UserError:
+        return UserError(
+            f"{self.directory}: the windows of {language} cannot be read ({reason}); "
+            "delete the directory and build the corpus again"
+        )
 
     def _of(self, language: str, split: str) -> dict[str, int]:
         if language not in self._statistics:
@@ -119,7 +131,10 @@ def prepare(config: DataConfig, directory: Path | str, progress: bool = True) ->
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{directory} cannot be a directory ({error}); give another --workdir") from error
-    with _locked(directory), tqdm(unit="B", unit_scale=True, disable=None if progress else True) as bar:
+    with (
+        _locked(directory),
+        tqdm(unit="B", unit_scale=True, delay=0.5, disable=None if progress else True) as bar,
+    ):
         source = sources.open_source(config, on_read=bar.update)
         identity = _identity(config, source)
         description = _description(directory) or {"identity": identity, "statistics": {}}
@@ -133,7 +148,13 @@ def prepare(config: DataConfig, directory: Path | str, progress: bool = True) ->
 def _build(config: DataConfig, source: sources.Source, directory: Path, description: dict, bar: tqdm) -> None:
     """Builds what `description` lacks, adding to it and to the directory language by language."""
     _write(directory, description)
-    tokenizer = _tokenizer(config, source, directory)
+    if "tokenizer" in description:
+        tokenizer = _saved_tokenizer(directory, description)
+    else:
+        tokenizer = _make_tokenizer(config, source)
+        tokenizer.save(directory)
+        description["tokenizer"] = tokenizer.fingerprint
+        _write(directory, description)
     done = 0
     for language in source.languages:
         bar.set_description(f"prepare {language}")
@@ -149,7 +170,7 @@ def _build(config: DataConfig, source: sources.Source, directory: Path, descript
     description["relatedness"] = (
         [[*pair, share] for pair, share in pairs.items()] if pairs is not None else None
     )
-    description["fingerprint"] = _digest([description["identity"], tokenizer.fingerprint])
+    description["fingerprint"] = _digest([description["identity"], description["tokenizer"]])
     _write(directory, description)
 
 
@@ -222,20 +243,27 @@ def _scale_to_kept(counts: dict[str, int], window: int) -> None:
         counts[name] = round(counts[name] * kept)
 
 
-def _tokenizer(config: DataConfig, source: sources.Source, directory: Path) -> Tokenizer:
-    """The tokenizer of a config, saved in the directory; a trained one is trained once."""
+def _make_tokenizer(config: DataConfig, source: sources.Source) -> Tokenizer:
     if config.tokenizer == "bytes":
         return tokenizers.ByteTokenizer()
     if config.tokenizer not in TRAINED_TOKENIZERS:
-        tokenizer = tokenizers.from_file(config.tokenizer)
-    elif (directory / tokenizers.FILE).exists():
-        return tokenizers.load(directory)
-    else:
-        texts = {language: _Texts(source, language) for language in source.languages}
-        sample = tokenizers.sample(texts, config.tokenizer_temperature, _TOKENIZER_SAMPLE_BYTES)
-        tokenizer = tokenizers.train(config.tokenizer, config.vocab_size, sample)
-    tokenizer.save(directory)
-    return tokenizer
+        return tokenizers.from_file(config.tokenizer)
+    texts = {language: _Texts(source, language) for language in source.languages}
+    sample = tokenizers.sample(texts, config.tokenizer_temperature, _TOKENIZER_SAMPLE_BYTES)
+    return tokenizers.train(config.tokenizer, config.vocab_size, sample)
+
+
+def _saved_tokenizer(directory: Path, description: dict) -> Tokenizer:
+    """The tokenizer that the windows were made with; UserError where its file has become another."""
+    if description["tokenizer"] == tokenizers.ByteTokenizer.fingerprint:
+        return tokenizers.ByteTokenizer()
+    saved = tokenizers.from_file(directory / tokenizers.FILE)
+    if saved.fingerprint != description["tokenizer"]:
+        raise UserError(
+            f"{directory / tokenizers.FILE} is not the tokenizer that this corpus was built with; "
+            "put that one back, or delete the directory and build the corpus again"
+        )
+    return saved
 
 
 class _Texts:

@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
         """Ids of each document, int32, with its separator at the end."""
 
     def save(self, directory: Path) -> None:
-        """Writes what `load` needs."""
+        """Writes the directory's tokenizer.json, where there is one to write."""
 
 
 class ByteTokenizer:
@@ -122,12 +122,6 @@ class JsonTokenizer:
         temporary = directory / f"{FILE}.tmp"
         temporary.write_text(self._json, encoding="utf-8")
         temporary.replace(directory / FILE)
-
-
-def load(directory: Path) -> Tokenizer:
-    """The tokenizer saved in a directory."""
-    file = directory / FILE
-    return from_file(file) if file.exists() else ByteTokenizer()
 
 
 def from_file(path: Path | str) -> JsonTokenizer:

@@ -84,8 +84,8 @@ class StoredWindows:
         """Windows at indices [n], int32 [n, T+1]."""
         indices = np.asarray(indices).tolist()
         # One call for many starts a pool of threads, which costs as much as some records one by one.
-        some = len(indices) <= _READ_ONE_BY_ONE
-        records = [self._records[i] for i in indices] if some else self._records.__getitems__(indices)
+        few = len(indices) <= _READ_ONE_BY_ONE
+        records = [self._records[i] for i in indices] if few else self._records.__getitems__(indices)
         tokens = [self._parse(record).features.feature["tokens"].bytes_list.value[0] for record in records]
         return np.frombuffer(b"".join(tokens), np.int32).reshape(len(indices), -1)
 
@@ -124,6 +124,8 @@ def read(directory: Path, name: str, split: str, window: int, in_memory: bool) -
     """The windows of a split that `write` wrote."""
     stored = StoredWindows(_path(directory, name), split)
     if not in_memory:
+        # A truncated file is noticed now, not in the middle of training.
+        stored.rows(np.array([len(stored) - 1]))
         return stored
     windows_NT = np.empty((len(stored), window + 1), np.int32)
     for start in range(0, len(stored), _READ_AT_ONCE):

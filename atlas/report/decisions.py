@@ -247,12 +247,12 @@ def _mixture_bars(axis: Axes, shown: pd.DataFrame, mixture: MixturePlan) -> None
     axis.axvline(even, color=INK, lw=1, ls=(0, (3, 2)))
     for y, share, epochs in zip(place, shown.share, shown.epochs, strict=True):
         note = f"{100 * share:.1f} %" + (f", {epochs:.1f} epochs" if epochs > 1 else "")
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axis.text(100 * share, y, f" {note}", va="center", fontsize=8.5, bbox=box, zorder=3)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        at = {"xy": (100 * share, y), "xytext": (5, 0), "textcoords": "offset points"}
+        axis.annotate(note, **at, va="center", fontsize=8.5, bbox=box)
     axis.set_yticks(place, shown.language)
     axis.set_xlim(0, 1.6 * 100 * max(shown.share.max(), even / 100))
     axis.grid(axis="y", visible=False)
     size, tokens = style.short(mixture.params), style.short(mixture.tokens)
-    budget = f"{mixture.flops:.3g}".replace("e+", "e")
-    title = f"best mixture for {budget} FLOPs:\nN = {size}, D = {tokens}"
+    title = f"best mixture for {style.short(mixture.flops)} FLOPs:\nN = {size}, D = {tokens}"
     axis.set(xlabel="share of tokens, % (dashed: even)", title=title)

@@ -22,20 +22,30 @@ from atlas.scaling.transfer import latest_scores, score_matrix, tau_from_score
 _DPI = 150
 _WARNINGS = 10  # shown unfolded
 _CSS = """
-body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#222;background:#fff;margin:0
-auto; max-width:920px;padding:24px 20px 60px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:19px;margin:40px 0 8px;border-bottom:1px solid
-#ddd;padding-bottom:4px} h3{font-size:15px;margin:22px 0 6px}p{margin:6px 0 10px}.lead{color:#555}
-figure{margin:10px 0}figure img{width:100%;max-width:900px}figcaption{color:#555;font-size:13.5px}
-table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
-th,td{padding:3px 10px;border-bottom:1px solid #eee;text-align:right}th{border-bottom:1px solid
-#999;font-weight:600} th:first-child,td:first-child{text-align:left}.facts
-# td{text-align:left;vertical-align:top}
-.facts td:first-child{color:#555;white-space:nowrap}.facts td:last-child{overflow-wrap:anywhere}
-.scroll{overflow-x:auto}.scroll td{white-space:nowrap}.warn{background:#FFF4DC;border-left:4px solid
-#E69F00;padding:8px 14px;margin:14px 0} .warn ul{margin:4px
-# 0;padding-left:18px}.missing{background:#f4f4f4;border-left:4px solid #bbb;padding:8px
-14px;color:#444} code{font-size:13px;background:#f4f4f4;padding:1px 4px}
+body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#222;background:#fff;
+  margin:0 auto;max-width:920px;padding:24px 20px 60px}
+h1{font-size:26px;margin:0 0 4px}
+h2{font-size:19px;margin:40px 0 8px;border-bottom:1px solid #ddd;padding-bottom:4px}
+h3{font-size:15px;margin:22px 0 6px}
+p{margin:6px 0 10px}
+figure{margin:10px 0}
+figure img{width:100%}
+figcaption,.lead{color:#555}
+figcaption{font-size:13.5px}
+table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
+th,td{padding:3px 8px;border-bottom:1px solid #eee;text-align:right}
+th{border-bottom:1px solid #999;font-weight:600}
+th:first-child,td:first-child{text-align:left}
+table.facts td{text-align:left;vertical-align:top;overflow-wrap:anywhere}
+table.facts td:first-child{color:#555;white-space:nowrap}
+.scroll{overflow-x:auto}
+.scroll td{white-space:nowrap}
+.wide table{font-size:12px}
+.wide td,.wide th{padding:3px 6px}
+.warn{background:#FFF4DC;border-left:4px solid #E69F00;padding:8px 14px;margin:14px 0}
+.warn ul{margin:4px 0;padding-left:18px}
+.missing{background:#f4f4f4;border-left:4px solid #bbb;padding:8px 14px;color:#444}
+code{font-size:13px;background:#f4f4f4;padding:1px 4px}
 """
 
 
@@ -216,17 +226,16 @@ def _law(page: _Page, study: StudySummary, runs: Runs | None) -> None:
     if study.fit is None or runs is None:
         page.missing(_why(study, "fit", "No law was fitted."))
         return
-    caption = "Monolingual loss by the law, with 90 % intervals; dots are the runs, moved along the law to the panel."
+    caption = "Monolingual loss by the law, with 90 % intervals; dots: runs, moved along the law."
     if len(study.fit.targets) > style.MAX_SERIES:
         caption += f" The {style.MAX_SERIES} languages with the most evaluations of {len(study.fit.targets)}."
     page.figure("law", caption, lambda: figures.law(_fitted(study, runs), study.fit, study.loss_unit))
     page.add(
-        _table(_parameters(study)),
-        "<p>Value and 90 % interval; grey numbers in brackets: not identified.</p>",
+        _table(_parameters(study), "wide"), "<p>Value and 90 % interval; in brackets: not identified.</p>"
     )
     phi = study.fit.parameters.get("phi")
     shared = f"φ = {_estimate(phi)}; " if phi is not None else ""
-    noise = f"noise of log loss σ = {100 * study.fit.sigma:.2g} %, correlation within a run ρ = {study.fit.rho:.2g}"
+    noise = f"noise of log loss σ = {100 * study.fit.sigma:.2g} %, correlated {study.fit.rho:.2g} in a run"
     page.add(f"<p>{shared}{noise}.</p>")
 
 
@@ -268,7 +277,7 @@ def _transfer(page: _Page, study: StudySummary, runs: Runs | None) -> None:
         page.missing(_why(study, "transfer", why))
         return
     page.add("<h3>Bilingual transfer scores</h3>")
-    caption = "Score over its anchor, with 90 % intervals; triangles: at most. 0: neutral, 1: as good as the target."
+    caption = "Score over its anchor, with 90 % intervals; triangles: at most. 0: neutral."
     page.figure("score_drift", caption, lambda: decisions.score_drift(scores))
     page.add(_table(_score_table(scores)))
 
@@ -337,16 +346,16 @@ def _next(page: _Page, study: StudySummary, runs: Runs | None) -> None:
         f"predicted loss {plan.loss:.4f} against {plan.even_loss:.4f} for an even mixture at its own best N"
     )
     size = f"N = {style.short(plan.params)}, D = {style.short(plan.tokens)} tokens"
-    page.add(f"<p>For {plan.flops:.3g} FLOPs: {size}; {gain} ({escape(study.loss_unit)}).</p>")
+    page.add(f"<p>For {style.short(plan.flops)} FLOPs: {size}; {gain} ({escape(study.loss_unit)}).</p>")
     shown = plan.table.assign(
         share=(100 * plan.table.share).map("{:.1f} %".format), tokens=plan.table.tokens.map(style.short)
     )
     page.add(_table(shown))
 
 
-def _table(table: pd.DataFrame) -> str:
+def _table(table: pd.DataFrame, kind: str = "") -> str:
     text = table.map(lambda x: _number(x) if isinstance(x, float | np.floating) else str(x))
-    return f'<div class="scroll">{text.to_html(index=False, border=0, escape=True)}</div>'
+    return f'<div class="scroll {kind}">{text.to_html(index=False, border=0, escape=True)}</div>'
 
 
 def _number(value: float) -> str:

@@ -79,9 +79,11 @@ def panels(count: int, columns: int = 3, height: float = 2.5) -> tuple[Figure, l
 def short(value: float) -> str:
     """A number in three digits with a letter for the power of a thousand.
 
-    >>> short(1_234_000), short(0.5), short(2e12)
-    ('1.23M', '0.5', '2T')
+    >>> short(1_234_000), short(0.5), short(2e12), short(6e21)
+    ('1.23M', '0.5', '2T', '6e21')
     """
+    if abs(value) >= 1e15:
+        return f"{value:.3g}".replace("e+", "e")
     for power, letter in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
         if abs(value) >= 0.9995 * 10**power:
             return f"{value / 10**power:.3g}{letter}"

@@ -3,14 +3,13 @@
 import numpy as np
 
 
-def bucket(size: int) -> int:
-    """The next length of the form 2^k or 3·2^k, at least 6.
+def bucket(size: int, least: int = 256) -> int:
+    """The next power of two, at least `least`: compiling costs far more than padding a small table.
 
-    >>> [bucket(n) for n in (1, 7, 100, 240, 300)]
-    [6, 8, 128, 256, 384]
+    >>> [bucket(n) for n in (1, 256, 300)]
+    [256, 256, 512]
     """
-    power = 1 << max(int(size) - 1, 7).bit_length()
-    return power * 3 // 4 if size <= power * 3 // 4 else power
+    return max(1 << (int(size) - 1).bit_length(), least)
 
 
 def padded(values: np.ndarray, size: int, fill: float) -> np.ndarray:

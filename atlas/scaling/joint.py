@@ -251,9 +251,9 @@ def _rows(runs: Runs, N0: float, D0: float) -> posterior.Rows:
     """Rows by target, those of one run side by side, padded to a common length."""
     picks = [np.flatnonzero(runs.target == t) for t in range(len(runs.targets))]
     picks = [rows[np.argsort(runs.run[rows], kind="stable")] for rows in picks]
-    length = bucket(max(map(len, picks)))
+    length = bucket(max(map(len, picks)), 512)
     members = [np.unique(runs.run[rows], return_inverse=True, return_counts=True) for rows in picks]
-    groups = bucket(max(len(ids) for ids, _, _ in members))
+    groups = bucket(max(len(ids) for ids, _, _ in members), 64)
 
     def stack(values: np.ndarray, fill: float) -> np.ndarray:
         return np.stack([padded(values[rows], length, fill) for rows in picks])

@@ -103,9 +103,9 @@ def bilingual_transfer_scores(
     """Scores of every (target, source) pair that a runs table holds monolingual and 50/50 bilingual runs for.
 
     Curves are gathered over all runs of one mixture, N and `model`: several seeds or cooldown branches make
-    one curve. Cooled-down losses are compared with cooled-down ones or trunk with trunk, whichever
-    has four points on both sides first, or else two. Where runs repeat each other (same tokens, other run), their scatter replaces a
-    smaller scatter within the curves as the noise of the interval.
+    one curve. Cooled-down losses are compared with cooled-down ones, or trunk with trunk: the first that has
+    four points on both sides, or else two. Where runs repeat each other (same tokens, other run), their scatter
+    replaces a smaller scatter within the curves as the noise of the interval.
 
     Args:
       frame: a runs table with columns `tokens.<language>` (tokens seen), language, num_params, loss; optional

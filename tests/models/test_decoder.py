@@ -101,7 +101,8 @@ def test_a_population_initialises_like_single_models(tiny):
     def params(seed):
         return nnx.state(Decoder(tiny(attention="gated_sparse"), rngs=nnx.Rngs(seed)), nnx.Param)
 
-    population = jax.jit(jax.vmap(params))(jnp.arange(2))
+    keys = jnp.stack([jax.random.key(0), jax.random.key(1)])
+    population = jax.jit(jax.vmap(params))(keys)
     assert_trees_close(jax.tree.map(lambda a: a[1], population), params(1), rtol=1e-6)
 
 

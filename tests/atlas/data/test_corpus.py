@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from atlas.data import DataConfig, corpus, load, mixtures, prepare, windows
+from atlas.data import DataConfig, corpus, load, mixtures, prepare, tokenizers, windows
 from atlas.data.batches import Sampler
 from atlas.errors import UserError
 from tests.atlas.data.corpora import write_corpus
@@ -176,6 +176,37 @@ def test_trained_tokenizers(jsonl, tmp_path, kind):
     by_path = config(jsonl, tokenizer=str(tmp_path / "tokenizer.json"), window=4)
     again = prepare(by_path, tmp_path / "again", progress=False)
     assert np.array_equal(stream(again, "en", "train"), stream(loaded, "en", "train"))
+
+
+def test_the_wrong_tokenizer_is_refused(jsonl, tmp_path):
+    bpe = config(jsonl, tokenizer="bpe", vocab_size=290)
+    prepare(bpe, tmp_path, progress=False)
+    tokenizers.train("bpe", 280, TEXTS["en"]).save(tmp_path)
+    for use in (lambda: load(tmp_path), lambda: prepare(bpe, tmp_path, progress=False)):
+        with pytest.raises(UserError, match=r"tokenizer\.json is not the tokenizer"):
+            use()
+
+
+def test_an_old_tokenizer_is_not_taken_for_a_new_ones(jsonl, tmp_path):
+    for kind, vocab_size in (("bytes", 256), ("bpe", 280)):
+        directory = tmp_path / kind
+        directory.mkdir()
+        tokenizers.train("bpe", 270, TEXTS["en"]).save(directory)
+        built = prepare(config(jsonl, tokenizer=kind, vocab_size=280), directory, progress=False)
+        assert built.tokenizer.separator == vocab_size
+
+
+@pytest.mark.parametrize("in_memory_bytes", [0, 1 << 30])
+def test_damaged_windows_are_named(jsonl, tmp_path, monkeypatch, in_memory_bytes):
+    monkeypatch.setattr(corpus, "_IN_MEMORY_BYTES", in_memory_bytes)
+    built = prepare(config(jsonl), tmp_path, progress=False)
+    file = next((tmp_path / "windows/en").rglob("*train.array_record*"))
+    file.write_bytes(file.read_bytes()[:100])
+    shutil.rmtree(tmp_path / "windows/fr")
+    for language in ("en", "fr"):
+        with pytest.raises(UserError, match=f"the windows of {language} cannot be read") as error:
+            built.windows(language, "train")
+        assert "\n" not in str(error.value)
 
 
 def test_an_unreadable_tokenizer_leaves_nothing_behind(jsonl, tmp_path):

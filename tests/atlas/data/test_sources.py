@@ -1,4 +1,5 @@
 import gzip
+import itertools
 import json
 
 import fsspec
@@ -56,7 +57,7 @@ def test_text_folders(tmp_path):
     for i, text in enumerate(TEXTS):
         (tmp_path / "en" / f"{i:03}.txt").write_text(text)
     splits = documents(sources.open_source(DataConfig(source="text", input=str(tmp_path))))
-    assert sorted(sum(splits.values(), [])) == sorted(TEXTS)
+    assert sorted(itertools.chain(*splits.values())) == sorted(TEXTS)
 
 
 def test_hashing_splits_off_its_shares_and_keeps_copies_together():
@@ -71,7 +72,7 @@ def test_held_out_splits_end_when_they_are_full(monkeypatch):
     monkeypatch.setattr(sources, "_HELD_OUT_BYTES", 100)
     splits = {split: list(sources.split_by_hash(TEXTS, split)) for split in sources.SPLITS}
     assert 100 <= sum(map(len, splits["test"])) < 120
-    assert sorted(sum(splits.values(), [])) == sorted(TEXTS)
+    assert sorted(itertools.chain(*splits.values())) == sorted(TEXTS)
 
 
 def test_only_missing_splits_are_split_off():

@@ -1,3 +1,5 @@
+import lzma
+
 import numpy as np
 import pytest
 
@@ -75,6 +77,17 @@ def test_documents_keep_to_their_topic_and_protagonists():
         return np.mean([word in half for half, words in zip(halves, second, strict=True) for word in words])
 
     assert repeated(first) > repeated([*first[1:], first[0]]) + 0.05
+
+
+def test_texts_of_relatives_help_to_predict_a_language():
+    target = text("a1", 20_000).encode()
+
+    def cost(language):
+        source = text(language, 200_000).encode()
+        return len(lzma.compress(source + target)) - len(lzma.compress(source))
+
+    sister, cousin, stranger, foreign = map(cost, ("a2", "a3", "d1", "b1"))
+    assert sister < 0.9 * cousin < 0.9 * min(stranger, foreign)
 
 
 @pytest.mark.parametrize("name", ["en", "a", "1a", "a0", "A1", "a100"])

@@ -23,7 +23,7 @@ def metaspace_unigram() -> str:
 
 
 def llama_like() -> str:
-    """BPE with byte fallback, a space put before each text by the normalizer and taken away by the decoder."""
+    """BPE with byte fallback; the normalizer puts a space before each text, the decoder takes it away."""
     vocabulary = {"<unk>": 0, "<s>": 1, **{f"<0x{i:02X}>": i + 2 for i in range(256)}}
     for symbol in ("▁", "h", "e", "l", "o", "he", "▁he"):
         vocabulary[symbol] = len(vocabulary)
@@ -87,7 +87,7 @@ def test_documents_are_their_encodings_and_a_separator(case):
 def test_saving_keeps_a_tokenizer(case, tmp_path):
     tokenizer, text = case
     tokenizer.save(tmp_path)
-    loaded = tokenizers.load(tmp_path)
+    loaded = tokenizers.from_file(tmp_path / tokenizers.FILE)
     assert loaded.fingerprint == tokenizer.fingerprint
     assert loaded.encode(text) == tokenizer.encode(text)
 

@@ -17,7 +17,7 @@ def test_every_token_but_the_first_is_a_target_once(lengths, window):
     cut = list(windows.cut(documents(lengths), window, padding=-1))
     targets = np.concatenate([w[1:] for w in cut]) if cut else np.empty(0, int)
     assert np.array_equal(targets[targets >= 0], np.arange(1, total))
-    assert all(len(w) == window + 1 for w in cut)
+    assert all(len(w) == window + 1 and w[1] >= 0 for w in cut)
     # Inputs and targets are neighbours of one stream, and only the end is padded.
     inputs = np.concatenate([w[:-1] for w in cut]) if cut else np.empty(0, int)
     assert np.array_equal(inputs[targets >= 0], np.arange(max(0, total - 1)))

@@ -85,7 +85,7 @@ def mixtures(L: int, mono: int, pairs: float, uniform: int, dirichlet: int, rng:
     for n in range(uniform):
         chosen = rng.permutation(L)[: (L, max(L // 2, 3), 3)[n % 3]]
         plan.append(("uniform", np.eye(L)[chosen].mean(0)))
-    plan += [("dirichlet", rng.dirichlet(np.full(L, 0.7))) for _ in range(dirichlet)]
+    plan += [("dirichlet", rng.dirichlet(np.full(L, 1.5))) for _ in range(dirichlet)]
     return plan
 
 

@@ -1,0 +1,125 @@
+"""A small study from a known law: its runs table, and a joint fit made of the truth instead of by fitting."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from atlas.scaling.estimates import Estimate
+from atlas.scaling.joint import JointFit
+
+NAMES = ("E", "A", "alpha", "B", "beta", "lambda")
+UNIQUE = 2e7
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """theta [L, 6] of NAMES; tau [L, L]; neighbours in `languages` help each other most."""
+
+    languages: tuple[str, ...]
+
+    @property
+    def related(self) -> dict[tuple[str, str], float]:
+        place = {name: i for i, name in enumerate(self.languages)}
+        return {(t, s): float(np.exp(-abs(place[t] - place[s]))) for t in place for s in place if s != t}
+
+    @property
+    def tau(self) -> np.ndarray:
+        return np.array(
+            [[1.0 if t == s else 0.5 * self.related[t, s] for s in self.languages] for t in self.languages]
+        )
+
+    @property
+    def levels(self) -> np.ndarray:
+        step = np.arange(len(self.languages)) / len(self.languages)
+        ones = np.ones_like(step)
+        return np.stack(
+            [0.9 + 0.1 * step, 30 * ones, 0.35 * ones, 60 + 10 * step, 0.28 * ones, 0.1 * ones], 1
+        )
+
+    def loss(self, N: float, D: np.ndarray, phi: float = 0.1) -> np.ndarray:
+        """[L] for D [L]."""
+        E, A, alpha, B, beta, lam = self.levels.T
+        repeats = np.maximum(D / UNIQUE - 1, 0)
+        S = np.minimum(D, UNIQUE) + UNIQUE * (1 - np.exp(-lam * repeats)) / lam
+        shares = D[D > 0] / D.sum()
+        K = np.exp(-np.sum(shares * np.log(shares)))
+        return E + A * K**phi / N**alpha + B / (self.tau @ S) ** beta
+
+    def runs(
+        self, sizes=(1e5, 4e5, 8e5), pairs=True, uneven=3, noise=0.004, phases=("trunk", "cooldown")
+    ) -> pd.DataFrame:
+        """Monolingual, 50/50, even and uneven mixtures of every size; five checkpoints, three cooldowns."""
+        rng, L = np.random.default_rng(0), len(self.languages)
+        plans = [np.eye(L)[i] for i in range(L)]
+        plans += [(np.eye(L)[i] + np.eye(L)[j]) / 2 for i in range(L) for j in range(i)] if pairs else []
+        plans += [np.full(L, 1 / L)] if L > 2 else []
+        plans += [rng.dirichlet(np.full(L, 0.7)) for _ in range(uneven)]
+        totals = {"trunk": np.geomspace(1e6, 6e7, 5), "cooldown": np.array([1.5e7, 3e7, 6e7])}
+        rows = []
+        for N in sizes:
+            for number, shares in enumerate(plans):
+                for phase in phases:
+                    for D in totals[phase][:, None] * shares:
+                        loss = self.loss(N, D) * (1.03 if phase == "trunk" else 1.0)
+                        loss = loss * np.exp(noise * rng.normal(size=L))
+                        for t in np.flatnonzero(shares > 0.005):
+                            row = {
+                                "run": f"r{number}-{N:.0f}",
+                                "num_params": N,
+                                "phase": phase,
+                                "loss": loss[t],
+                            }
+                            row |= {"language": self.languages[t], "loss_unit": "bits per byte"}
+                            row |= {f"tokens.{name}": d for name, d in zip(self.languages, D, strict=True)}
+                            rows.append(row | {f"unique_tokens.{name}": UNIQUE for name in self.languages})
+        return pd.DataFrame(rows)
+
+    def fit(self, told: bool = True, warnings: tuple[str, ...] = ()) -> JointFit:
+        """The truth as if fitted, with a tenth of every parameter as its standard error."""
+        L, (N0, D0) = len(self.languages), (3e5, 1e7)
+        levels, tau = self.levels, self.tau
+        units = np.stack(
+            [np.ones(L), N0 ** levels[:, 2], np.ones(L), D0 ** levels[:, 4], np.ones(L), np.ones(L)], 1
+        )
+        theta = np.concatenate([np.log(levels / units), tau], 1)
+        parameters = {
+            f"{name}[{t}]": Estimate.lognormal(np.log(levels[i, j]), 0.1, told)
+            for i, t in enumerate(self.languages)
+            for j, name in enumerate(NAMES)
+        }
+        parameters |= {
+            f"tau[{t}<-{s}]": Estimate.normal(tau[i, j], 0.05, told and (i + j) % 3 > 0)
+            for i, t in enumerate(self.languages)
+            for j, s in enumerate(self.languages)
+            if i != j
+        }
+        covariance = np.broadcast_to(1e-4 * np.eye(L + 7), (L, L + 7, L + 7))
+        return JointFit(
+            targets=self.languages,
+            sources=self.languages,
+            theta=theta,
+            phi=0.1,
+            covariance=covariance,
+            N0=N0,
+            D0=D0,
+            guard=1e-3,
+            sigma=0.004,
+            rho=0.2,
+            run_weights={},
+            objective=0.0,
+            converged=told,
+            n_rows=1,
+            n_runs=1,
+            parameters=parameters | {"phi": Estimate.normal(0.1, 0.01, told)},
+            warnings=warnings,
+        )
+
+
+@pytest.fixture(scope="session")
+def truth() -> Callable[..., Truth]:
+    """Truth of any number of languages."""
+    names = ("de", "en", "es", "hi", "ru", "zh")
+    return lambda count=6: Truth(names[:count] if count <= 6 else tuple(f"l{i:02d}" for i in range(count)))

@@ -1,0 +1,196 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import image
+
+from atlas.report import StudySummary, decisions, figures, style, write_report
+from atlas.scaling.capacity import capacity_rows, fit_capacity
+from atlas.scaling.mixtures import MixtureLaw, TrustRegion, optimal_mixture
+from atlas.scaling.planning import expansion_table
+from atlas.scaling.runs import load_runs
+from atlas.scaling.transfer import bilingual_transfer_scores
+
+VOID = {"meta", "img", "br"}
+
+
+class _Balanced(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self.links, self.images = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.links += [attrs[name] for name in ("src", "href") if name in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def read(path) -> tuple[str, list[str]]:
+    """The text of a report, once it is well-formed and asks for nothing outside itself."""
+    text, parser = path.read_text(), _Balanced()
+    parser.feed(text)
+    assert not parser.open
+    assert all(link.startswith("data:image/png;base64,") for link in parser.links)
+    assert "@import" not in text and "url(" not in text
+    return text, parser.links
+
+
+@pytest.fixture(scope="session")
+def study(truth) -> StudySummary:
+    world = truth()
+    runs = world.runs()
+    fit, cooled = (
+        world.fit(warnings=("lambda is <not> identified",)),
+        load_runs(runs[runs.phase == "cooldown"]),
+    )
+    law = MixtureLaw.from_parameters(fit.parameters)
+    held = cooled.where(cooled.N > 7e5)
+    rows = {"split": "largest_n", "language": np.asarray(held.languages)[held.target], "loss": held.loss}
+    return StudySummary(
+        title="A study of <six> languages",
+        runs=runs,
+        fit=fit,
+        fitted_rows="phase == 'cooldown'",
+        transfer=bilingual_transfer_scores(runs),
+        capacity=fit_capacity(*capacity_rows(runs)),
+        heldout=pd.DataFrame([{"split": "largest_n", "law": "atlas", "r2": 0.99, "are": 0.004}]),
+        heldout_rows=pd.DataFrame(rows).assign(predicted=fit.predict_runs(held)[0]),
+        relatedness=world.related,
+        mixture=optimal_mixture(law, 1e15, TrustRegion.of_runs(law, cooled)),
+        facts={"hardware": "2 CPU cores"},
+        tables={"Throughput": pd.DataFrame({"size": ["a"], "tokens a second": [47e3]})},
+        warnings=("the corpus is small",),
+    )
+
+
+def test_a_whole_report(study, tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "old.png").write_bytes(b"")
+    path = write_report(tmp_path, study)
+    text, links = read(path)
+    names = {
+        "loss_curves",
+        "observed_predicted",
+        "residuals",
+        "law",
+        "transfer",
+        "score_drift",
+        "iso_loss",
+        "next",
+    }
+    assert {file.stem for file in (tmp_path / "figures").iterdir()} == names
+    assert len(links) == len(names)
+    for part in (
+        "A study of &lt;six&gt; languages",
+        "the corpus is small",
+        "lambda is &lt;not&gt; identified",
+    ):
+        assert part in text
+    assert "bits per byte" in text and "2 CPU cores" in text and "47k" in text
+    assert 'class="missing"' not in text
+    pictures = [image.imread(io.BytesIO(base64.b64decode(link.split(",")[1]))) for link in links]
+    assert all(picture.shape[1] >= 900 and picture.std() > 0.02 for picture in pictures)
+
+
+def test_an_empty_study_says_what_is_missing(tmp_path):
+    text, _ = read(write_report(tmp_path, StudySummary("Nothing", pd.DataFrame({"loss": []}))))
+    assert "cannot be used" in text
+    for missing in ("No law was fitted", "No held-out", "No joint fit", "No capacity law", "No mixture"):
+        assert missing in text
+    assert "ATLAS as published" not in re.sub("<[^>]*>", "", text) or "published" in text
+
+
+def test_reasons_given_are_shown(truth, tmp_path):
+    runs = truth().runs(sizes=(1e5,), phases=("trunk",))
+    text, _ = read(
+        write_report(tmp_path, StudySummary("x", runs, missing={"fit": "one size cannot be fitted"}))
+    )
+    assert text.count("one size cannot be fitted") == 2
+    assert (tmp_path / "figures" / "loss_curves.png").exists()
+
+
+def test_one_language_and_one_size(truth, tmp_path):
+    world = truth(1)
+    runs = world.runs(sizes=(1e5,), uneven=0)
+    text, _ = read(write_report(tmp_path, StudySummary("one", runs, fit=world.fit())))
+    assert "No pair has a monolingual" in text
+
+
+def test_a_degenerate_fit_is_announced(truth, tmp_path):
+    world = truth(2)
+    fit = world.fit(told=False, warnings=tuple(f"parameter {i} is not identified" for i in range(30)))
+    text, _ = read(write_report(tmp_path, StudySummary("bad", world.runs(sizes=(1e5, 2e5)), fit=fit)))
+    assert text.index("did not converge") < text.index("<h2>")
+    assert "21 more" in text and "parameter 29" in text
+    assert "(0.9 [" in text  # a parameter that is not identified stands in brackets
+
+
+def test_fifty_languages(truth, tmp_path):
+    world = truth(50)
+    runs = world.runs(sizes=(1e5, 1e6), pairs=False, uneven=1, phases=("cooldown",))
+    text, _ = read(write_report(tmp_path, StudySummary("many", runs, fit=world.fit())))
+    assert "12 languages with the most evaluations of 50" in text
+
+
+def test_nan_rows_and_diverged_runs(truth, tmp_path):
+    world = truth(3)
+    runs = world.runs(sizes=(1e5, 2e5))
+    runs.loc[::5, "loss"] = np.nan
+    runs.loc[1::40, "loss"] = 300.0
+    scores = bilingual_transfer_scores(runs)
+    broken = world.fit()
+    broken.parameters["tau[de<-en]"] = broken.parameters["tau[de<-en]"].__class__(*[np.nan] * 4, False)
+    study = StudySummary("nan", runs, fit=broken, transfer=scores, mixture=None)
+    assert "<img" in write_report(tmp_path, study).read_text()
+
+
+def test_a_fit_of_other_languages_leaves_a_sentence(truth, tmp_path):
+    text, _ = read(write_report(tmp_path, StudySummary("x", truth(3).runs(sizes=(1e5,)), fit=truth(2).fit())))
+    assert "No figure here: unknown source language" in text
+
+
+def test_bounded_scores_are_shown_as_bounds(truth, tmp_path):
+    runs = truth(2).runs(sizes=(1e5,), phases=("trunk",), uneven=0)
+    scores = bilingual_transfer_scores(runs, anchors=[6e7])
+    text, _ = read(write_report(tmp_path, StudySummary("x", runs, transfer=scores)))
+    assert "at most" in text
+
+
+def test_drawing_leaves_the_callers_style_alone(truth):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    figures.loss_curves(load_runs(truth(1).runs(sizes=(1e5,), uneven=0)), "loss")
+    decisions.next_run(expansion_table([2, 4]), None)
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 1), (1, 1.5), (1.6, 5), (1e5, 8e8), (1e-3, 1e12)])
+def test_axes_have_a_few_round_ticks(low, high):
+    axes = style.canvas(2).subplots()
+    style.log_axis(axes.xaxis, [low, high])
+    ticks = axes.get_xticks()
+    assert 1 <= len(ticks) <= 6
+    assert axes.get_xlim()[0] <= ticks.min() and ticks.max() <= axes.get_xlim()[1]
+
+
+def test_labels_at_line_ends_do_not_cover_each_other():
+    figure = style.canvas(3)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1])
+    figure.draw_without_rendering()
+    style.label_ends(
+        axes, 1.0, [(0.5, "a", "k"), (0.501, "b", "k"), (0.502, "c", "k"), (float("nan"), "d", "k")]
+    )
+    figure.draw_without_rendering()
+    boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+    assert len(boxes) == 3
+    assert all(lower.y1 <= upper.y0 + 2 for lower, upper in zip(boxes, boxes[1:], strict=False))

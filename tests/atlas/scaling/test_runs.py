@@ -1,0 +1,115 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from atlas.errors import UserError
+from atlas.scaling import load_runs
+
+
+def single(**columns):
+    return pd.DataFrame({"num_params": [1e6, 2e6, 4e6], "tokens": [1e7, 2e7, 4e7], "loss": [2.0, 1.8, 1.6]} | columns)
+
+
+def mixed(**columns):
+    base = {
+        "run": ["a", "a", "b"],
+        "num_params": [1e6, 1e6, 2e6],
+        "tokens.fr": [1e6, 1e6, 0.0],
+        "tokens.other": [0.0, 0.0, 1e6],
+        "tokens.de": [1e6, 1e6, np.nan],
+        "unique_tokens.fr": [5e5, 5e5, np.nan],
+        "language": ["de", "fr", "fr"],
+        "loss": [2.0, 1.9, 2.5],
+    }
+    return pd.DataFrame(base | columns)
+
+
+def test_single_language_table_has_one_source_and_a_run_per_row(tmp_path):
+    single().to_csv(tmp_path / "runs.csv", index=False)
+    runs = load_runs(tmp_path / "runs.csv")
+    assert runs.languages == runs.targets == ("all",)
+    assert runs.run.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(runs.D[:, 0], [1e7, 2e7, 4e7])
+    assert np.isinf(runs.U).all()
+
+
+@pytest.mark.parametrize("alias", ["num_tokens", "tokens_seen"])
+def test_token_aliases(alias):
+    assert load_runs(single().rename(columns={"tokens": alias})).D.sum() == 7e7
+
+
+def test_mixtures_put_evaluated_languages_first_and_keep_sources():
+    runs = load_runs(mixed())
+    assert runs.languages == ("fr", "de", "other")
+    assert runs.targets == ("fr", "de")
+    assert runs.target.tolist() == [1, 0, 0]
+    assert runs.run.tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(runs.own(runs.D), [1e6, 1e6, 0.0])
+    np.testing.assert_array_equal(runs.U[:, 0], [5e5, 5e5, np.inf])
+    assert any("sources only: other" in note for note in runs.warnings)
+
+
+def test_language_column_without_token_columns_means_monolingual_runs():
+    runs = load_runs(single(language=["fr", "fr", "de"]))
+    assert runs.languages == ("fr", "de")
+    np.testing.assert_array_equal(runs.shares, [[1, 0], [1, 0], [0, 1]])
+
+
+def test_dropped_rows_are_counted_with_the_reason():
+    table = pd.concat([single(), single(loss=[np.nan, np.inf, 1.6])])
+    runs = load_runs(table)
+    assert len(runs) == 3
+    notes = " ".join(runs.warnings)
+    for reason in ("1 of 6 rows: 'loss' is missing", "1 of 5 rows: 'loss' is infinite", "1 of 4 rows: the row repeats"):
+        assert reason in notes
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        (single().rename(columns={"num_params": "num_param"}), "no column 'num_params'; did you mean to name 'num_param'"),
+        (single().drop(columns="tokens"), "no column 'tokens'"),
+        (single(loss=[2.0, "high", 1.0]), "'loss' is not numeric: 'high' in row 1"),
+        (single(num_params=[1e6, 0.0, 1e6]), "'num_params' must be positive: row 1 has = 0"),
+        (single(tokens=[1e6, 1e6, -1.0]), "'tokens' must be positive: row 2"),
+        (single(loss=[-0.1, 1.0, 1.0]), "'loss' must be positive"),
+        (single(loss_unit=["nats", "bits", "bits"]), "several units"),
+        (single().iloc[:0], "no rows"),
+        (single(loss=[np.nan] * 3), "no usable row"),
+        (single(unique_tokens=[1e6, 0.0, 1e6]), "unique tokens of 'all' must be positive"),
+        (mixed(**{"tokens.fr": [-1.0, 1.0, 1.0]}), "'tokens.fr' must be finite and not negative"),
+        (mixed(**{"tokens.other": [0.0, 0.0, 0.0]}), "must not all be 0"),
+        (mixed(**{"unique_tokens.frr": [1.0, 1.0, 1.0]}), "did you mean 'fr'"),
+        (mixed(language=["xx", "xx", "xx"]), "'tokens.xx'"),
+        (mixed().drop(columns="language"), "needs a 'language' column"),
+    ],
+)
+def test_mistakes_are_one_clear_line(table, message):
+    with pytest.raises(UserError, match="^[^\n]+$") as error:
+        load_runs(table)
+    assert message in str(error.value)
+
+
+def test_unreadable_files_are_user_errors(tmp_path):
+    (tmp_path / "empty.csv").write_text("")
+    for path in (tmp_path / "none.csv", tmp_path / "empty.csv"):
+        with pytest.raises(UserError, match=path.name):
+            load_runs(path)
+
+
+def test_where_by_mask_and_by_query():
+    runs = load_runs(mixed())
+    by_query = runs.where('language == "fr" and run == "b"')
+    assert len(by_query) == 1 and by_query.run_ids == ("b",) and by_query.run.tolist() == [0]
+    assert by_query.targets == runs.targets
+    assert runs.where(runs.N > 1e6).frame.equals(by_query.frame)
+    for bad, message in (("lang == 1", "cannot apply"), ("num_params", "not a condition"), ("loss > 9", "keeps none")):
+        with pytest.raises(UserError, match=message):
+            runs.where(bad)
+
+
+def test_a_million_rows_take_a_moment():
+    rng = np.random.default_rng(0)
+    n = 1_000_000
+    frame = pd.DataFrame({"num_params": rng.uniform(1, 2, n), "tokens": rng.uniform(1, 2, n), "loss": rng.uniform(1, 2, n)})
+    assert len(load_runs(frame)) == n
