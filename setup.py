@@ -17,6 +17,7 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "numpy>=2.1",
+        "fsspec>=2024.6",  # corpora on gs:// and other remote paths
         "pandas>=2.2",
         "absl-py>=2.1",
         "ml-collections>=1.1",

@@ -1,6 +1,5 @@
 """The loop itself: corpus → sweep → runs table → joint fit and transfer matrix → report → what to train next."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ import pandas as pd
 
 from atlas import report
 from atlas.errors import UserError
-from atlas.scaling import JointFit, Runs, fit_joint, heldout, load_runs
+from atlas.scaling import JointFit, Runs, fit_joint, heldout, heldout_predictions, load_runs
 from atlas.scaling.capacity import capacity_rows, fit_capacity
 from atlas.scaling.mixtures import MixtureLaw, MixturePlan, TrustRegion, optimal_mixture
 from atlas.scaling.planning import expansion_table
@@ -27,7 +26,15 @@ from atlas.training.metrics import JsonLines, write_atomically
 from atlas.training.sweep import prepare_corpus
 
 SUMMARY = "summary.txt"
-OUTPUTS = ("runs.csv", "fit.json", "transfer.csv", "transfer_scores.csv", "heldout.csv", "report.html", SUMMARY)
+OUTPUTS = (
+    "runs.csv",
+    "fit.json",
+    "transfer.csv",
+    "transfer_scores.csv",
+    "heldout.csv",
+    "report.html",
+    SUMMARY,
+)
 LAWS = ("atlas", "chinchilla_own", "chinchilla_total", "data_constrained")
 SPLITS = ("largest_n", "mixture")
 FITTED_ROWS = f"phase == '{COOLDOWN}'"
@@ -73,8 +80,8 @@ def analyse(
 ) -> report.StudySummary:
     """Everything that a runs table tells: joint law, transfer, capacity, held-out scores, next runs.
 
-    The laws are fitted to the ends of cooldown branches, which are comparable; curves of the trunk serve transfer scores too.
-    What the runs cannot give is None, and `missing` says why.
+    The laws are fitted to the ends of cooldown branches, which are comparable; curves of the trunk serve transfer
+    scores too. What the runs cannot give is None, and `missing` says why.
     """
     missing: dict[str, str] = {}
 
@@ -97,8 +104,8 @@ def analyse(
         fitted_rows=FITTED_ROWS,
         transfer=attempt("transfer", lambda: bilingual_transfer_scores(once)),
         capacity=capacity,
-        heldout=pd.DataFrame([{k: v for k, v in s.items() if k not in ("languages", "runs", "rows")} for s in scores]),
-        heldout_rows=pd.concat([s["rows"].assign(split=s["split"]) for s in scores if s["law"] == "atlas"] or [pd.DataFrame()]),
+        heldout=pd.DataFrame(scores),
+        heldout_rows=_heldout_rows(runs, {score["split"] for score in scores}),
         relatedness=relatedness,
         expansion=attempt("expansion", lambda: expansion_table([2, 4, 8], capacity.exponents)) if capacity else None,
         mixture=attempt("mixture", lambda: next_mixture(fit, runs)),
@@ -130,14 +137,24 @@ def write_analysis(summary: report.StudySummary, workdir: pathlib.Path) -> str:
 
 
 def transfer_table(fit: JointFit) -> pd.DataFrame:
-    """One row an ordered pair: target, source, tau with se and 90 % interval, identified, and the bilingual score it implies."""
+    """One row an ordered pair: target, source, tau with se and 90 % interval, identified, and the bilingual score it
+    implies."""
     rows = []
     for target in fit.targets:
         for source in fit.sources:
             if source != target:
                 tau = fit.parameters[f"tau[{target}<-{source}]"]
                 implied = float(score_from_tau(tau.value)) if tau.value > -1 else float("nan")
-                rows.append({"target": target, "source": source, "tau": tau.value, "se": tau.se, "low": tau.low, "high": tau.high})
+                rows.append(
+                    {
+                        "target": target,
+                        "source": source,
+                        "tau": tau.value,
+                        "se": tau.se,
+                        "low": tau.low,
+                        "high": tau.high,
+                    }
+                )
                 rows[-1] |= {"identified": tau.identified, "implied_score": implied}
     return pd.DataFrame(rows)
 
@@ -148,7 +165,8 @@ def _describe(summary: report.StudySummary) -> str:
     law = pd.DataFrame({t: {n: fit.parameters[f"{n}[{t}]"].value for n in names} for t in fit.targets}).T
     parts = [
         f"{summary.title}: {fit.n_runs} runs, {fit.n_rows} rows, noise {100 * fit.sigma:.2f} % of the loss",
-        "\nfitted law, loss in bits per byte: E + A K^phi / N^alpha + B / D_eff^beta\n" + law.to_string(float_format="{:.4g}".format),
+        "\nfitted law, loss in bits per byte: E + A K^phi / N^alpha + B / D_eff^beta\n"
+        + law.to_string(float_format="{:.4g}".format),
         _estimate("phi (capacity)", fit.parameters.get("phi")),
         "\ntransfer matrix tau (row: target, column: source)\n" + fit.transfer_matrix().round(3).to_string(),
     ]
@@ -157,7 +175,9 @@ def _describe(summary: report.StudySummary) -> str:
     if summary.mixture is not None:
         plan = summary.mixture
         shares = ", ".join(f"{row.language} {row.share:.0%}" for row in plan.table.itertuples())
-        parts.append(f"\nnext, for {plan.flops:.2g} FLOPs: N = {plan.params:.3g}, D = {plan.tokens:.3g}, mixture {shares}")
+        parts.append(
+            f"\nnext, for {plan.flops:.2g} FLOPs: N = {plan.params:.3g}, D = {plan.tokens:.3g}, mixture {shares}"
+        )
     parts += [f"warning: {warning}" for warning in (*fit.warnings, *summary.warnings)]
     parts += [f"no {name}: {reason}" for name, reason in summary.missing.items()]
     return "\n".join(parts)
@@ -173,9 +193,16 @@ def _estimate(name: str, estimate: Any) -> str:
 def _scores(runs: Runs, split: str, missing: dict[str, str]) -> Iterable[dict]:
     for law in LAWS:
         try:
-            yield heldout(runs, split, law)
+            score = heldout(runs, split, law)
         except UserError as error:
-            missing[f"held-out score of {law} on {split}"] = str(error)
+            missing[f"held-out score on {split}"] = str(error)
+        else:
+            yield {key: score[key] for key in ("split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout")}
+
+
+def _heldout_rows(runs: Runs, splits: Iterable[str]) -> pd.DataFrame | None:
+    parts = [heldout_predictions(runs, split).assign(split=split) for split in sorted(splits)]
+    return pd.concat(parts) if parts else None
 
 
 def _epochs(frame: pd.DataFrame) -> np.ndarray:

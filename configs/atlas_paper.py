@@ -1,15 +1,18 @@
 """The plan of the ATLAS paper on MADLAD-400 (arXiv 2510.22037, Table B.1): 774 runs in nine groups.
 
     python -m experiments.sweep --config=configs/atlas_paper.py --list
-    python -m experiments.sweep --config=configs/atlas_paper.py --workdir=DIR --config.data.input=gs://BUCKET/madlad-400 --shard=0/774
+    python -m experiments.sweep --config=configs/atlas_paper.py --workdir=DIR \
+        --config.data.input=gs://BUCKET/madlad-400 --shard=0/774
 
-Listing takes seconds. Training it is the paper's own budget: sizes to 8B on sequences of 2048 for 30,000 steps; nobody has run it
-with this code. Where the paper counts without naming, this file chooses and says so:
+Listing takes seconds. Training it is the paper's own budget: sizes to 8B on sequences of 2048 for 30,000 steps;
+nobody has run it with this code. Where the paper counts without naming, this file chooses and says so:
 
 - Table B.1 multiplies its 11 partial scales as 10; the largest (46) is left out.
-- 90 bilingual runs are the ordered pairs of 10 languages; both orders are one 50/50 mixture, so the second differs by seed.
+- 90 bilingual runs are the ordered pairs of 10 languages; both orders are one 50/50 mixture, so the second differs by
+  seed.
 - The 15 target pairs are English with ten languages and five others; the tenth English partner is taken to be Swahili.
-- The UniMax mixtures cover the 50 languages of capacity mixture 50v0 with at most 10 epochs, the paper's 420 not being listed.
+- The UniMax mixtures cover the 50 languages of capacity mixture 50v0 with at most 10 epochs, the paper's 420 not
+  being listed.
 - The 84 finetunes are taken to be the 12 languages of mixture 12v0 at the seven minimal scales.
 """
 
@@ -46,7 +49,13 @@ def get_config() -> SweepConfig:
     return SweepConfig(
         name="atlas_paper",
         mixture="unimax(*;epochs=10)",
-        data=DataConfig(source="madlad", input="gs://BUCKET/madlad-400", languages=languages, tokenizer="unigram", window=2048),
+        data=DataConfig(
+            source="madlad",
+            input="gs://BUCKET/madlad-400",
+            languages=languages,
+            tokenizer="unigram",
+            window=2048,
+        ),
         model=shape_config(0),
         train=TrainConfig(
             steps=(3_000, 10_000, 30_000),
@@ -80,7 +89,12 @@ def get_sweep(config: SweepConfig) -> list[RunConfig]:
         *(run("multilingual_vocabulary", s, lang) for lang, s in itertools.product(MONOLINGUAL, PART)),
         *(run("pair_monolingual", PAIR_SCALE, lang, seed=1) for lang in mixtures["50v0"]),
         *(
-            run("pair_bilingual", PAIR_SCALE, f"uniform({','.join(sorted(pair))})", seed=1 + (pair[0] > pair[1]))
+            run(
+                "pair_bilingual",
+                PAIR_SCALE,
+                f"uniform({','.join(sorted(pair))})",
+                seed=1 + (pair[0] > pair[1]),
+            )
             for pair in itertools.permutations(PAIRS, 2)
         ),
         *(run("target_bilingual", s, f"uniform({','.join(p)})") for p, s in itertools.product(TARGET_PAIRS, PART)),

@@ -41,8 +41,9 @@ def design(
 ) -> list[RunConfig]:
     """The runs of a study.
 
-    Every size trains each language alone, the even mixtures of `subsets` (group → sets of languages) and that of all; the
-    `middle` size trains every pair and so many `uneven` Dirichlet mixtures, without which shares and transfer are confounded.
+    Every size trains each language alone, the even mixtures of `subsets` (group → sets of languages) and that of all;
+    the `middle` size trains every pair and so many `uneven` Dirichlet mixtures, without which shares and transfer are
+    confounded.
     """
 
     def at(group: str, size: str, mixture: str, **changes: object) -> RunConfig:

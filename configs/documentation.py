@@ -2,8 +2,8 @@
 
     python -m experiments.study --config=configs/documentation.py --config.data.input=DIR --workdir=WORKDIR
 
-DIR holds <language>/{train,validation,test}.jsonl.gz for de, en, es, fr, id and ru, one {"text": …} a line. 56 runs of up to 0.8 million
-byte tokens; experiments/results/documentation/ has what it gave, where and in what time.
+DIR holds <language>/{train,validation,test}.jsonl.gz for de, en, es, fr, id and ru, one {"text": …} a line. 56 runs
+of up to 0.8 million byte tokens; experiments/results/documentation/ has what it gave, where and in what time.
 """
 
 from atlas.data import DataConfig

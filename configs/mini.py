@@ -1,6 +1,6 @@
 """A synthetic study of hours on a CPU: three families, four sizes, K = 1, 2, 3 and 6, to eight million tokens a run.
 
-    python -m experiments.study --config=configs/mini.py --workdir=DIR
+python -m experiments.study --config=configs/mini.py --workdir=DIR
 """
 
 from atlas.data import DataConfig

@@ -3,8 +3,8 @@
     python -m experiments.fit --runs=runs.csv --law=atlas --holdout=largest_n --workdir=DIR
     python -m experiments.fit --runs=runs.csv --law=chinchilla --where='language == "fr"' --workdir=DIR
 
-Prints parameters with 90 % intervals, held-out scores and warnings, and writes them to DIR/fit.json. A 240-row table
-takes seconds, nearly all of them compilation.
+Prints parameters with 90 % intervals, held-out scores and warnings, and writes them to DIR/fit.json. A
+240-row table takes seconds, nearly all of them compilation.
 """
 
 import json
@@ -23,12 +23,8 @@ _RUNS = flags.DEFINE_string("runs", "", "runs table: CSV or Parquet, one row an 
 _LAW = flags.DEFINE_enum("law", "atlas", ["atlas", *LAWS], "law to fit; atlas fits all languages jointly")
 _WORKDIR = flags.DEFINE_string("workdir", "", "directory that receives fit.json")
 _FAMILY = flags.DEFINE_string("family", "", "keep the rows whose column family has this value")
-_WHERE = flags.DEFINE_string(
-    "where", "", "keep the rows that satisfy this pandas query, e.g. 'num_params > 1e6'"
-)
-_OBJECTIVE = flags.DEFINE_enum(
-    "objective", None, list(OBJECTIVES), "loss of log residuals (default huber; not atlas)"
-)
+_WHERE = flags.DEFINE_string("where", "", "keep the rows that satisfy this pandas query, e.g. 'num_params > 1e6'")
+_OBJECTIVE = flags.DEFINE_enum("objective", None, list(OBJECTIVES), "loss of log residuals (default huber; not atlas)")
 _DELTA = flags.DEFINE_float("delta", None, "corner of the Huber loss, in log loss (default 1e-3; not atlas)")
 _HOLDOUT = flags.DEFINE_enum("holdout", "none", ["none", *SPLITS], "runs to hold out and predict")
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the random split")
@@ -79,9 +75,7 @@ def _print(document: dict, law: Fit | JointFit) -> None:
         print(f"{name:<20}{e.value:>12.5g}{e.se:>11.3g}   {e.low:.5g} … {e.high:.5g}{verdict}")
     if scores := document["holdout"]:
         r2 = "undefined" if scores["r2"] is None else f"{scores['r2']:.3f}"
-        print(
-            f"held out {scores['split']}: {scores['n_heldout']} rows, R² {r2}, relative error {scores['are']:.2%}"
-        )
+        print(f"held out {scores['split']}: {scores['n_heldout']} rows, R² {r2}, relative error {scores['are']:.2%}")
     for warning in law.warnings:
         print(f"warning: {warning}")
 
@@ -94,9 +88,7 @@ def _write(path: pathlib.Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except (FileExistsError, NotADirectoryError, PermissionError):
-        raise UserError(
-            f"cannot write {str(path)!r}; give a --workdir that is a writable directory"
-        ) from None
+        raise UserError(f"cannot write {str(path)!r}; give a --workdir that is a writable directory") from None
 
 
 if __name__ == "__main__":

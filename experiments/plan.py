@@ -28,12 +28,8 @@ _MULTIPLIER = flags.DEFINE_list("multiplier", ["2", "4", "8", "16"], "expand: ti
 _PARAMS = flags.DEFINE_float("params", None, "crossover: parameters N")
 _FLOPS = flags.DEFINE_float("flops", None, "allocate, mixture: budget C = 6·N·D in FLOPs")
 _LANGUAGE = flags.DEFINE_string("language", "", "crossover, allocate: target language")
-_REGIME = flags.DEFINE_string(
-    "regime", "mono_vocab_mono_train", "allocate: training regime of the published law"
-)
-_FIT = flags.DEFINE_string(
-    "fit", "", "workdir of a study, or a JSON file with parameters; default: published figures"
-)
+_REGIME = flags.DEFINE_string("regime", "mono_vocab_mono_train", "allocate: training regime of the published law")
+_FIT = flags.DEFINE_string("fit", "", "workdir of a study, or a JSON file with parameters; default: published figures")
 _WEIGHTS = flags.DEFINE_list("weights", [], "mixture: importance as language:weight,…; default: all alike")
 _UNIQUE = flags.DEFINE_list("unique", [], "unique tokens U as language:tokens,…; default: as in the runs")
 _JSON = flags.DEFINE_string("json", "", "file for the result as JSON")
@@ -62,9 +58,7 @@ def _expand() -> tuple[pd.DataFrame, dict]:
     if _FIT.value:
         values = _parameters("capacity.json")
         try:
-            law = CapacityExponents(
-                **{name: values[name]["value"] for name in ("alpha", "beta", "phi", "psi")}
-            )
+            law = CapacityExponents(**{name: values[name]["value"] for name in ("alpha", "beta", "phi", "psi")})
         except KeyError as error:
             raise UserError(f"{_FIT.value} is no fit of the capacity law: it lacks {error}") from None
         source = _FIT.value
@@ -93,9 +87,7 @@ def _allocate() -> tuple[pd.DataFrame, dict]:
     else:
         _app.require(language=language)
         law, source = published.language_law(language, _REGIME.value), f"ATLAS, Table C.1, {_REGIME.value}"
-    best = planning.compute_optimal(
-        law, _FLOPS.value, _pairs("unique", _UNIQUE.value).get(language, float("inf"))
-    )
+    best = planning.compute_optimal(law, _FLOPS.value, _pairs("unique", _UNIQUE.value).get(language, float("inf")))
     return pd.DataFrame([vars(best)]), {"flops": _FLOPS.value, "source": source}
 
 
@@ -103,9 +95,7 @@ def _mixture() -> tuple[pd.DataFrame, dict]:
     _app.require(fit=_FIT.value, flops=_FLOPS.value)
     law = MixtureLaw.from_parameters(_parameters("fit.json"))
     runs = load_runs(pathlib.Path(_FIT.value) / "runs.csv")
-    seen = {
-        name: U for name, U in zip(runs.languages, runs.U.min(axis=0), strict=True) if name in law.sources
-    }
+    seen = {name: U for name, U in zip(runs.languages, runs.U.min(axis=0), strict=True) if name in law.sources}
     plan = optimal_mixture(
         law,
         _FLOPS.value,

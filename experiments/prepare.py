@@ -19,13 +19,9 @@ from experiments._app import require, run
 _COLUMNS = ("documents", "windows", "tokens", "bytes")
 _DEFAULT = DataConfig()
 _SOURCE = flags.DEFINE_string("source", _DEFAULT.source, f"where text comes from: {', '.join(SOURCES)}")
-_INPUT = flags.DEFINE_string(
-    "input", _DEFAULT.input, "directory, fsspec path or TFDS name; none for synthetic"
-)
+_INPUT = flags.DEFINE_string("input", _DEFAULT.input, "directory, fsspec path or TFDS name; none for synthetic")
 _WORKDIR = flags.DEFINE_string("workdir", "", "directory to build in")
-_LANGUAGES = flags.DEFINE_list(
-    "languages", list(_DEFAULT.languages), "names; none takes all that the source has"
-)
+_LANGUAGES = flags.DEFINE_list("languages", list(_DEFAULT.languages), "names; none takes all that the source has")
 _TOKENIZER = flags.DEFINE_string("tokenizer", _DEFAULT.tokenizer, "bytes, bpe, unigram, or a tokenizer.json")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", _DEFAULT.vocab_size, "tokens of a trained tokenizer")
 _TEMPERATURE = flags.DEFINE_float(

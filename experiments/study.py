@@ -2,8 +2,8 @@
 
     python -m experiments.study --config=configs/quickstart.py --workdir=DIR
 
-Leaves DIR/runs.csv, fit.json, transfer.csv, report.html and more. Interrupted, the same command continues; finished, it returns at
-once. With --runs=FILE it trains nothing and analyses a runs table from anywhere.
+Leaves DIR/runs.csv, fit.json, transfer.csv, report.html and more. Interrupted, the same command continues; finished,
+it returns at once. With --runs=FILE it trains nothing and analyses a runs table from anywhere.
 """
 
 import pathlib

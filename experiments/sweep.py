@@ -4,8 +4,8 @@
     python -m experiments.sweep --config=configs/atlas_paper.py --list
     python -m experiments.sweep --config=configs/atlas_mini.py --workdir=DIR --status
 
-Without --shard the array index of SLURM or of a Kubernetes indexed job is used where there is one. Finished runs are never
-repeated; a broken one continues from its last checkpoint. DIR/runs.csv collects every evaluation.
+Without --shard the array index of SLURM or of a Kubernetes indexed job is used where there is one. Finished runs are
+never repeated; a broken one continues from its last checkpoint. DIR/runs.csv collects every evaluation.
 """
 
 import pathlib
@@ -21,7 +21,9 @@ from experiments import _app
 
 _CONFIG = _app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory for the corpus, the runs and their checkpoints")
-_SHARD = flags.DEFINE_string("shard", "", "part i of n as i/n; default: from the scheduler's environment, else everything")
+_SHARD = flags.DEFINE_string(
+    "shard", "", "part i of n as i/n; default: from the scheduler's environment, else everything"
+)
 _LIST = flags.DEFINE_bool("list", False, "print the runs and the groups, and train nothing")
 _STATUS = flags.DEFINE_bool("status", False, "print how far every run is, and train nothing")
 

@@ -2,8 +2,8 @@
 
     python -m experiments.train --config=configs/train.py --workdir=DIR [--config.model.attention=dense …]
 
-Leaves DIR/runs/<run id>/ with metrics.jsonl (a line a step), evaluations.jsonl, the model and done.json, and DIR/runs.csv.
-Interrupted, the same command continues; on several machines every process runs the same command.
+Leaves DIR/runs/<run id>/ with metrics.jsonl (a line a step), evaluations.jsonl, the model and done.json, and
+DIR/runs.csv. Interrupted, the same command continues; on several machines every process runs the same command.
 """
 
 import pathlib

@@ -14,9 +14,7 @@ from models.config import ModelConfig
 from models.layers import FeedForward, Rotation, constant, make_rotation, rms_norm, weight
 
 _LayerState = nnx.State
-_LayerStep = Callable[
-    [tuple[_LayerState, _LayerState], jax.Array], tuple[jax.Array, tuple[Metrics, _LayerState]]
-]
+_LayerStep = Callable[[tuple[_LayerState, _LayerState], jax.Array], tuple[jax.Array, tuple[Metrics, _LayerState]]]
 
 
 class Block(nnx.Module):

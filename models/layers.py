@@ -21,9 +21,7 @@ class Rotation(NamedTuple):
     sin_BTE: jax.Array
 
 
-def weight(
-    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, gain: float = 1.0
-) -> nnx.Param:
+def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, gain: float = 1.0) -> nnx.Param:
     """A float32 parameter of standard deviation gain / sqrt(fan_in), normal truncated at two deviations.
 
     `axes` names each dimension for the sharding rules and stays on the parameter as metadata. It is deliberately not
@@ -40,9 +38,7 @@ def constant(shape: tuple[int, ...], axes: tuple[str, ...], value: float) -> nnx
     return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
 
 
-def linear(
-    x: jax.Array, w: nnx.Param, inputs: int = 1, preferred_element_type: jnp.dtype | None = None
-) -> jax.Array:
+def linear(x: jax.Array, w: nnx.Param, inputs: int = 1, preferred_element_type: jnp.dtype | None = None) -> jax.Array:
     """Contracts the last `inputs` dimensions of x [B, T, ...] with the first of w, in x's dtype.
 
     It is one product of matrices, [B·T, in] by [in, out]: XLA's backward on CPUs is several times slower where a

@@ -1,7 +1,7 @@
 """Multilingual text as fixed windows of tokens: corpora, tokenizers, mixtures and deterministic batches."""
 
-from atlas.data.batches import Batch, Sampler, read_ahead
+from atlas.data.batches import Batch, Sampler
 from atlas.data.config import DataConfig
 from atlas.data.corpus import Corpus, load, prepare
 
-__all__ = ["Batch", "Corpus", "DataConfig", "Sampler", "load", "prepare", "read_ahead"]
+__all__ = ["Batch", "Corpus", "DataConfig", "Sampler", "load", "prepare"]

@@ -8,7 +8,7 @@ through a keyed permutation of the U windows.
 
 import hashlib
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,9 +56,7 @@ class Sampler:
         self._num_windows = np.array([len(windows) for windows in self._windows], np.int64)
         # Keyed by name, so that a language's order does not depend on which others are in the mixture.
         self._keys = np.array([_key(seed, language) for language in self.languages], np.uint64)
-        self._positions = np.array(
-            [corpus.languages.index(language) for language in self.languages], np.int32
-        )
+        self._positions = np.array([corpus.languages.index(language) for language in self.languages], np.int32)
         self._steps_a_plan = max(1, _PLAN_SAMPLES // batch_size)
         self._plan: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0), np.empty(0))
 
@@ -177,16 +175,6 @@ def permute(position: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarr
     return value.astype(np.int64)
 
 
-def read_ahead(
-    sampler: Sampler, start: int, stop: int, rows: slice = slice(None), batches: int = 8
-) -> Iterator[Batch]:
-    """The batches of steps [start, stop), read ahead by Grain's threads; for corpora on slow storage."""
-    import grain
-
-    steps = grain.MapDataset.range(start, stop).map(lambda step: sampler.batch(int(step), rows))
-    yield from steps.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=batches))
-
-
 def _feistel(value: np.ndarray, half: np.ndarray, mask: np.ndarray, key: np.ndarray) -> np.ndarray:
     left, right = value >> half, value & mask
     for r in range(_ROUNDS):
@@ -210,9 +198,7 @@ def _check(corpus: Corpus, weights: Mapping[str, float], batch_size: int) -> Non
         if language not in corpus.languages:
             raise unknown("language", language, corpus.languages)
         if weight < 0:
-            raise UserError(
-                f"the weight of {language} in the mixture is {weight:g}; weights must not be negative"
-            )
+            raise UserError(f"the weight of {language} in the mixture is {weight:g}; weights must not be negative")
     if abs(sum(weights.values()) - 1) > SUM_TOLERANCE:
         raise UserError(f"the weights of the mixture sum to {sum(weights.values()):g}; make them sum to 1")
     if batch_size < 1:

@@ -13,9 +13,7 @@ with tfds.core.registered.skip_registration():
 
         VERSION = tfds.core.Version("1.0.0")
 
-        def __init__(
-            self, directory: Path, language: str, window: int, splits: dict[str, Iterable[np.ndarray]]
-        ):
+        def __init__(self, directory: Path, language: str, window: int, splits: dict[str, Iterable[np.ndarray]]):
             """Writes below `directory` what `splits` yields: int32 windows [T+1] by split."""
             self._window, self._splits = window, splits
             config = tfds.core.BuilderConfig(name=language)
@@ -28,13 +26,9 @@ with tfds.core.registered.skip_registration():
             # The order of the text is kept: batches are shuffled when drawn, with a seed of their own.
             return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
-        def _split_generators(
-            self, download_manager: object
-        ) -> dict[str, Iterator[tuple[int, dict[str, np.ndarray]]]]:
+        def _split_generators(self, download_manager: object) -> dict[str, Iterator[tuple[int, dict[str, np.ndarray]]]]:
             return {split: self._generate_examples(windows) for split, windows in self._splits.items()}
 
-        def _generate_examples(
-            self, windows: Iterable[np.ndarray]
-        ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        def _generate_examples(self, windows: Iterable[np.ndarray]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
             for i, tokens in enumerate(windows):
                 yield i, {"tokens": tokens}

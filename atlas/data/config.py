@@ -66,6 +66,4 @@ class DataConfig:
             names = ("bytes", *TRAINED_TOKENIZERS)
             if not re.search(r"[./\\]", self.tokenizer):
                 raise unknown("data.tokenizer", self.tokenizer, (*names, "path/to/tokenizer.json"))
-            raise UserError(
-                f"data.tokenizer={self.tokenizer!r}: no such file; give a tokenizer.json or one of {names}"
-            )
+            raise UserError(f"data.tokenizer={self.tokenizer!r}: no such file; give a tokenizer.json or one of {names}")

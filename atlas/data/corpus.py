@@ -106,9 +106,7 @@ def load(directory: Path | str) -> Corpus:
     if description is None:
         raise UserError(f"{directory} holds no corpus (no {_FILE}); build one with experiments.prepare")
     if "fingerprint" not in description:
-        raise UserError(
-            f"{directory} holds an unfinished corpus; run its experiments.prepare again to complete it"
-        )
+        raise UserError(f"{directory} holds an unfinished corpus; run its experiments.prepare again to complete it")
     return Corpus(directory, description)
 
 
@@ -159,17 +157,13 @@ def _build(config: DataConfig, source: sources.Source, directory: Path, descript
     for language in source.languages:
         bar.set_description(f"prepare {language}")
         if language not in description["statistics"]:
-            description["statistics"][language] = _build_language(
-                config, source, language, tokenizer, directory
-            )
+            description["statistics"][language] = _build_language(config, source, language, tokenizer, directory)
             _write(directory, description)
         done += source.work(language)
         # A split may end before its files do, and what was built before is not read at all.
         bar.update(done - bar.n)
     pairs = synthetic.relatedness(source.languages, config.seed) if config.source == "synthetic" else None
-    description["relatedness"] = (
-        [[*pair, share] for pair, share in pairs.items()] if pairs is not None else None
-    )
+    description["relatedness"] = [[*pair, share] for pair, share in pairs.items()] if pairs is not None else None
     description["fingerprint"] = _digest([description["identity"], description["tokenizer"]])
     _write(directory, description)
 
@@ -178,12 +172,9 @@ def _build_language(
     config: DataConfig, source: sources.Source, language: str, tokenizer: Tokenizer, directory: Path
 ) -> dict[str, dict[str, int]]:
     counts = {
-        split: {"documents": 0, "characters": 0, "bytes": 0, "tokens": 0, "windows": 0}
-        for split in sources.SPLITS
+        split: {"documents": 0, "characters": 0, "bytes": 0, "tokens": 0, "windows": 0} for split in sources.SPLITS
     }
-    cuts = {
-        split: _cut(config, source, language, split, tokenizer, counts[split]) for split in sources.SPLITS
-    }
+    cuts = {split: _cut(config, source, language, split, tokenizer, counts[split]) for split in sources.SPLITS}
     windows.write(directory, language, config.window, cuts)
     if config.max_train_windows:
         _scale_to_kept(counts["train"], config.window)
@@ -199,9 +190,7 @@ def _cut(
     counts: dict[str, int],
 ) -> Iterator[np.ndarray]:
     """Windows of a split, counting them and what they are made of."""
-    documents = _counted(
-        tokenizer.encode_documents(_counted_texts(source.documents(language, split), counts)), counts
-    )
+    documents = _counted(tokenizer.encode_documents(_counted_texts(source.documents(language, split), counts)), counts)
     if split == "train":
         cut = windows.cut(documents, config.window)
         cut = itertools.islice(cut, config.max_train_windows) if config.max_train_windows else cut
@@ -211,9 +200,7 @@ def _cut(
         counts["windows"] += 1
         yield window
     if not counts["documents"]:
-        raise UserError(
-            f"{language} has no documents in its {split} split; add some, or leave the language out"
-        )
+        raise UserError(f"{language} has no documents in its {split} split; add some, or leave the language out")
     if not counts["windows"]:
         raise UserError(
             f"{language} has {counts['tokens']} training tokens, fewer than a window of {config.window} + 1; "
@@ -312,9 +299,7 @@ def _check_same(built: dict[str, object], wanted: dict[str, object], directory: 
 
 
 def _flat(identity: dict[str, object]) -> dict[str, object]:
-    nested = {
-        f"{k}.{name}": v for k, part in identity.items() if isinstance(part, dict) for name, v in part.items()
-    }
+    nested = {f"{k}.{name}": v for k, part in identity.items() if isinstance(part, dict) for name, v in part.items()}
     return {key: value for key, value in identity.items() if not isinstance(value, dict)} | nested
 
 
@@ -329,9 +314,7 @@ def _description(directory: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}); delete its directory and build the corpus again"
-        ) from error
+        raise UserError(f"{file} cannot be read ({error}); delete its directory and build the corpus again") from error
 
 
 def _write(directory: Path, description: dict) -> None:

@@ -93,9 +93,7 @@ def dirichlet(languages: Sequence[str], seed: int, concentration: float = 1.0) -
     shares = np.random.default_rng(seed).dirichlet(np.full(len(languages), concentration))
     # Differences of rounded cumulative sums: every weight is rounded and none of the whole is lost.
     parts = np.diff(np.round(np.cumsum(shares) * 10_000).astype(int), prepend=0)
-    return ",".join(
-        f"{language}:{part / 10_000:.4f}" for language, part in zip(languages, parts, strict=True) if part
-    )
+    return ",".join(f"{language}:{part / 10_000:.4f}" for language, part in zip(languages, parts, strict=True) if part)
 
 
 def normalize(amounts: Mapping[str, float]) -> dict[str, float]:
@@ -135,9 +133,7 @@ def _parse_weights(spec: str, text: str, corpus: Sizes) -> dict[str, float]:
     weights = {name: _number(spec, name, value) for name, _, value in parts}
     for name, weight in weights.items():
         if not 0 <= weight <= 1 + SUM_TOLERANCE:
-            raise UserError(
-                f"mixture {spec!r}: the weight of {name} is {weight:g}; weights lie between 0 and 1"
-            )
+            raise UserError(f"mixture {spec!r}: the weight of {name} is {weight:g}; weights lie between 0 and 1")
     total = sum(weights.values())
     if abs(total - 1) > SUM_TOLERANCE:
         raise UserError(f"mixture {spec!r}: the weights sum to {total:g}; make them sum to 1")
@@ -157,9 +153,7 @@ def _parse_call(spec: str, kind: str, inside: str, corpus: Sizes, budget_tokens:
         options[key] = _number(spec, key, value)
         if options[key] <= 0:
             raise UserError(f"mixture {spec!r}: {key} is {options[key]:g}; it must be positive")
-    languages = (
-        corpus.languages if names == "*" else _languages(spec, [n for n in names.split(",") if n], corpus)
-    )
+    languages = corpus.languages if names == "*" else _languages(spec, [n for n in names.split(",") if n], corpus)
     if kind == "uniform":
         return uniform(languages)
     if kind == "temperature":

@@ -109,32 +109,24 @@ class _FileSource:
         self._files = {language: self._list(language) for language in self.languages}
 
     def _find_languages(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
-        names = sorted(
-            _name(entry) for entry in self._fs.ls(self._root, detail=False) if self._fs.isdir(entry)
-        )
+        names = sorted(_name(entry) for entry in self._fs.ls(self._root, detail=False) if self._fs.isdir(entry))
         for language in wanted:
             if language not in names:
                 raise unknown(f"language in {self._input}", language, names)
         if not wanted:
             names = [name for name in names if self._matching(name)]
         if not names:
-            raise UserError(
-                f"data.input={self._input!r} holds no <language>/{self.pattern}; check data.source"
-            )
+            raise UserError(f"data.input={self._input!r} holds no <language>/{self.pattern}; check data.source")
         return tuple(names)
 
     def _matching(self, language: str) -> list[dict]:
         entries = self._fs.ls(f"{self._root}/{language}", detail=True)
-        return sorted(
-            (e for e in entries if fnmatch.fnmatch(_name(e["name"]), self.pattern)), key=lambda e: e["name"]
-        )
+        return sorted((e for e in entries if fnmatch.fnmatch(_name(e["name"]), self.pattern)), key=lambda e: e["name"])
 
     def _list(self, language: str) -> list[File]:
         entries = self._matching(language)
         if not entries:
-            raise UserError(
-                f"{self._input}/{language} holds no {self.pattern}; data.source says that is the layout"
-            )
+            raise UserError(f"{self._input}/{language} holds no {self.pattern}; data.source says that is the layout")
         return [File(e["name"], e["size"], self._stamp(e)) for e in entries]
 
     def _stamp(self, entry: dict) -> str:
@@ -194,9 +186,7 @@ class MadladSource(_FileSource):
     pattern = "*clean_*.jsonl.gz"
 
     def documents(self, language: str, split: str) -> Iterator[str]:
-        texts = (
-            text.replace("\\n", "\n") for file in self._files[language] for text in self._read_jsonl(file)
-        )
+        texts = (text.replace("\\n", "\n") for file in self._files[language] for text in self._read_jsonl(file))
         return split_by_hash(texts, split)
 
 
@@ -212,9 +202,7 @@ class TextSource(_FileSource):
         try:
             text = self._fs.cat_file(file.path).decode()
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{file.path} is not UTF-8 ({error}); convert it, for instance with iconv"
-            ) from error
+            raise UserError(f"{file.path} is not UTF-8 ({error}); convert it, for instance with iconv") from error
         self._on_read(file.size)
         return text
 
@@ -228,13 +216,9 @@ class TfdsSource:
 
     def __init__(self, config: DataConfig):
         if not config.languages:
-            raise UserError(
-                "data.languages is missing: data.source=tfds cannot list a data set's languages; name them"
-            )
+            raise UserError("data.languages is missing: data.source=tfds cannot list a data set's languages; name them")
         if "{language}" not in config.input and len(config.languages) > 1:
-            raise UserError(
-                f"data.input={config.input!r} is one data set; write {{language}} where it varies"
-            )
+            raise UserError(f"data.input={config.input!r} is one data set; write {{language}} where it varies")
         self.languages, self._input = tuple(config.languages), config.input
         self._builders: dict[str, object] = {}
 
@@ -269,9 +253,7 @@ class TfdsSource:
         return self._builders[language]
 
 
-def split_by_hash(
-    texts: Iterable[str], split: str, held_out: Iterable[str] = tuple(_HELD_OUT_SHARES)
-) -> Iterator[str]:
+def split_by_hash(texts: Iterable[str], split: str, held_out: Iterable[str] = tuple(_HELD_OUT_SHARES)) -> Iterator[str]:
     """The documents of one split, of texts that come without splits.
 
     A hash of its text decides where a document belongs, so that copies never fall on both sides. A held-out
@@ -308,14 +290,10 @@ def _text(line: bytes, path: str, number: int) -> str:
         document = json.loads(line)
     except ValueError as error:
         reason = getattr(error, "msg", "not UTF-8")
-        raise UserError(
-            f"{path} line {number} is not JSON ({reason}); each line is an object with a text"
-        ) from error
+        raise UserError(f"{path} line {number} is not JSON ({reason}); each line is an object with a text") from error
     text = document.get("text") if isinstance(document, dict) else None
     if not isinstance(text, str):
-        raise UserError(
-            f'{path} line {number} has no string \'text\'; each line is an object like {{"text": "…"}}'
-        )
+        raise UserError(f'{path} line {number} has no string \'text\'; each line is an object like {{"text": "…"}}')
     return _clean(text)
 
 
@@ -351,11 +329,7 @@ def _tfds_builder(name: str) -> object:
 def _text_feature(builder: object) -> str:
     import tensorflow_datasets as tfds
 
-    names = [
-        name for name, feature in builder.info.features.items() if isinstance(feature, tfds.features.Text)
-    ]
+    names = [name for name, feature in builder.info.features.items() if isinstance(feature, tfds.features.Text)]
     if "text" not in names and len(names) != 1:
-        raise UserError(
-            f"TFDS data set {builder.info.name!r} has text features {names}, and none is named 'text'"
-        )
+        raise UserError(f"TFDS data set {builder.info.name!r} has text features {names}, and none is named 'text'")
     return "text" if "text" in names else names[0]

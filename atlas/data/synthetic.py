@@ -227,9 +227,7 @@ def _inflect(words: Sequence[str], suffixes: Sequence[str]) -> list[str]:
     return [words[stem] + suffixes[suffix] for stem, suffix in zip(_STEM, _SUFFIX, strict=True)]
 
 
-def _replace_words(
-    words: list[str], sounds: _Sounds, random: np.random.Generator, share: float, seed: int
-) -> None:
+def _replace_words(words: list[str], sounds: _Sounds, random: np.random.Generator, share: float, seed: int) -> None:
     """Gives concepts new words, in place, up to `share` of the running words; function words stay."""
     frequency = np.bincount(_STEM, _frequencies(seed))
     for stem in random.permutation(np.arange(_FUNCTION_WORDS, len(words))):

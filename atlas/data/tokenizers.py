@@ -94,9 +94,7 @@ class JsonTokenizer:
             self._json = json.dumps(description, ensure_ascii=False)
             self._backend = Backend.from_str(self._json)
         except Exception as error:  # `tokenizers` raises bare Exception
-            raise UserError(
-                f"{name} is not a tokenizer.json ({error}); write one with Tokenizer.save"
-            ) from error
+            raise UserError(f"{name} is not a tokenizer.json ({error}); write one with Tokenizer.save") from error
         self._backend.no_padding()
         self._backend.no_truncation()
         vocabulary = self._backend.get_vocab()
@@ -208,9 +206,7 @@ def _components(component: dict | None) -> list[dict]:
     if component is None:
         return []
     if component["type"] == "Sequence":
-        inside = next(
-            component[key] for key in ("pretokenizers", "normalizers", "decoders") if key in component
-        )
+        inside = next(component[key] for key in ("pretokenizers", "normalizers", "decoders") if key in component)
         return [part for child in inside for part in _components(child)]
     return [component]
 

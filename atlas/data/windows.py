@@ -72,9 +72,7 @@ class StoredWindows:
 
         # TFDS would decode each record by its own general path, which takes three times as long.
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        self._records = tfds.builder_from_directory(directory).as_data_source(
-            split=split, deserialize_method=raw
-        )
+        self._records = tfds.builder_from_directory(directory).as_data_source(split=split, deserialize_method=raw)
         self._parse = tf_example_pb2.Example.FromString
 
     def __len__(self) -> int:

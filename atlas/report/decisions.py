@@ -37,6 +37,7 @@ def transfer(
     if relatedness:
         table = pd.Series(dict(relatedness)).unstack()
         maps.append((relatedness_name, _off_diagonal(table), None))
+    maps = [entry for entry in maps if entry[1].notna().any(axis=None)]
     if not maps:
         figure = style.canvas(1.5)
         style.say(figure.subplots(), "no transfer was measured")
@@ -48,9 +49,7 @@ def transfer(
     rows = -(-len(maps) // columns)
     height = rows * (min(side, 7.0) + 0.3) if wide else 0.93 * side
     figure = style.canvas(height)
-    for axis, (title, table, source) in zip(
-        figure.subplots(rows, columns, squeeze=False).flat, maps, strict=True
-    ):
+    for axis, (title, table, source) in zip(figure.subplots(rows, columns, squeeze=False).flat, maps, strict=True):
         _heat_map(axis, table, names, title, source)
     return figure
 
@@ -90,7 +89,9 @@ def _heat_map(axis: Axes, table: pd.DataFrame, names: list[str], title: str, fit
     guess = ~_told(fit, targets, sources) if fit is not None else np.zeros(values.shape, bool)
     for i, j in np.argwhere(np.isfinite(values)):
         if guess[i, j]:
-            box = Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", ec=MUTED, lw=0)
+            box = Rectangle(
+                (j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////" if len(names) <= 20 else "////////", ec=MUTED, lw=0
+            )
             axis.add_patch(box)
         if len(names) <= _NUMBERS_UP_TO:
             dark = abs(values[i, j]) > 0.6 * limit
@@ -111,9 +112,7 @@ def _told(fit: JointFit, targets: list[str], sources: list[str]) -> np.ndarray:
 
 
 def _sure(fit: JointFit, targets: list[str], sources: list[str]) -> np.ndarray:
-    low, high = (
-        fit.transfer_matrix(side).reindex(index=targets, columns=sources) for side in ("low", "high")
-    )
+    low, high = (fit.transfer_matrix(side).reindex(index=targets, columns=sources) for side in ("low", "high"))
     return ((low > 0) | (high < 0)).to_numpy(bool) & _told(fit, targets, sources)
 
 
@@ -179,9 +178,7 @@ def iso_loss_curves(law: CapacityExponents, share: float | None, origin: str) ->
     bottom, left = 0.5 * min(1.0, *(point.params for point in cheapest)), 0.7 * min(1.0, cheapest[0].tokens)
     for colour, r, best in zip(COLOURS, multipliers, cheapest, strict=False):
         curve = iso_loss(float(r), u, law, share)
-        inside = (
-            (curve.tokens < right) & (curve.params < top) & (curve.tokens > left) & (curve.params > bottom)
-        )
+        inside = (curve.tokens < right) & (curve.params < top) & (curve.tokens > left) & (curve.params > bottom)
         axis.plot(curve.tokens[inside], curve.params[inside], color=colour)
         label = f"{r}× languages: {best.tokens:.3g}× tokens, {best.params:.3g}× N"
         axis.plot([best.tokens], [best.params], "o", color=colour, ms=7, mec="white", label=label)

@@ -47,9 +47,7 @@ def loss_curves(runs: Runs, unit: str) -> Figure:
     sizes = _some(sorted(colours), 5)
     handles = [Line2D([], [], color=colours[N], label=f"N = {style.short(N)}") for N in sizes]
     handles += [Line2D([], [], color=MUTED, ls=dash, label=text) for _, dash, text in _K_STYLES]
-    figure.legend(
-        handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1.4, handlelength=2
-    )
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1.4, handlelength=2)
     return figure
 
 
@@ -75,9 +73,7 @@ def observed_and_predicted(rows: pd.DataFrame, unit: str) -> Figure:
         axis.plot(ends, ends, color=MUTED, lw=0.8)
         for i, (split, points) in enumerate(part.groupby("split")):
             colour = COLOURS[(i + (axis is held)) % len(COLOURS)]
-            axis.scatter(
-                points.predicted, points.loss, s=9, color=colour, alpha=0.55, lw=0, label=split or None
-            )
+            axis.scatter(points.predicted, points.loss, s=9, color=colour, alpha=0.55, lw=0, label=split or None)
         error = np.median(np.abs(np.log(part.loss / part.predicted)))
         axis.set_title(f"{title}: median error {100 * error:.2g} %")
         for side in (axis.xaxis, axis.yaxis):

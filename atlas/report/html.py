@@ -63,9 +63,7 @@ def write_report(directory: pathlib.Path, study: StudySummary) -> pathlib.Path:
     page.add(f"<h1>{escape(study.title)}</h1>", _lead(study, runs))
     _warnings(page, study)
     if study.facts:
-        rows = "".join(
-            f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in study.facts.items()
-        )
+        rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in study.facts.items())
         page.add(f'<table class="facts">{rows}</table>')
     for section in (_curves, _accuracy, _law, _transfer, _capacity, _next):
         section(page, study, runs)
@@ -104,9 +102,7 @@ class _Page:
         self.pictures.add(f"{name}.png")
         data = base64.b64encode(png.getvalue()).decode()
         width = round(100 * figure.get_figwidth())
-        image = (
-            f'<img alt="{escape(caption)}" style="max-width:{width}px" src="data:image/png;base64,{data}">'
-        )
+        image = f'<img alt="{escape(caption)}" style="max-width:{width}px" src="data:image/png;base64,{data}">'
         self.add(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
 
     def remove_stale(self) -> None:
@@ -146,11 +142,7 @@ def _warnings(page: _Page, study: StudySummary) -> None:
     if found:
         items = [f"<li>{escape(name + warning)}</li>" for name, warning in found]
         first, rest = "".join(items[:_WARNINGS]), "".join(items[_WARNINGS:])
-        more = (
-            f"<details><summary>{len(items) - _WARNINGS} more</summary><ul>{rest}</ul></details>"
-            if rest
-            else ""
-        )
+        more = f"<details><summary>{len(items) - _WARNINGS} more</summary><ul>{rest}</ul></details>" if rest else ""
         page.add(f'<div class="warn"><b>Read this first</b><ul>{first}</ul>{more}</div>')
 
 
@@ -190,9 +182,7 @@ def _accuracy(page: _Page, study: StudySummary, runs: Runs | None) -> None:
         page.missing(_why(study, "heldout", "No held-out evaluation was made."))
         return
     page.add("<h3>Held-out scores</h3>")
-    known = [
-        c for c in ("split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout") if c in study.heldout
-    ]
+    known = [c for c in ("split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout") if c in study.heldout]
     names = {
         "r2": "R², mean of languages",
         "are": "mean absolute relative error",
@@ -205,24 +195,17 @@ def _accuracy(page: _Page, study: StudySummary, runs: Runs | None) -> None:
 def _observed(study: StudySummary, runs: Runs) -> Figure:
     fitted = _fitted(study, runs)
     language = np.asarray(fitted.languages)[fitted.target]
-    rows = pd.DataFrame(
-        {"language": language, "loss": fitted.loss, "predicted": study.fit.predict_runs(fitted)[0]}
-    )
+    rows = pd.DataFrame({"language": language, "loss": fitted.loss, "predicted": study.fit.predict_runs(fitted)[0]})
     rows = rows.assign(split="")
     if study.heldout_rows is not None:
-        rows = pd.concat(
-            [rows, study.heldout_rows[["language", "loss", "predicted", "split"]]], ignore_index=True
-        )
+        rows = pd.concat([rows, study.heldout_rows[["language", "loss", "predicted", "split"]]], ignore_index=True)
     return figures.observed_and_predicted(rows, study.loss_unit)
 
 
 def _law(page: _Page, study: StudySummary, runs: Runs | None) -> None:
-    page.add(
-        "<h2>The law</h2>", "<p><code>L = E + A·K^φ / N^α + B / D_eff^β</code>, in " + escape(study.loss_unit)
-    )
-    page.add(
-        "; D_eff sums the tokens of all languages, weighted by transfer τ and discounted by repetition λ.</p>"
-    )
+    form = f"<code>L = E + A·K^φ / N^α + B / D_eff^β</code>, in {escape(study.loss_unit)}"
+    rest = "D_eff sums the tokens of all languages, weighted by transfer τ and discounted by repetition λ."
+    page.add("<h2>The law</h2>", f"<p>{form}; {rest}</p>")
     if study.fit is None or runs is None:
         page.missing(_why(study, "fit", "No law was fitted."))
         return
@@ -230,9 +213,7 @@ def _law(page: _Page, study: StudySummary, runs: Runs | None) -> None:
     if len(study.fit.targets) > style.MAX_SERIES:
         caption += f" The {style.MAX_SERIES} languages with the most evaluations of {len(study.fit.targets)}."
     page.figure("law", caption, lambda: figures.law(_fitted(study, runs), study.fit, study.loss_unit))
-    page.add(
-        _table(_parameters(study), "wide"), "<p>Value and 90 % interval; in brackets: not identified.</p>"
-    )
+    page.add(_table(_parameters(study), "wide"), "<p>Value and 90 % interval; in brackets: not identified.</p>")
     phi = study.fit.parameters.get("phi")
     shared = f"φ = {_estimate(phi)}; " if phi is not None else ""
     noise = f"noise of log loss σ = {100 * study.fit.sigma:.2g} %, correlated {study.fit.rho:.2g} in a run"
@@ -243,8 +224,7 @@ def _parameters(study: StudySummary) -> pd.DataFrame:
     names, fitted = ("E", "A", "alpha", "B", "beta", "lambda"), study.fit.parameters
     symbols = dict(zip(names, ("E", "A", "α", "B", "β", "λ"), strict=True))
     rows = [
-        {"language": t} | {symbols[n]: _estimate(fitted.get(f"{n}[{t}]")) for n in names}
-        for t in study.fit.targets
+        {"language": t} | {symbols[n]: _estimate(fitted.get(f"{n}[{t}]")) for n in names} for t in study.fit.targets
     ]
     return pd.DataFrame(rows)
 
@@ -260,18 +240,19 @@ def _transfer(page: _Page, study: StudySummary, runs: Runs | None) -> None:
     page.add("<h2>Transfer between languages</h2>")
     scores = study.transfer
     measured = None if scores is None or scores.empty else score_matrix(scores)
-    if study.fit is None and measured is None:
-        page.missing(_why(study, "transfer", "No joint fit and no bilingual runs: transfer is unknown."))
+    pairs = study.fit is not None and len(study.fit.sources) > 1
+    if not pairs and measured is None:
+        page.missing(
+            _why(
+                study, "transfer", "No joint fit of two languages or more, and no bilingual runs: transfer is unknown."
+            )
+        )
         return
-    caption = (
-        "Rows are targets, columns sources. Bold: the 90 % interval of τ excludes 0. Hatched: prior only."
-    )
+    caption = "Rows are targets, columns sources. Bold: the 90 % interval of τ excludes 0. Hatched: prior only."
     name = study.relatedness_name
     page.figure("transfer", caption, lambda: decisions.transfer(study.fit, measured, study.relatedness, name))
     if not study.relatedness:
-        page.missing(
-            _why(study, "relatedness", "How these languages are related is not known: nothing to compare.")
-        )
+        page.missing(_why(study, "relatedness", "How these languages are related is not known: nothing to compare."))
     if measured is None:
         why = "No pair has a monolingual and a 50/50 bilingual run of one size: no bilingual transfer scores."
         page.missing(_why(study, "transfer", why))
@@ -284,9 +265,7 @@ def _transfer(page: _Page, study: StudySummary, runs: Runs | None) -> None:
 
 def _score_table(scores: pd.DataFrame) -> pd.DataFrame:
     latest = latest_scores(scores)
-    bound = np.where(
-        latest.censored == "", latest.score.map(_number), latest.censored + " " + latest.high.map(_number)
-    )
+    bound = np.where(latest.censored == "", latest.score.map(_number), latest.censored + " " + latest.high.map(_number))
     bound = np.where(latest.censored == "at least", "at least " + latest.low.map(_number), bound)
     interval = "[" + latest.low.map(_number) + ", " + latest.high.map(_number) + "]"
     table = latest[["target", "source"]].assign(
@@ -302,32 +281,22 @@ def _capacity(page: _Page, study: StudySummary, runs: Runs | None) -> None:
     page.add("<p><code>L = E + A·K^φ / N^α + B·K^ψ / D_t^β</code> for K evenly sampled languages.</p>")
     fit = study.capacity
     if fit is None:
-        page.missing(
-            _why(study, "capacity", "No capacity law was fitted; the figure shows ATLAS's published one.")
-        )
-    law, origin = (
-        (PUBLISHED_EXPONENTS, "ATLAS as published") if fit is None else (fit.exponents, "fitted here")
-    )
-    caption = (
-        "From a compute-optimal baseline: all pairs of N and total tokens with its loss. Grey: equal compute."
-    )
+        page.missing(_why(study, "capacity", "No capacity law was fitted; the figure shows ATLAS's published one."))
+    law, origin = (PUBLISHED_EXPONENTS, "ATLAS as published") if fit is None else (fit.exponents, "fitted here")
+    caption = "From a compute-optimal baseline: all pairs of N and total tokens with its loss. Grey: equal compute."
     page.figure("iso_loss", caption, lambda: decisions.iso_loss_curves(law, None, origin))
     if fit is not None:
         names = [name for name in ("alpha", "beta", "phi", "psi") if name in fit.parameters]
         symbols = {"alpha": "α", "beta": "β", "phi": "φ", "psi": "ψ"}
         page.add(_table(pd.DataFrame([{symbols[n]: _estimate(fit.parameters[n]) for n in names}])))
-        page.add(
-            f"<p>{fit.n_runs} runs, {fit.n_rows} rows; R² {fit.r2:.3f}; ATLAS prints φ = 0.11, ψ = −0.04.</p>"
-        )
+        page.add(f"<p>{fit.n_runs} runs, {fit.n_rows} rows; R² {fit.r2:.3f}; ATLAS prints φ = 0.11, ψ = −0.04.</p>")
 
 
 def _next(page: _Page, study: StudySummary, runs: Runs | None) -> None:
     page.add("<h2>What to train next</h2>")
     law = PUBLISHED_EXPONENTS if study.capacity is None else study.capacity.exponents
     table = expansion_table([2, 4, 8, 16], law) if study.expansion is None else study.expansion
-    caption = (
-        "Multiples of a compute-optimal baseline" + ("" if study.capacity else ", by the published law") + "."
-    )
+    caption = "Multiples of a compute-optimal baseline" + ("" if study.capacity else ", by the published law") + "."
     if study.mixture is not None:
         caption += " Right: shares of the best mixture inside the region that the runs support."
     page.figure("next", caption, lambda: decisions.next_run(table, study.mixture))
@@ -342,9 +311,7 @@ def _next(page: _Page, study: StudySummary, runs: Runs | None) -> None:
         page.missing(_why(study, "mixture", "No mixture was planned: that needs a joint fit and a budget."))
         return
     plan = study.mixture
-    gain = (
-        f"predicted loss {plan.loss:.4f} against {plan.even_loss:.4f} for an even mixture at its own best N"
-    )
+    gain = f"predicted loss {plan.loss:.4f} against {plan.even_loss:.4f} for an even mixture at its own best N"
     size = f"N = {style.short(plan.params)}, D = {style.short(plan.tokens)} tokens"
     page.add(f"<p>For {style.short(plan.flops)} FLOPs: {size}; {gain} ({escape(study.loss_unit)}).</p>")
     shown = plan.table.assign(

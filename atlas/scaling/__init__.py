@@ -1,4 +1,4 @@
-"""Multilingual scaling laws: the runs table, the laws, their fits, held-out scores. Needs jax, numpy and pandas only.
+"""Multilingual scaling laws: runs table, laws, fits, held-out scores. Needs jax, numpy and pandas only.
 
 From a table to a law:
 
@@ -10,9 +10,19 @@ From a table to a law:
 """
 
 from atlas.scaling.estimates import Estimate
-from atlas.scaling.series import Fit, fit
-from atlas.scaling.holdout import heldout
+from atlas.scaling.holdout import heldout, heldout_predictions
 from atlas.scaling.joint import JointFit, fit_joint
 from atlas.scaling.runs import Runs, load_runs
+from atlas.scaling.series import Fit, fit
 
-__all__ = ["Estimate", "Fit", "JointFit", "Runs", "fit", "fit_joint", "heldout", "load_runs"]
+__all__ = [
+    "Estimate",
+    "Fit",
+    "JointFit",
+    "Runs",
+    "fit",
+    "fit_joint",
+    "heldout",
+    "heldout_predictions",
+    "load_runs",
+]

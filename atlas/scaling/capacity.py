@@ -113,9 +113,7 @@ def capacity_rows(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     missing = {"run", "language", "num_params", "loss"} - set(frame)
     if missing or not names:
         absent = sorted(missing) or ["tokens.<language>"]
-        raise UserError(
-            f"the capacity law needs the column(s) {', '.join(absent)}; table has {', '.join(frame)}"
-        )
+        raise UserError(f"the capacity law needs the column(s) {', '.join(absent)}; table has {', '.join(frame)}")
     tokens_RL = frame[names].fillna(0).to_numpy(np.float64)
     seen_RL = tokens_RL > 0
     own_R = _own(frame, "tokens.", np.zeros(len(frame)))
@@ -189,9 +187,9 @@ class _Data(NamedTuple):
     """Rows in logs, N and D centred, [M]; priors of θ = (log α, log β, φ, ψ, log E, a, b), [4 + 3·Lt]."""
 
     log_loss: jax.Array
-    log_N: jax.Array  # noqa: N815
-    log_K: jax.Array  # noqa: N815
-    log_D: jax.Array  # noqa: N815
+    log_N: jax.Array
+    log_K: jax.Array
+    log_D: jax.Array
     language: jax.Array
     run: jax.Array
     run_size: jax.Array  # rows of the row's run
@@ -213,9 +211,7 @@ def _data(rows: pd.DataFrame, languages: tuple, language: np.ndarray) -> tuple[_
     columns = {name: rows[name].to_numpy(np.float64) for name in ("num_params", "K", "tokens", "loss")}
     for name, values in columns.items():
         if not np.all(np.isfinite(values) & (values > 0)):
-            raise UserError(
-                f"column {name} must be positive and finite for the capacity law; drop the other rows"
-            )
+            raise UserError(f"column {name} must be positive and finite for the capacity law; drop the other rows")
     log_N, log_K, log_D, log_loss = (np.log(column) for column in columns.values())
     centre = (float(log_N.mean()), float(log_D.mean()))
     least = np.array([log_loss[language == i].min() for i in range(len(languages))])
@@ -230,9 +226,7 @@ def _data(rows: pd.DataFrame, languages: tuple, language: np.ndarray) -> tuple[_
 def _solve(data: _Data, exponents: tuple[float, float]) -> _Solved:
     """Alternates the law's mode with the scale and run correlation of the noise until they stand still."""
     theta = np.concatenate([np.log(exponents), data.prior_mean[2:]])
-    old = _Solved(
-        theta, data.log_loss, np.eye(len(theta)), np.float64(0.05), np.float64(0.0), np.float64(np.inf)
-    )
+    old = _Solved(theta, data.log_loss, np.eye(len(theta)), np.float64(0.05), np.float64(0.0), np.float64(np.inf))
     for _ in range(10):
         new = _alternate(data, old.theta, old.sd, old.rho)
         if abs(new.objective - old.objective) < 1e-6 * max(1.0, abs(new.objective)) and new.rho == old.rho:
@@ -296,9 +290,7 @@ def _noise(data: _Data, theta: jax.Array, residual: jax.Array, jacobian: jax.Arr
         # Noise-free data must not end in a division by zero.
         scale = jnp.maximum(jnp.sqrt(square / jnp.maximum(rows - spent, 1.0)), 1e-9)
         # The log determinant of a run's correlation, dealt out over its rows.
-        volume = jnp.sum(
-            ((data.run_size - 1) * jnp.log1p(-rho) + jnp.log1p((data.run_size - 1) * rho)) / data.run_size
-        )
+        volume = jnp.sum(((data.run_size - 1) * jnp.log1p(-rho) + jnp.log1p((data.run_size - 1) * rho)) / data.run_size)
         determinant = jnp.linalg.slogdet(gram / scale**2 + precision)[1]
         return 0.5 * (square / scale**2 + prior + 2 * rows * jnp.log(scale) + volume + determinant), scale
 
@@ -330,9 +322,7 @@ def _estimates(
 def _warnings(rows: pd.DataFrame, parameters: dict[str, Estimate], agree: int) -> list[str]:
     found = []
     if rows.K.nunique() < 2:
-        found.append(
-            "every run has the same number of languages: phi and psi cannot be told; add even mixtures"
-        )
+        found.append("every run has the same number of languages: phi and psi cannot be told; add even mixtures")
     if rows.num_params.nunique() < 3:
         found.append(f"{rows.num_params.nunique()} model size(s): alpha and E need at least three")
     weak = [name for name in SHARED if not parameters[name].identified]

@@ -73,9 +73,7 @@ def loss_curve(tokens: np.ndarray, loss: np.ndarray) -> LossCurve:
     """
     tokens, loss = np.asarray(tokens, np.float64), np.asarray(loss, np.float64)
     if tokens.shape != loss.shape or tokens.ndim != 1 or not len(tokens):
-        raise UserError(
-            f"a loss curve needs equally many tokens and losses; got {tokens.shape} and {loss.shape}"
-        )
+        raise UserError(f"a loss curve needs equally many tokens and losses; got {tokens.shape} and {loss.shape}")
     if not (np.all(np.isfinite(tokens) & (tokens > 0)) and np.all(np.isfinite(loss) & (loss > 0))):
         raise UserError("a loss curve needs positive finite tokens and losses; drop the other rows first")
     unique, inverse, counts = np.unique(tokens, return_inverse=True, return_counts=True)

@@ -22,9 +22,7 @@ class Estimate:
     @classmethod
     def normal(cls, value: float, deviation: float, identified: bool) -> "Estimate":
         reach = Z90 * deviation
-        return cls(
-            float(value), float(deviation), float(value - reach), float(value + reach), bool(identified)
-        )
+        return cls(float(value), float(deviation), float(value - reach), float(value + reach), bool(identified))
 
     @classmethod
     def lognormal(cls, log_value: float, deviation: float, identified: bool) -> "Estimate":
@@ -34,7 +32,7 @@ class Estimate:
 
 
 def diagnose_sizes(N: np.ndarray, D: np.ndarray) -> dict[str, str]:
-    """Parameters of E + A/N^α + B/D^β that no amount of noise-free data of this design determines, with the reason.
+    """Parameters of E + A/N^α + B/D^β that this design leaves open even without noise, with the reason.
 
     >>> sorted(diagnose_sizes(np.array([1.0, 2.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0, 4.0])))
     ['A', 'E', 'alpha']
@@ -49,9 +47,7 @@ def diagnose_sizes(N: np.ndarray, D: np.ndarray) -> dict[str, str]:
             reason = f"{distinct} distinct {what} cannot give an exponent; 3 or more can"
             found |= {name: found.get(name, reason) for name in names}
     if not found and np.std(np.log(D / N)) < 0.03:
-        found = dict.fromkeys(
-            ("A", "alpha", "B", "beta"), "tokens are always the same multiple of parameters; vary it"
-        )
+        found = dict.fromkeys(("A", "alpha", "B", "beta"), "tokens are always the same multiple of parameters; vary it")
     return found
 
 

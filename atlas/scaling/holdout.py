@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from atlas.errors import UserError, unknown
-from atlas.scaling.series import fit
 from atlas.scaling.joint import fit_joint
 from atlas.scaling.runs import Runs
+from atlas.scaling.series import fit
 
 SPLITS = ("largest_n", "largest_d", "top_compute", "mixture", "random")
 _FRACTION = 0.2  # of the runs, as in ATLAS's own protocol
@@ -32,14 +33,14 @@ def heldout(
 ) -> dict:
     """Fits a law without some runs and scores its predictions of them.
 
-    Whole runs are held out, never single rows: checkpoints of a run are too much alike. R² is taken within each
-    language and averaged, since pooling languages of different loss hides failures.
+    Whole runs are held out, never single rows: checkpoints of a run are too much alike. R² is taken within
+    each language and averaged, since pooling languages of different loss hides failures.
 
     Args:
       runs: the table; rows that evaluate a language which their run does not train are ignored.
-      split: what is held out: "largest_n" (runs of the largest model), "largest_d" (the fifth of the runs with the
-        most tokens), "top_compute" (with the most N·D), "mixture" (`held`, or every run that is neither monolingual,
-        bilingual nor uniform), "random" (a fifth of the runs).
+      split: what is held out: "largest_n" (runs of the largest model), "largest_d" (the fifth of the runs
+        with the most tokens), "top_compute" (with the most N·D), "mixture" (`held`, or every run that is
+        neither monolingual, bilingual nor uniform), "random" (a fifth of the runs).
       law: "atlas", "chinchilla_total", "chinchilla_own" (tokens of the mixture, or of the language) or
         "data_constrained".
       held: ids of the runs to hold out by split "mixture".
@@ -47,38 +48,62 @@ def heldout(
       options: for `fit_joint` or `fit`.
 
     Returns:
-      {"split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout" (rows), "runs" (ids held out), "languages":
-      {language: {"r2", "are", "rmse_log", "n"}}}; are is the mean absolute relative error; r2 is NaN where the
-      held-out losses of a language are all alike.
+      {"split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout" (rows), "runs" (ids held out),
+      "languages": {language: {"r2", "are", "rmse_log", "n"}}}; are is the mean absolute relative error; r2 is
+      NaN where the held-out losses of a language are all alike.
 
     Raises:
       UserError: unknown split or law, or nothing left to train on or to predict.
     """
-    for kind, name, valid in (("split", split, SPLITS), ("law", law, ("atlas", *BASELINES))):
-        if name not in valid:
-            raise unknown(kind, name, valid)
-    runs = runs.where(runs.own(runs.D) > 0)
-    out = _held_rows(runs, split, set(held), seed)
-    if not out.any() or out.all():
-        raise UserError(
-            f"split {split!r} holds out {int(out.sum())} of {len(runs)} rows; both parts need some"
-        )
-    train, test = runs.where(~out), runs.where(out)
-    predicted = _predict(law, train, test, options)
+    frame = heldout_predictions(runs, split, law, held=held, seed=seed, **options)
+    known = frame[np.isfinite(frame["predicted"])]
     scores = {
-        name: _score(test.loss[rows], predicted[rows])
-        for i, name in enumerate(runs.targets)
-        if (rows := (test.target == i) & np.isfinite(predicted)).any()
+        name: _score(rows["loss"].to_numpy(), rows["predicted"].to_numpy())
+        for name in runs.targets
+        if len(rows := known[known["language"] == name])
     }
     if not scores:
         raise UserError(f"split {split!r} leaves no language both to train on and to predict")
     means = {key: _mean([score[key] for score in scores.values()]) for key in ("r2", "are", "rmse_log")}
     sizes = {
-        "n_train": len(train),
-        "n_heldout": int(np.isfinite(predicted).sum()),
-        "runs": list(test.run_ids),
+        "n_train": len(_trained(runs)) - len(frame),
+        "n_heldout": len(known),
+        "runs": list(frame["run"].unique()),
     }
     return {"split": split, "law": law, **means, **sizes, "languages": scores}
+
+
+def heldout_predictions(
+    runs: Runs,
+    split: str = "largest_n",
+    law: str = "atlas",
+    *,
+    held: Iterable[str] = (),
+    seed: int = 0,
+    **options: Any,
+) -> pd.DataFrame:
+    """The rows that `heldout` scores: run, language, loss, predicted (NaN where training lacks the language)."""
+    for kind, name, valid in (("split", split, SPLITS), ("law", law, ("atlas", *BASELINES))):
+        if name not in valid:
+            raise unknown(kind, name, valid)
+    runs = _trained(runs)
+    out = _held_rows(runs, split, set(held), seed)
+    if not out.any() or out.all():
+        raise UserError(f"split {split!r} holds out {int(out.sum())} of {len(runs)} rows; both parts need some")
+    test = runs.where(out)
+    return pd.DataFrame(
+        {
+            "run": np.asarray(test.run_ids)[test.run],
+            "language": np.asarray(runs.languages)[test.target],
+            "loss": test.loss,
+            "predicted": _predict(law, runs.where(~out), test, options),
+        }
+    )
+
+
+def _trained(runs: Runs) -> Runs:
+    """The rows that evaluate a language which their run trains."""
+    return runs.where(runs.own(runs.D) > 0)
 
 
 def _held_rows(runs: Runs, split: str, held: set[str], seed: int) -> np.ndarray:

@@ -10,23 +10,20 @@ import pandas as pd
 from atlas.errors import UserError, unknown
 from atlas.scaling import posterior
 from atlas.scaling.arrays import bucket, padded
-from atlas.scaling.estimates import Estimate, diagnose_sizes, document
+from atlas.scaling.estimates import Estimate, document
 from atlas.scaling.posterior import LOG_ALPHA, LOG_LAMBDA, MEAN_ALPHA, MEAN_BETA, MEAN_TAU, PHI, TAU
 from atlas.scaling.runs import Runs
 from atlas.scaling.solver import Coordinates
+from atlas.scaling.verdicts import CAPACITY, EXPONENT, note_runs, parameters_of
 
 _PINNED = 1e10  # prior precision of a parameter that is known
 _GUARDS = (0.03, 0.01, 0.003, 0.001)
 _ROUNDS = 30
 _LAMBDA = (np.log(0.1), 0.7)  # prior mean and standard deviation of log λ
-_EXPONENT = (np.log(0.33), 0.7)  # of the mean log exponents
 _LEVEL = {"log E": 0.7, "a": 1.5, "b": 1.5}  # prior standard deviations of the three terms' logs
-_CAPACITY = 0.15  # of φ, around 0
-_TRANSFER = (0.1, 0.5)  # of the mean τ of a group
+_TRANSFER = (0.1, 0.2)  # of the mean τ of a group
 _FLOOR_EXPONENT = (2.0, 0.15)  # pseudo-observations and standard deviation that the spread is drawn to
 _FLOOR_TRANSFER = (3.0, 0.15)
-_TELLING = 0.5  # a parameter is identified if its posterior variance is below this part of its prior's
-_NAMES = ("E", "A", "alpha", "B", "beta", "lambda")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +36,8 @@ class JointFit:
       phi: capacity exponent.
       covariance: [Lt, 7 + Ls, 7 + Ls] Laplace posterior of (θ_t, φ).
       N0, D0: the geometric means that a and b refer to.
-      sigma, rho: standard deviation of the noise of log loss, its correlation over the rows of one run and target.
+      sigma, rho: standard deviation of the noise of log loss, its correlation over the rows of one run and
+        target.
       run_weights: weight of every run id; near 0 means that the run went astray as a whole.
       objective: minus the log posterior at the optimum, without its constants.
       converged: whether the gradient vanishes there (Newton decrement below 1e-6) and the rounds settled.
@@ -66,7 +64,7 @@ class JointFit:
     warnings: tuple[str, ...]
 
     def predict(self, N, D, U, target) -> tuple[np.ndarray, np.ndarray]:
-        """Loss and the standard deviation that the law's uncertainty gives it (a run's own noise is `sigma` more).
+        """Loss and the standard deviation from the law's uncertainty (a run's own noise, `sigma`, is more).
 
         Args:
           N: [...] parameters.
@@ -80,14 +78,10 @@ class JointFit:
         target = self._target_index(target)
         D = np.asarray(D, float)
         if D.shape[-1:] != (len(self.sources),):
-            raise UserError(
-                f"D needs {len(self.sources)} tokens a row, for {', '.join(self.sources)}; got {D.shape}"
-            )
+            raise UserError(f"D needs {len(self.sources)} tokens a row, for {', '.join(self.sources)}; got {D.shape}")
         shape = np.broadcast_shapes(np.shape(N), D.shape[:-1], np.shape(U)[:-1], target.shape)
         wide = (*shape, len(self.sources))
-        flat = [
-            np.broadcast_to(a, s).reshape(-1, *s[len(shape) :]) for a, s in ((N, shape), (D, wide), (U, wide))
-        ]
+        flat = [np.broadcast_to(a, s).reshape(-1, *s[len(shape) :]) for a, s in ((N, shape), (D, wide), (U, wide))]
         rows = [padded(np.asarray(a, float), bucket(len(a)), 1.0) for a in flat]
         index = padded(np.broadcast_to(target, shape).reshape(-1), len(rows[0]), 0)
         with jax.enable_x64(True):
@@ -128,12 +122,9 @@ class JointFit:
             raise unknown("field", field, Estimate.__annotations__)
         known = Estimate(1.0, 0.0, 1.0, 1.0, True)
         cells = [
-            [getattr(self.parameters.get(f"tau[{t}<-{s}]", known), field) for s in self.sources]
-            for t in self.targets
+            [getattr(self.parameters.get(f"tau[{t}<-{s}]", known), field) for s in self.sources] for t in self.targets
         ]
-        return pd.DataFrame(
-            cells, pd.Index(self.targets, name="target"), pd.Index(self.sources, name="source")
-        )
+        return pd.DataFrame(cells, pd.Index(self.targets, name="target"), pd.Index(self.sources, name="source"))
 
     def to_json(self, holdout: Mapping | None = None) -> dict:
         """The fit as plain values, ready for json.dumps."""
@@ -158,16 +149,18 @@ def fit_joint(
 ) -> JointFit:
     """Fits L = E + A·K^φ/N^α + B/D_eff^β for all languages of a runs table together.
 
-    The languages share φ (drawn to 0), the hierarchical priors of α and β, and the prior of the τ, whose mean and
-    spread are estimated from the runs: one for all pairs, or one for pairs within a family and one across. Noise is
-    on log loss, winsorised at 1.345σ and equally correlated within a run on one target; its σ and ρ have the highest
-    Laplace marginal likelihood. Rows that evaluate a language which the run does not train are left out.
+    The languages share φ (drawn to 0), the hierarchical priors of α and β, and the prior of the τ, whose
+    mean and spread are estimated from the runs: one for all pairs, or one for pairs within a family and one
+    across. Noise is on log loss, winsorised at 1.345σ and equally correlated within a run on one target; its
+    σ and ρ have the highest Laplace marginal likelihood. Rows that evaluate a language which the run does
+    not train are left out.
 
     Args:
       runs: two or more runs.
       relatedness_groups: family of each language; languages missing from it belong to no family.
       capacity: whether to fit φ; otherwise it is 0.
-      robust: whether runs that went astray as a whole lose their weight (Tukey's bisquare on a run's mean residual).
+      robust: whether runs that went astray as a whole lose their weight (Tukey's bisquare on a run's mean
+        residual).
 
     Raises:
       UserError: a family is given for an unknown language, or no row evaluates a trained language.
@@ -195,9 +188,9 @@ def fit_joint(
         notes.append("the fit did not settle: do not trust its parameters")
     theta, shared = state.x
     own_prior = 1.0 / state.prior.precision
-    parameters = _parameters(runs, theta, shared[PHI], cov, own_prior, (N0, D0), capacity, notes)
+    parameters = parameters_of(runs, theta, shared[PHI], cov, own_prior, (N0, D0), capacity, notes)
     weights = dict(zip(runs.run_ids, state.noise.run_weight.round(4).tolist(), strict=False))
-    _note_runs(weights, float(report.lowest_z), guard, notes)
+    note_runs(weights, float(report.lowest_z), guard, notes)
     return JointFit(
         targets=runs.targets,
         sources=runs.languages,
@@ -222,13 +215,9 @@ def fit_joint(
 def _trained_rows(runs: Runs, notes: list[str]) -> Runs:
     trained = runs.own(runs.D) > 0
     if not trained.any():
-        raise UserError(
-            "no row evaluates a language that its run was trained on: a joint fit needs such rows"
-        )
+        raise UserError("no row evaluates a language that its run was trained on: a joint fit needs such rows")
     if not trained.all():
-        notes.append(
-            f"left out {int((~trained).sum())} of {len(runs)} rows: the run was not trained on their language"
-        )
+        notes.append(f"left out {int((~trained).sum())} of {len(runs)} rows: the run was not trained on their language")
         runs = runs.where(trained)
     kept = np.unique(runs.target)
     if len(kept) == len(runs.targets):
@@ -271,7 +260,7 @@ def _rows(runs: Runs, N0: float, D0: float) -> posterior.Rows:
 
 
 def _tau_groups(runs: Runs, families: Mapping[str, str] | None) -> np.ndarray:
-    """[Lt, Ls] −1 for a language on itself, 0 for pairs of different families (or all pairs), 1 within a family."""
+    """[Lt, Ls] −1 for a language on itself, 0 across families (or for all pairs), 1 within a family."""
     groups = np.zeros((len(runs.targets), len(runs.languages)), int)
     for i, target in enumerate(runs.targets):
         for j, source in enumerate(runs.languages):
@@ -307,16 +296,14 @@ def _prior(runs: Runs, tau_groups: np.ndarray, capacity: bool) -> posterior.Prio
         selector[:, TAU:, MEAN_TAU + kind] = tau_groups == kind
     own = np.concatenate([np.zeros((Lt, TAU), bool), tau_groups < 0], 1)
     base[own] = 1.0
-    mean = np.array([0.0, _EXPONENT[0], _EXPONENT[0]] + [_TRANSFER[0]] * kinds)
-    spread = np.array([_CAPACITY, _EXPONENT[1], _EXPONENT[1]] + [_TRANSFER[1]] * kinds)
+    mean = np.array([0.0, EXPONENT[0], EXPONENT[0]] + [_TRANSFER[0]] * kinds)
+    spread = np.array([CAPACITY, EXPONENT[1], EXPONENT[1]] + [_TRANSFER[1]] * kinds)
     precision = 1.0 / spread**2
     precision[PHI] = precision[PHI] if capacity else _PINNED
     return posterior.Prior(base, selector, np.where(own, _PINNED, deviation**-2.0), mean, precision)
 
 
-def _rounds(
-    state: posterior.State, rows: posterior.Rows, spreads: tuple[np.ndarray, np.ndarray], robust: bool
-):
+def _rounds(state: posterior.State, rows: posterior.Rows, spreads: tuple[np.ndarray, np.ndarray], robust: bool):
     """Refines until parameters, noise and prior stand still, the guard narrowing on the way."""
     settled, rho = False, -1.0
     for i in range(_ROUNDS):
@@ -327,98 +314,3 @@ def _rounds(
             break
         rho = float(state.noise.rho)
     return state, report, cov, guard, settled
-
-
-def _parameters(
-    runs: Runs,
-    theta: np.ndarray,
-    phi: float,
-    cov: np.ndarray,
-    prior_variance: np.ndarray,
-    units: tuple[float, float],
-    capacity: bool,
-    notes: list[str],
-) -> dict[str, Estimate]:
-    """Estimates by name, with the verdicts on what the runs determine."""
-    parameters: dict[str, Estimate] = {}
-    for t, name in enumerate(runs.targets):
-        rows = runs.where(runs.target == t)
-        told = _told(cov[t], prior_variance[t])
-        _judge_design(rows, t, name, told, notes)
-        for key, estimate in _law(theta[t], cov[t], told, units).items():
-            parameters[f"{key}[{name}]"] = estimate
-        for s, source in enumerate(runs.languages):
-            if s != t:
-                deviation = np.sqrt(cov[t, TAU + s, TAU + s])
-                parameters[f"tau[{name}<-{source}]"] = Estimate.normal(
-                    theta[t, TAU + s], deviation, told[TAU + s]
-                )
-    if capacity:
-        variance = cov[0, -1, -1]
-        parameters["phi"] = Estimate.normal(phi, np.sqrt(variance), bool(variance < _TELLING * _CAPACITY**2))
-    guesses = [
-        key for key, estimate in parameters.items() if key.startswith("tau") and not estimate.identified
-    ]
-    if guesses:
-        shown = ", ".join(guesses[:4]) + (", …" if len(guesses) > 4 else "")
-        notes.append(f"{len(guesses)} transfer weights come from the prior, not from the runs: {shown}")
-    return parameters
-
-
-def _told(cov: np.ndarray, prior_variance: np.ndarray) -> np.ndarray:
-    """Whether the data told each parameter of a block: its variance fell well below its prior's.
-
-    An exponent's prior is the weak one before shrinkage: shrunk to the other languages it is still known.
-    """
-    prior = prior_variance.copy()
-    prior[[LOG_ALPHA, posterior.LOG_BETA]] = _EXPONENT[1] ** 2
-    return np.diagonal(cov)[:-1] < _TELLING * prior
-
-
-def _judge_design(rows: Runs, t: int, name: str, told: np.ndarray, notes: list[str]) -> None:
-    """Withdraws what the design of a target's runs leaves open, whatever the priors made of it."""
-    shares = rows.shares[:, t]
-    if shares.min() < 0.999 and np.ptp(shares) < 0.02:
-        told[[posterior.LOG_B, *range(TAU, len(told))]] = False
-        notes.append(
-            f"{name}: its share is {shares.mean():.2f} in every run, so B and the transfer weights cannot be told "
-            "apart; add a monolingual run or another proportion"
-        )
-    epochs = float(np.max(rows.D[:, t] / rows.U[:, t]))
-    if epochs < 4.0:
-        told[LOG_LAMBDA] = False
-        notes.append(
-            f"{name}: at most {epochs:.1f} epochs seen, so lambda is not identified; 8 or more tell it"
-        )
-    for parameter, reason in diagnose_sizes(rows.N, rows.own(rows.D)).items():
-        index = {"E": 0, "A": 1, "alpha": 2, "B": 3, "beta": 4}[parameter]
-        told[index] = False
-        if parameter in ("alpha", "beta"):
-            notes.append(f"{name}: {parameter} is not identified: {reason}")
-
-
-def _law(
-    theta: np.ndarray, cov: np.ndarray, told: np.ndarray, units: tuple[float, float]
-) -> dict[str, Estimate]:
-    """E, A, alpha, B, beta, lambda of one target in natural units; A and B refer to N = 1 and D = 1 token."""
-    direction = np.eye(TAU, len(cov))
-    level = theta[:TAU].copy()
-    for term, exponent, unit in ((1, 2, units[0]), (3, 4, units[1])):
-        slope = np.exp(theta[exponent]) * np.log(unit)
-        level[term] += slope
-        direction[term, exponent] = slope
-    deviation = np.sqrt(np.einsum("ip,pk,ik->i", direction, cov, direction))
-    told = [told[0], told[1] and told[2], told[2], told[3] and told[4], told[4], told[5]]
-    return {name: Estimate.lognormal(level[i], deviation[i], told[i]) for i, name in enumerate(_NAMES)}
-
-
-def _note_runs(weights: dict[str, float], lowest_z: float, guard: float, notes: list[str]) -> None:
-    astray = [run for run, weight in weights.items() if weight < 0.2]
-    if astray:
-        shown = ", ".join(astray[:6]) + (", …" if len(astray) > 6 else "")
-        notes.append(f"{len(astray)} runs do not follow the law of the others and lost their weight: {shown}")
-    if lowest_z < 3.0 * guard:
-        notes.append(
-            f"effective tokens fall to {lowest_z:.3g} of the tokens seen in some run: "
-            "the law's guard distorts the fit there"
-        )

@@ -1,6 +1,7 @@
 """Scaling laws as pure functions of parameters and runs.
 
-Legend: N parameters, D tokens seen, U unique tokens, K languages. Every function broadcasts, works in the dtype
+Legend: N parameters, D tokens seen, U unique tokens, K languages. Every function broadcasts, works in the
+  dtype
 of its arguments and is differentiable in all of them.
 """
 
@@ -12,8 +13,8 @@ from jax.typing import ArrayLike
 def saturation(D: ArrayLike, U: ArrayLike, lam: ArrayLike) -> jax.Array:
     """Tokens that repetition leaves effective: S_λ(D; U) of ATLAS (arXiv 2510.22037, Eq. 3).
 
-    D up to one epoch; U·(1 + (1 − exp(−λ·(D/U − 1)))/λ) beyond it. Continuous with slope 1 at D = U, D itself as
-    λ → 0, U·(1 + 1/λ) as D → ∞, and exactly 0 at D = 0. The same as Muennighoff's D' with R* = 1/λ.
+    D up to one epoch; U·(1 + (1 − exp(−λ·(D/U − 1)))/λ) beyond it. Continuous with slope 1 at D = U, D
+    itself as λ → 0, U·(1 + 1/λ) as D → ∞, and exactly 0 at D = 0. The same as Muennighoff's D' with R* = 1/λ.
 
     Args:
       D: tokens seen.
@@ -38,13 +39,12 @@ def _mean_decay(x: jax.Array) -> jax.Array:
     return jnp.where(small, 1.0 - x / 2.0 + x * x / 6.0, -jnp.expm1(-x_safe) / x_safe)
 
 
-def effective_tokens(
-    D: ArrayLike, U: ArrayLike, transfer: ArrayLike, lam: ArrayLike, guard: ArrayLike
-) -> jax.Array:
+def effective_tokens(D: ArrayLike, U: ArrayLike, transfer: ArrayLike, lam: ArrayLike, guard: ArrayLike) -> jax.Array:
     """Tokens of the target language that a mixture is worth: D_eff of ATLAS (Eq. 2), kept positive.
 
-    The sum over sources of transfer · S_λ(D; U) is z·D_tot; strongly negative transfer makes z ≤ 0, where the law
-    has no meaning. z is replaced by guard·softplus(z/guard), which equals z to rounding once z > 40·guard.
+    The sum over sources of transfer · S_λ(D; U) is z·D_tot; strongly negative transfer makes z ≤ 0, where
+    the law has no meaning. z is replaced by guard·softplus(z/guard), which equals z to rounding once z >
+    40·guard.
 
     Args:
       D: [..., Ls] tokens seen per source.
@@ -65,8 +65,8 @@ def effective_tokens(
 def num_languages(D: ArrayLike) -> jax.Array:
     """Effective number of languages K of a mixture: exp of the entropy of its shares.
 
-    Equals the count for an even mixture and 1 for a single language. Chosen over the count because a language of
-    1 % costs little capacity; on mono, bilingual and even mixtures the two cannot be told apart.
+    Equals the count for an even mixture and 1 for a single language. Chosen over the count because a
+    language of 1 % costs little capacity; on mono, bilingual and even mixtures the two cannot be told apart.
 
     Args:
       D: [..., Ls] tokens per source.
@@ -131,11 +131,11 @@ def data_constrained(
 ) -> jax.Array:
     """Loss under repetition, with diminishing value of repeated tokens and of excess parameters.
 
-    Muennighoff et al. (arXiv 2305.16264): E + A/N'^α + B/D'^β, where D' = S(D; U) with λ = 1/R_D and N' saturates in
-    the same way beyond the size that is compute-optimal for the unique tokens seen.
+    Muennighoff et al. (arXiv 2305.16264): E + A/N'^α + B/D'^β, where D' = S(D; U) with λ = 1/R_D and N'
+    saturates in the same way beyond the size that is compute-optimal for the unique tokens seen.
 
     >>> round(float(data_constrained(1e9, 1e10, 1e10, 1.87, 521., .3526596, 1488., .3526596, 15.39, 5.31)), 3)
-    2.695
+    2.667
     """
     N, D = jnp.asarray(N), jnp.asarray(D)
     unique = jnp.minimum(D, U)

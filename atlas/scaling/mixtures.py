@@ -52,9 +52,7 @@ class MixtureLaw:
         """From the `parameters` of a JointFit or of its fit.json: E[en], …, tau[en<-fr], phi."""
         value = {name: _value(estimate) for name, estimate in parameters.items()}
         targets = tuple(m[1] for name in value if (m := re.fullmatch(r"E\[(.+)\]", name)))
-        pairs = {
-            m.groups(): v for name, v in value.items() if (m := re.fullmatch(r"tau\[(.+)<-(.+)\]", name))
-        }
+        pairs = {m.groups(): v for name, v in value.items() if (m := re.fullmatch(r"tau\[(.+)<-(.+)\]", name))}
         if not targets:
             raise UserError("these parameters are no joint fit: they have no E[<language>]")
         sources = (*targets, *dict.fromkeys(source for _, source in pairs if source not in targets))
@@ -66,9 +64,7 @@ class MixtureLaw:
     def loss(self, N, D, U) -> np.ndarray:
         """Loss of every target [..., Lt] at N [...] parameters, D [..., Ls] tokens, U [Ls] unique tokens."""
         with jax.enable_x64(True):
-            return np.asarray(
-                _losses(self._arrays(), jnp.asarray(N, float), jnp.asarray(D, float), jnp.asarray(U))
-            )
+            return np.asarray(_losses(self._arrays(), jnp.asarray(N, float), jnp.asarray(D, float), jnp.asarray(U)))
 
     def effective_share(self, D, U) -> np.ndarray:
         """z = D_eff / D_tot of every target [..., Lt] for D [..., Ls] and U, [..., Ls] or [Ls]."""
@@ -134,10 +130,7 @@ class TrustRegion:
         U = np.stack([np.full(len(runs), np.inf) if i is None else runs.U[:, i] for i in place], 1)
         z = law.effective_share(D, U)
         trained = D[:, : len(law.targets)] > 0
-        least = [
-            np.quantile(z[trained[:, t], t], quantile) if trained[:, t].any() else 0.0
-            for t in range(z.shape[1])
-        ]
+        least = [np.quantile(z[trained[:, t], t], quantile) if trained[:, t].any() else 0.0 for t in range(z.shape[1])]
         params = (float(runs.N.min()), float(runs.N.max() * reach))
         return cls(params, np.maximum(least, 1e-3), share_floor)
 
@@ -247,9 +240,7 @@ def _unpack(problem: _Problem, x, np_=jnp):
 def _objective(x: jax.Array, problem: _Problem) -> jax.Array:
     N, shares = _unpack(problem, x)
     D = problem.flops / (_FLOPS * N) * shares
-    loss = jnp.sum(
-        jnp.where(problem.weight > 0, problem.weight * _losses(problem.law, N, D, problem.unique), 0.0)
-    )
+    loss = jnp.sum(jnp.where(problem.weight > 0, problem.weight * _losses(problem.law, N, D, problem.unique), 0.0))
     z = _effective_share(problem.law, D, problem.unique)
     short = jnp.maximum(1 - z / jnp.where(problem.least_z > 0, problem.least_z, 1.0), 0.0)
     return loss + _PENALTY * jnp.sum(jnp.where(problem.least_z > 0, short, 0.0) ** 2)
@@ -305,28 +296,16 @@ def _plan(
     return MixturePlan(N, tokens, problem.flops, table, *means, warnings)
 
 
-def _plan_warnings(
-    law, problem: _Problem, trust: TrustRegion, N: float, shares: np.ndarray, value: np.ndarray
-):
+def _plan_warnings(law, problem: _Problem, trust: TrustRegion, N: float, shares: np.ndarray, value: np.ndarray):
     found = []
     for bound, name in zip(trust.params, ("smallest", "largest"), strict=True):
         if abs(np.log(N / bound)) < 0.05:
-            found.append(
-                f"N stands at the {name} size that the runs support ({bound:.3g}): the optimum may lie beyond"
-            )
+            found.append(f"N stands at the {name} size that the runs support ({bound:.3g}): the optimum may lie beyond")
     z = law.effective_share(shares * problem.flops / (_FLOPS * N), problem.unique)
-    at = [
-        t
-        for t, has, least in zip(law.targets, z, problem.least_z, strict=True)
-        if least > 0 and has < 1.01 * least
-    ]
+    at = [t for t, has, least in zip(law.targets, z, problem.least_z, strict=True) if least > 0 and has < 1.01 * least]
     if at:
         found.append(f"held at the edge of what training covered: {', '.join(at)}")
-    low = [
-        s
-        for s, share, floor in zip(law.sources, shares, problem.floor, strict=True)
-        if 0 < share < 1.05 * floor
-    ]
+    low = [s for s, share, floor in zip(law.sources, shares, problem.floor, strict=True) if 0 < share < 1.05 * floor]
     if low:
         found.append(f"held at the floor of their share: {', '.join(low)}")
     agree = int(np.sum(value < np.nanmin(value) + 1e-4))

@@ -1,9 +1,10 @@
-"""Numerics of the joint fit: rows of all target languages, their noise, their priors, and one round of refinement.
+"""Numerics of the joint fit: rows of all target languages, noise, priors, and one round of refinement.
 
 Every target language t has a block θ_t = (log E, a, log α, b, log β, log λ, τ_{t←s} for all Ls sources) with
-a = log(A/N₀^α) and b = log(B/D₀^β), N₀ and D₀ being geometric means: in these units the blocks are well conditioned.
-The τ of a target on itself is pinned at 1. Shared parameters are (φ, mean log α, mean log β, mean τ of each group
-of pairs). Arrays carry t target, r row, g group (the rows of one run on one target), s source, p and q parameters.
+a = log(A/N₀^α) and b = log(B/D₀^β), N₀ and D₀ being geometric means: in these units the blocks are well
+conditioned. The τ of a target on itself is pinned at 1. Shared parameters are (φ, mean log α, mean log β,
+mean τ of each group of pairs). Arrays carry t target, r row, g group (the rows of one run on one target), s
+source, p and q parameters.
 """
 
 from functools import partial
@@ -27,7 +28,7 @@ _RHO_GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0
 
 
 class Rows(NamedTuple):
-    """Evaluations by target, padded; N in N₀, D and U in D₀. A padded row has weight 0 and harmless values."""
+    """Evaluations by target; N in N₀, D and U in D₀. A padded row has weight 0 and harmless values."""
 
     log_loss: jax.Array  # [t, r]
     N: jax.Array  # [t, r]
@@ -83,9 +84,7 @@ class _Sums(NamedTuple):
     group_jacobian: jax.Array  # [t, g, p+1] Σ J
 
 
-def log_loss(
-    theta: jax.Array, phi: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, guard: jax.Array
-) -> jax.Array:
+def log_loss(theta: jax.Array, phi: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, guard: jax.Array) -> jax.Array:
     """log of `laws.atlas` for one row, from a block θ [p]; N in N₀, D and U [s] in D₀."""
     E, A, alpha, B, beta, lam = jnp.exp(theta[:TAU])
     return jnp.log(laws.atlas(N, D, U, E, A, alpha, B, beta, theta[TAU:], lam, phi, guard))
@@ -106,9 +105,7 @@ def _linearise(x: Coordinates, rows: Rows, guard: jax.Array) -> tuple[jax.Array,
 
 def _by_group(values: jax.Array, rows: Rows) -> jax.Array:
     groups = rows.group_size.shape[1]
-    return jax.vmap(partial(jax.ops.segment_sum, num_segments=groups, indices_are_sorted=True))(
-        values, rows.group
-    )
+    return jax.vmap(partial(jax.ops.segment_sum, num_segments=groups, indices_are_sorted=True))(values, rows.group)
 
 
 def _row_weights(noise: Noise, rows: Rows) -> tuple[jax.Array, jax.Array]:
@@ -129,9 +126,7 @@ def _sums(residual: jax.Array, jacobian: jax.Array, rows: Rows, noise: Noise) ->
     )
 
 
-def _whitened(
-    sums: _Sums, rows: Rows, noise: Noise, rho: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _whitened(sums: _Sums, rows: Rows, noise: Noise, rho: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Residual square, gradient and Hessian under equal correlation ρ within a group, in units of σ²(1 − ρ).
 
     The inverse of (1 − ρ)I + ρ11ᵀ is (I − k 11ᵀ)/(1 − ρ), k = c/(1 + c·m), c = ρ/(1 − ρ), m rows.
@@ -172,7 +167,7 @@ def _penalty(x: Coordinates, prior: Prior) -> jax.Array:
 
 
 def _winsorised(residual: jax.Array, noise: Noise) -> jax.Array:
-    """Huber's pseudo-residuals: clipped at 1.345σ and rescaled, so that least squares on them is the M-estimate.
+    """Huber's pseudo-residuals: clipped at 1.345σ and rescaled; least squares on them is the M-estimate.
 
     Unlike reweighting, this leaves the variance of the estimate and the correlation within runs as they are.
     """
@@ -189,9 +184,7 @@ def _descend(state: State, rows: Rows, guard: jax.Array) -> Optimum:
 
     def evaluate(x: Coordinates):
         value, jacobian = _linearise(x, rows, guard)
-        square, gradient, hessian = _whitened(
-            _sums(observed - value, jacobian, rows, noise), rows, noise, noise.rho
-        )
+        square, gradient, hessian = _whitened(_sums(observed - value, jacobian, rows, noise), rows, noise, noise.rho)
         return 0.5 * square / scale + _penalty(x, prior), *_system(x, gradient, hessian, scale, prior)
 
     def solve(matrix: Arrow, gradient: Coordinates, damping: jax.Array) -> Coordinates:
@@ -204,7 +197,8 @@ def _descend(state: State, rows: Rows, guard: jax.Array) -> Optimum:
 def _estimate_noise(state: State, sums: _Sums, rows: Rows) -> Noise:
     """ρ and σ² of highest Laplace marginal likelihood, the law linearised at its present mode.
 
-    The prior keeps its absolute precision at every ρ: rescaled to units of the residual it would favour a large ρ.
+    The prior keeps its absolute precision at every ρ: rescaled to units of the residual it would favour a
+    large ρ.
     """
     noise, prior = state.noise, state.prior
     group_weight, row_weight = _row_weights(noise, rows)
@@ -243,7 +237,7 @@ def _estimate_noise(state: State, sums: _Sums, rows: Rows) -> Noise:
 
 
 def _run_weights(residual: jax.Array, noise: Noise, rows: Rows) -> jax.Array:
-    """Bisquare weight of every run from its mean residual: runs that went astray as a whole lose their say."""
+    """Bisquare weight of every run from its mean residual: a run astray as a whole loses its say."""
     total = jnp.zeros_like(noise.run_weight).at[rows.group_run]
     by_group = _by_group(rows.weight * residual, rows)
     size = rows.group_size
@@ -256,7 +250,7 @@ def _run_weights(residual: jax.Array, noise: Noise, rows: Rows) -> jax.Array:
 
 
 def _covariance(matrix: Arrow) -> tuple[jax.Array, Arrow]:
-    """Posterior covariance of (θ_t, φ) [t, p+1, p+1], and its parts: blocks⁻¹, coupling, covariance of the shared."""
+    """Posterior covariance of (θ_t, φ) [t, p+1, p+1], and blocks⁻¹, coupling, covariance of the shared."""
     factors = factor(matrix)
     own = jax.vmap(lambda c: jax.scipy.linalg.cho_solve((c, True), jnp.eye(len(c))))(factors.blocks)
     shared = jax.scipy.linalg.cho_solve((factors.schur, True), jnp.eye(len(factors.schur)))
@@ -295,7 +289,7 @@ def _update_prior(state: State, parts: Arrow, groups: jax.Array, floor: jax.Arra
 def refine(
     state: State, rows: Rows, groups: jax.Array, floor: jax.Array, guard: jax.Array, judge_runs: jax.Array
 ) -> tuple[State, Report, jax.Array]:
-    """One round: descend to the mode, then re-estimate the noise, the runs' weights and the prior's variances.
+    """One round: descend to the mode, then re-estimate noise, weights of runs and variances of the prior.
 
     Args:
       groups, floor: see `_update_prior`.
@@ -328,7 +322,7 @@ def _lowest_z(x: Coordinates, rows: Rows) -> jax.Array:
 
 @jax.jit
 def start(rows: Rows, tau_own: jax.Array, lam: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Blocks to descend from, by variable projection: linear least squares for E, A, B over a grid of the rest.
+    """Blocks to descend from, by variable projection: least squares for E, A, B over a grid of the rest.
 
     Args:
       tau_own: [t, s] 1 where a source is the target itself.
@@ -341,9 +335,7 @@ def start(rows: Rows, tau_own: jax.Array, lam: jax.Array) -> tuple[jax.Array, ja
     grid = jnp.stack(jnp.meshgrid(exponents, exponents, jnp.array([0.0, 0.15, 0.5]), indexing="ij"), -1)
     grid = grid.reshape(-1, 3)
 
-    def for_target(
-        own: jax.Array, log_loss: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, weight: jax.Array
-    ):
+    def for_target(own: jax.Array, log_loss: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, weight: jax.Array):
         loss = jnp.exp(log_loss)
 
         def score(point: jax.Array):

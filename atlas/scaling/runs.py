@@ -76,13 +76,9 @@ class Runs:
         """
         rows = self._query(mask) if isinstance(mask, str) else np.asarray(mask)
         if rows.dtype != bool or rows.shape != (len(self),):
-            raise UserError(
-                f"a selection is {len(self)} booleans or a query; got {rows.dtype} of shape {rows.shape}"
-            )
+            raise UserError(f"a selection is {len(self)} booleans or a query; got {rows.dtype} of shape {rows.shape}")
         if not rows.any():
-            raise UserError(
-                f"the filter {mask if isinstance(mask, str) else ''!r} keeps none of {len(self)} rows"
-            )
+            raise UserError(f"the filter {mask if isinstance(mask, str) else ''!r} keeps none of {len(self)} rows")
         frame = self.frame[rows].reset_index(drop=True)
         ids, run = np.unique(self.run[rows], return_inverse=True)
         return dataclasses.replace(
@@ -98,9 +94,7 @@ class Runs:
             rows = self.frame.eval(query)
         except Exception as error:  # pandas raises errors of a dozen types for a bad query
             reason = str(error).splitlines()[0]
-            raise UserError(
-                f"cannot apply the filter {query!r}: {reason}; columns: {_names(self.frame)}"
-            ) from None
+            raise UserError(f"cannot apply the filter {query!r}: {reason}; columns: {_names(self.frame)}") from None
         if not isinstance(rows, pd.Series) or rows.dtype != bool:
             raise UserError(f"the filter {query!r} is not a condition, such as 'family == \"gpt\"'")
         return rows.to_numpy()
@@ -110,15 +104,16 @@ def load_runs(source: str | os.PathLike | pd.DataFrame) -> Runs:
     """Reads and checks a runs table.
 
     Columns: `num_params`, `loss`; `tokens` (also `num_tokens`, `tokens_seen`) or one `tokens.<language>` per
-    training language (blank means 0); optionally `unique_tokens` or `unique_tokens.<language>`, `language`, `run`
+    training language (blank means 0); optionally `unique_tokens` or `unique_tokens.<language>`, `language`,
+    `run`
     (absent: every row is a run of its own), `loss_unit`, and anything else, which is kept in `frame`.
 
     Args:
       source: a CSV or Parquet file, or a DataFrame.
 
     Raises:
-      UserError: a column is missing, misspelt or not numeric; sizes, tokens or losses are not positive; losses of
-        several units are mixed; nothing is left.
+      UserError: a column is missing, misspelt or not numeric; sizes, tokens or losses are not positive;
+        losses of several units are mixed; nothing is left.
 
     >>> table = pd.DataFrame({"num_params": [1e6, 2e6], "tokens": [1e7, 4e7], "loss": [2.0, 1.5]})
     >>> runs = load_runs(table)
@@ -213,9 +208,7 @@ def _clean(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
         frame[name] = values.astype(float)
     _check_unit(frame)
     split = any(name.startswith(_MEASURED) for name in frame)
-    required = (
-        ["num_params", "loss"] + ([] if split else ["tokens"]) + (["language"] if "language" in frame else [])
-    )
+    required = ["num_params", "loss"] + ([] if split else ["tokens"]) + (["language"] if "language" in frame else [])
     for name in required:
         frame = _drop(frame, frame[name].isna(), f"{name!r} is missing", notes)
     for name in ("num_params", "loss") if split else ("num_params", "loss", "tokens"):
@@ -248,17 +241,13 @@ def _refuse(frame: pd.DataFrame, name: str, bad: pd.Series, rule: str) -> None:
     if bad.any():
         row = int(frame.index[bad][0])
         value = f" = {frame.at[row, name]:g}" if name in frame else ""
-        raise UserError(
-            f"column {name!r} {rule}: row {row} has{value or ' none'} ({int(bad.sum())} such rows)"
-        )
+        raise UserError(f"column {name!r} {rule}: row {row} has{value or ' none'} ({int(bad.sum())} such rows)")
 
 
 def _check_unit(frame: pd.DataFrame) -> None:
     units = frame["loss_unit"].dropna().unique() if "loss_unit" in frame else []
     if len(units) > 1:
-        raise UserError(
-            f"losses of several units in one table: {', '.join(map(str, units))}; keep one loss_unit"
-        )
+        raise UserError(f"losses of several units in one table: {', '.join(map(str, units))}; keep one loss_unit")
 
 
 def _language_of(frame: pd.DataFrame) -> pd.Series:
@@ -282,9 +271,7 @@ def _languages(frame: pd.DataFrame, notes: list[str]) -> tuple[tuple[str, ...], 
             raise unknown("language in column unique_tokens.<language>:", name, trained)
     never = tuple(name for name in evaluated if name not in trained)
     if never == evaluated:
-        raise UserError(
-            f"no evaluated language ({evaluated[0]!r}, …) has a column such as 'tokens.{evaluated[0]}'"
-        )
+        raise UserError(f"no evaluated language ({evaluated[0]!r}, …) has a column such as 'tokens.{evaluated[0]}'")
     if never:
         notes.append(f"languages evaluated but never trained on: {', '.join(never)}")
     targets = tuple(name for name in trained if name in evaluated) + never
@@ -305,9 +292,7 @@ def _tokens(frame: pd.DataFrame, languages: tuple[str, ...], target: np.ndarray)
     return D
 
 
-def _unique_tokens(
-    frame: pd.DataFrame, languages: tuple[str, ...], target: np.ndarray, D: np.ndarray
-) -> np.ndarray:
+def _unique_tokens(frame: pd.DataFrame, languages: tuple[str, ...], target: np.ndarray, D: np.ndarray) -> np.ndarray:
     U = np.full(D.shape, np.inf)
     rows = np.arange(len(frame))
     if "unique_tokens" in frame:

@@ -41,7 +41,8 @@ class Law:
 
 LAWS: Mapping[str, Law] = {
     "chinchilla": Law(("E", "A", "alpha", "B", "beta"), lambda N, D, U, *p: laws.chinchilla(N, D, *p)),
-    # The two rates of decay are drawn to the published ones: few studies repeat data or overgrow models enough.
+    # The two rates of decay are drawn to the published ones: few studies repeat data or overgrow models
+    # enough.
     "data_constrained": Law(
         ("E", "A", "alpha", "B", "beta", "R_D", "R_N"),
         laws.data_constrained,
@@ -77,10 +78,11 @@ class Fit:
     warnings: tuple[str, ...]
 
     def predict(self, N, D, U=np.inf) -> tuple[np.ndarray, np.ndarray]:
-        """Loss at N parameters, D tokens and U unique tokens (broadcast together), and its standard deviation.
+        """Loss at N parameters, D tokens and U unique tokens (broadcast), and its standard deviation.
 
         Returns:
-          Two float64 arrays, in the unit of the fitted losses; the deviation is that of the law, without a run's noise.
+          Two float64 arrays, in the unit of the fitted losses; the deviation is that of the law, without a
+          run's noise.
         """
         N, D, U = np.broadcast_arrays(*(np.asarray(a, float) for a in (N, D, U)))
         size = bucket(N.size)
@@ -103,9 +105,9 @@ class Fit:
 def fit(law: str, runs: Runs, *, objective: str = "huber", delta: float = 1e-3, tokens: str = "own") -> Fit:
     """Fits one law to all rows, which must evaluate one language.
 
-    Minimises the sum of huber_δ(log L − log L̂): starts from variable projection (a grid over the exponents, least
-    squares for E, A, B), then Levenberg–Marquardt with reweighting and a polish with exact second derivatives.
-    Standard errors are those of an M-estimator, clustered by run.
+    Minimises the sum of huber_δ(log L − log L̂): starts from variable projection (a grid over the exponents,
+    least squares for E, A, B), then Levenberg–Marquardt with reweighting and a polish with exact second
+    derivatives. Standard errors are those of an M-estimator, clustered by run.
 
     Args:
       law: "chinchilla" or "data_constrained".
@@ -115,8 +117,8 @@ def fit(law: str, runs: Runs, *, objective: str = "huber", delta: float = 1e-3, 
       tokens: whether D is the "own" tokens of the evaluated language or the "total" of the mixture.
 
     Raises:
-      UserError: unknown law, objective or tokens; several languages; rows without tokens of their language; fewer
-        rows than parameters.
+      UserError: unknown law, objective or tokens; several languages; rows without tokens of their language;
+        fewer rows than parameters.
     """
     _check(law, runs, objective, delta, tokens)
     D, U = _tokens(runs, tokens)
@@ -173,9 +175,7 @@ def _check(law: str, runs: Runs, objective: str, delta: float, tokens: str) -> N
             f"some runs evaluate {evaluated[0]!r} without training on it: leave them out or use total tokens"
         )
     if len(runs) < len(LAWS[law].names):
-        raise UserError(
-            f"{len(runs)} rows cannot determine the {len(LAWS[law].names)} parameters of the {law} law"
-        )
+        raise UserError(f"{len(runs)} rows cannot determine the {len(LAWS[law].names)} parameters of the {law} law")
 
 
 def _tokens(runs: Runs, tokens: str) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +187,7 @@ def _tokens(runs: Runs, tokens: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _natural(x: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logs of the parameters for N and D in ones, and their Jacobian in x, their logs for N and D in `units`."""
+    """Log parameters for N and D in ones, and their Jacobian in x, the same for N and D in `units`."""
     transform = np.eye(len(x))
     for term, exponent, unit in ((1, 2, units[0]), (3, 4, units[1])):
         transform[term, exponent] = np.exp(x[exponent]) * np.log(unit)
@@ -207,13 +207,9 @@ def _judge(
     """The parameters that the runs determine; why not, in `notes`, for the others."""
     structural = diagnose_sizes(N, D)
     for reason in dict.fromkeys(structural.values()):
-        notes.append(
-            f"{', '.join(n for n in structural if structural[n] == reason)} not identified: {reason}"
-        )
+        notes.append(f"{', '.join(n for n in structural if structural[n] == reason)} not identified: {reason}")
     told = {name for name in names if name not in structural}
-    vague = {
-        name for name, variance in zip(names, np.diagonal(covariance), strict=True) if not variance < 1.0
-    }
+    vague = {name for name, variance in zip(names, np.diagonal(covariance), strict=True) if not variance < 1.0}
     # A and B are the law's value at one parameter and one token: their logs are vague in any real study.
     vague -= {"A", "B"}
     if "R_D" in names and np.max(D / U) < 4.0:
@@ -267,9 +263,7 @@ def _starts(law: str, rows: _Rows) -> jax.Array:
         terms = jnp.stack([jnp.ones_like(rows.N), rows.N**-alpha, rows.D**-beta], -1)
         design = terms * (rows.weight / loss)[:, None]
         normal = design.T @ design
-        coefficients = jnp.linalg.solve(
-            normal + 1e-10 * jnp.diag(jnp.diagonal(normal)), design.T @ rows.weight
-        )
+        coefficients = jnp.linalg.solve(normal + 1e-10 * jnp.diag(jnp.diagonal(normal)), design.T @ rows.weight)
         coefficients = jnp.maximum(coefficients, 1e-3 * jnp.sum(rows.weight * loss) / jnp.sum(rows.weight))
         E, A, B = jnp.log(coefficients)
         x = jnp.concatenate([jnp.stack([E, A, jnp.log(alpha), B, jnp.log(beta)]), extra])
@@ -330,8 +324,9 @@ def _descend(law: str, rows: _Rows, corner: jax.Array, prior_scale: jax.Array, x
 def _influence(residual: jax.Array, rows: _Rows, corner: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Slope [n] of the Huber score at each row, smoothed over 1.5σ, and its mean square over rows.
 
-    Where the corner lies far below the noise, the slope is in effect the density of residuals near zero. It is taken
-    row by row: rows of high leverage are often the ones that the law misses, and so hold the fit the least.
+    Where the corner lies far below the noise, the slope is in effect the density of residuals near zero. It
+    is taken row by row: rows of high leverage are often the ones that the law misses, and so hold the fit
+    the least.
     """
     size = jnp.abs(residual)
     spread = 1.4826 * jnp.nanmedian(jnp.where(rows.weight > 0, size, jnp.nan))
@@ -341,22 +336,20 @@ def _influence(residual: jax.Array, rows: _Rows, corner: jax.Array) -> tuple[jax
 
 
 def _prior_scale(slope: jax.Array, square: jax.Array, rows: _Rows) -> jax.Array:
-    """Weighs a prior against the Huber sum as it would weigh against the likelihood which that sum stands for."""
+    """Weighs a prior against the Huber sum as it would weigh against the likelihood it stands for."""
     return square * jnp.sum(rows.weight) / jnp.maximum(jnp.sum(slope), 1e-300)
 
 
 def _covariance(law: str, x: jax.Array, rows: _Rows, corner: jax.Array) -> jax.Array:
     """Covariance of an M-estimator of the logs of the parameters, clustered by run.
 
-    A direction that the rows leave open gets the standard deviation _OPEN: both halves of the sandwich vanish there,
-    and their ratio would pass for certainty.
+    A direction that the rows leave open gets the standard deviation _OPEN: both halves of the sandwich
+    vanish there, and their ratio would pass for certainty.
     """
     residual = _residuals(law, x, rows)
     jacobian = jax.jacfwd(lambda x: _residuals(law, x, rows))(x) * rows.weight[:, None]
     slope, square = _influence(residual, rows, corner)
-    scores = jax.ops.segment_sum(
-        jnp.clip(residual, -corner, corner)[:, None] * jacobian, rows.run, len(rows.run)
-    )
+    scores = jax.ops.segment_sum(jnp.clip(residual, -corner, corner)[:, None] * jacobian, rows.run, len(rows.run))
     clusters = jnp.sum(jnp.any(scores != 0.0, 1))
     correction = clusters / jnp.maximum(clusters - len(x), 1.0)
     scale = _prior_scale(slope, square, rows)

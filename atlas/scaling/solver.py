@@ -64,7 +64,8 @@ def inner(a: Tree, b: Tree) -> jax.Array:
 class Optimum(NamedTuple):
     """Where a descent ended.
 
-    decrement is gᵀH⁻¹g at the last accepted point: twice the drop in the objective that a full Newton step promises.
+    decrement is gᵀH⁻¹g at the last accepted point: twice the drop in the objective that a full Newton step
+    promises.
     """
 
     x: Tree
@@ -90,7 +91,7 @@ def levenberg_marquardt(
     iterations: int,
     tolerance: float,
 ) -> Optimum:
-    """Damped Newton descent: a step is taken only if it lowers the objective, and its damping follows its success.
+    """Damped Newton descent: a step must lower the objective, and its damping follows its success.
 
     Args:
       evaluate: x -> (objective, gradient, positive model of the Hessian).
@@ -123,9 +124,7 @@ def levenberg_marquardt(
         decrement = jnp.where(jnp.isfinite(decrement) & ~first, decrement, jnp.inf)
         return _Descent(*kept, damping, decrement, state.iterations + 1)
 
-    value, gradient, hessian = jax.tree.map(
-        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(evaluate, x)
-    )
+    value, gradient, hessian = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(evaluate, x))
     one = jnp.ones_like(value)
     start = _Descent(x, jnp.inf * one, gradient, hessian, 1e-3 * one, jnp.inf * one, jnp.int32(0))
     end = jax.lax.while_loop(open_, advance, start)

@@ -130,9 +130,7 @@ def bilingual_transfer_scores(
     columns = ["target", "source", *keys, *SCORE_COLUMNS, "phase"]
     if not parts:
         return pd.DataFrame(columns=columns)
-    return pd.concat(parts)[columns].sort_values(
-        ["target", "source", *keys, "anchor_tokens"], ignore_index=True
-    )
+    return pd.concat(parts)[columns].sort_values(["target", "source", *keys, "anchor_tokens"], ignore_index=True)
 
 
 def _curves(frame: pd.DataFrame, keys: list[str]) -> dict[tuple, pd.DataFrame]:
@@ -141,9 +139,7 @@ def _curves(frame: pd.DataFrame, keys: list[str]) -> dict[tuple, pd.DataFrame]:
     columns = [name for name in frame if name.startswith(_PREFIX)]
     if missing or not columns:
         absent = sorted(missing) or [_PREFIX + "<language>"]
-        raise UserError(
-            f"transfer scores need the column(s) {', '.join(absent)}; the table has {', '.join(frame)}"
-        )
+        raise UserError(f"transfer scores need the column(s) {', '.join(absent)}; the table has {', '.join(frame)}")
     tokens_RL = frame[columns].fillna(0).to_numpy(np.float64)
     total_R = tokens_RL.sum(axis=1)
     names = np.array([name.removeprefix(_PREFIX) for name in columns])
@@ -196,12 +192,8 @@ def _compare(
 def _best_phase(mono: pd.DataFrame, bilingual: pd.DataFrame) -> str | None:
     """Cooled down, then trunk, where both sides have the four points that tell noise from trend; else two."""
     phases = sorted(set(mono.phase) & set(bilingual.phase))  # "cooldown" sorts before "trunk"
-    points = [
-        min(side.tokens[side.phase == phase].nunique() for side in (mono, bilingual)) for phase in phases
-    ]
-    return next(
-        (phase for least in (4, 2) for phase, n in zip(phases, points, strict=True) if n >= least), None
-    )
+    points = [min(side.tokens[side.phase == phase].nunique() for side in (mono, bilingual)) for phase in phases]
+    return next((phase for least in (4, 2) for phase, n in zip(phases, points, strict=True) if n >= least), None)
 
 
 def _shared_range(mono: LossCurve, bilingual: LossCurve) -> np.ndarray:
@@ -228,9 +220,7 @@ def latest_scores(scores: pd.DataFrame) -> pd.DataFrame:
 
     Pairs that were only bounded keep their latest bound (score NaN, `censored` set).
     """
-    order = scores.assign(_measured=scores.score.notna()).sort_values(
-        ["num_params", "_measured", "anchor_tokens"]
-    )
+    order = scores.assign(_measured=scores.score.notna()).sort_values(["num_params", "_measured", "anchor_tokens"])
     order = order[order.censored != "no anchor"]
     last = order.groupby(["target", "source"]).tail(1)
     return last.drop(columns="_measured").sort_values(["target", "source"], ignore_index=True)
@@ -241,9 +231,7 @@ def score_matrix(scores: pd.DataFrame) -> pd.DataFrame:
     return latest_scores(scores).pivot(index="target", columns="source", values="score")
 
 
-def adaptation_score(
-    tokens: np.ndarray, loss: np.ndarray, base_loss: np.ndarray | float
-) -> tuple[float, float]:
+def adaptation_score(tokens: np.ndarray, loss: np.ndarray, base_loss: np.ndarray | float) -> tuple[float, float]:
     """Finetuning adaptation score and end difference of a model continued on a source language.
 
     Args:

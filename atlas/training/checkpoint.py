@@ -1,6 +1,7 @@
 """Checkpoints: Orbax files with a checksum of every array, so that damage is found and the newest sound step is used.
 
-Orbax loads a file with a flipped bit without a word; here every leaf's checksum is stored beside it and compared on restore.
+Orbax loads a file with a flipped bit without a word; here every leaf's checksum is stored beside it and compared on
+restore.
 """
 
 import hashlib
@@ -27,8 +28,8 @@ _LOG = logging.getLogger(__name__)
 def checksums(tree: PyTree) -> dict[str, jax.Array]:
     """uint32 [R] for every leaf [R, …]: Σ_i (2i + 1)·bits_i mod 2³², over the leaf's words in order.
 
-    A change of any single bit changes the sum, because an odd multiple of 2^b is not 0 mod 2³². As a reduction it runs where
-    the shards are and gives the same number on any mesh.
+    A change of any single bit changes the sum, because an odd multiple of 2^b is not 0 mod 2³². As a reduction it
+    runs where the shards are and gives the same number on any mesh.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): _checksum(leaf) for path, leaf in leaves}
@@ -59,14 +60,15 @@ def steps(directory: pathlib.Path) -> list[int]:
 
 
 def restore(directory: pathlib.Path, like: PyTree) -> tuple[int, PyTree] | None:
-    """The newest sound checkpoint as (step, tree with the shardings of `like`), or None; damaged ones are named in the log.
+    """The newest sound checkpoint as (step, tree with the shardings of `like`), or None; damaged ones are named in
+    the log.
 
     like: a tree of arrays or of jax.ShapeDtypeStruct with shardings.
     """
     for step in reversed(steps(directory)):
         try:
             return step, _load(_path(directory, step), like)
-        except Exception as error:  # noqa: BLE001  Orbax and TensorStore raise many kinds for a damaged file
+        except Exception as error:
             reason = " ".join(str(error).split())[:200]
             _LOG.warning("checkpoint %s is damaged (%s); falling back to an older one", _path(directory, step), reason)
     return None

@@ -11,8 +11,8 @@ from atlas.data import Corpus
 class EvaluationSet:
     """Validation windows of every language, padded to whole chunks of one language each.
 
-    tokens: int32 [C, B, T+1]. language: int32 [C], the language of a chunk. targets, num_bytes: float64 [K], predicted tokens and
-    the bytes of text that they stand for.
+    tokens: int32 [C, B, T+1]. language: int32 [C], the language of a chunk. targets, num_bytes: float64 [K],
+    predicted tokens and the bytes of text that they stand for.
     """
 
     tokens: np.ndarray
@@ -41,4 +41,6 @@ def evaluation_set(corpus: Corpus, windows: int, batch_size: int) -> EvaluationS
         num_bytes.append(token_bytes[real].sum())
         chunks.append(filled.reshape(-1, batch_size, rows.shape[1]))
         languages += [number] * len(chunks[-1])
-    return EvaluationSet(np.concatenate(chunks), np.array(languages), np.array(targets, float), np.array(num_bytes, float))
+    return EvaluationSet(
+        np.concatenate(chunks), np.array(languages), np.array(targets, float), np.array(num_bytes, float)
+    )

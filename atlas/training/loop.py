@@ -1,7 +1,8 @@
 """Trains a population: one trunk at constant learning rate and a cooldown branch to every number of tokens.
 
-Every process runs this; process 0 writes the logs. Killed at any moment, the same call continues: batches are functions of
-(seed, step), states come back from the newest sound checkpoint, and log lines after it are dropped before they are written again.
+Every process runs this; process 0 writes the logs. Killed at any moment, the same call continues: batches are
+functions of (seed, step), states come back from the newest sound checkpoint, and log lines after it are dropped
+before they are written again.
 """
 
 import contextlib
@@ -63,8 +64,8 @@ def train(
 ) -> None:
     """Trains runs of one shape together and leaves `workdir/runs/<run id>/` for each.
 
-    configs: R runs that differ in seed and mixture only. workdir: holds `runs` and `checkpoints`. progress(tokens, loss) is called
-    after every step with the tokens of all runs and their mean loss in nats.
+    configs: R runs that differ in seed and mixture only. workdir: holds `runs` and `checkpoints`. progress(tokens,
+    loss) is called after every step with the tokens of all runs and their mean loss in nats.
 
     Raises UserError for a mixture, batch or mesh that does not fit, and KeyboardInterrupt once the state is saved.
     """
@@ -75,7 +76,12 @@ class Population:
     """R runs of one shape in training; see `train`."""
 
     def __init__(
-        self, configs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path, mesh: Mesh, progress: Progress
+        self,
+        configs: Sequence[RunConfig],
+        corpus: Corpus,
+        workdir: pathlib.Path,
+        mesh: Mesh,
+        progress: Progress,
     ):
         self._config, self._corpus, self._mesh, self._progress = configs[0], corpus, mesh, progress
         self._configs = configs
@@ -117,7 +123,9 @@ class Population:
     def _initial(self) -> TrainState:
         if not self._config.initialize:
             return self._program.init(np.array([config.seed for config in self._configs], np.int32))
-        like = jax.tree.map(lambda leaf: leaf, {"params": self._program.like.params, "buffers": self._program.like.buffers})
+        like = jax.tree.map(
+            lambda leaf: leaf, {"params": self._program.like.params, "buffers": self._program.like.buffers}
+        )
         loaded = [load_model(self._workdir, config.initialize) for config in self._configs]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *loaded)
         arrays = jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), stacked, like)
@@ -139,13 +147,14 @@ class Population:
     def _advance(self, state: TrainState, segment: Segment, schedule: Cooldown | None = None) -> TrainState:
         """Steps through a segment, logging, evaluating and checkpointing; metrics are fetched one step behind."""
         settings = self._config.train
-        cooldown = jax.numpy.asarray(schedule or segment.cooldown, "int32")
+        cooldown = tuple(np.int32(bound) for bound in schedule or segment.cooldown)
         directory = self._checkpoints / segment.name
         log = Buffered([JsonLines(d / METRICS) for d in self._directories])
         self._forget(segment)
         pending: Arrays | None = None
-        for step in range(segment.start, segment.stop):
-            state, metrics = self._program.step(state, *self._program.batch(self._shape, self._samplers, step), tuple(cooldown))
+        steps = range(segment.start, segment.stop)
+        for step, batch in zip(steps, self._program.batches(self._shape, self._samplers, steps), strict=True):
+            state, metrics = self._program.step(state, *batch, cooldown)
             self._log(log, segment, step - 1, pending)
             pending, done = metrics, step + 1
             if settings.evaluate_every and segment.phase == TRUNK and done % settings.evaluate_every == 0:
@@ -175,7 +184,9 @@ class Population:
         self._report(1, float(np.mean(values["loss"])))
         if _writes():
             fixed = {"phase": segment.name, "step": step + 1, "time": round(time.time(), 3)}
-            log.append(fixed | {key: float(value[run]) for key, value in values.items()} for run in range(len(self._ids)))
+            log.append(
+                fixed | {key: float(value[run]) for key, value in values.items()} for run in range(len(self._ids))
+            )
 
     def _report(self, steps: int, loss: float = float("nan")) -> None:
         runs, rows, width = self._shape
@@ -203,7 +214,13 @@ class Population:
             file.append(self._evaluation_record(phase, int(step[run]), windows[run], int(skipped[run]), bits, nats))
 
     def _evaluation_record(
-        self, phase: str, step: int, windows_K: np.ndarray, skipped: int, bits_K: np.ndarray, nats_K: np.ndarray
+        self,
+        phase: str,
+        step: int,
+        windows_K: np.ndarray,
+        skipped: int,
+        bits_K: np.ndarray,
+        nats_K: np.ndarray,
     ) -> Record:
         languages = self._corpus.languages
         tokens = {name: int(count) * self._corpus.window for name, count in zip(languages, windows_K, strict=True)}
@@ -260,7 +277,9 @@ def load_model(workdir: pathlib.Path, name: str) -> dict[str, Arrays]:
     directory = workdir / "runs" / name / MODEL
     if not checkpoint.steps(directory):
         done = sorted(path.parent.name for path in (workdir / "runs").glob(f"*/{MODEL}"))
-        raise UserError(f"run {name!r} has no trained model in {workdir}; train it first (trained: {', '.join(done) or 'none'})")
+        raise UserError(
+            f"run {name!r} has no trained model in {workdir}; train it first (trained: {', '.join(done) or 'none'})"
+        )
     return checkpoint.load(directory, 0)
 
 

@@ -25,7 +25,8 @@ RULES = {"embed": "fsdp", "vocab": "tensor", "heads": "tensor", "kv_heads": "ten
 def initialize_distributed() -> None:
     """Joins the other processes where the environment names them; does nothing on a single machine.
 
-    Looks for JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID, a SLURM step of several tasks, or a TPU pod.
+    Looks for JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID, a SLURM step of several tasks, or a
+    TPU pod.
     """
     environment = os.environ
     if "JAX_COORDINATOR_ADDRESS" in environment:
@@ -59,12 +60,15 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         sizes[sizes.index(-1)] = max(len(devices) // max(rest, 1), 1)
     if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
         shape = " × ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise UserError(f"mesh {shape} needs {int(np.prod(sizes))} devices, there are {len(devices)}; change config.mesh")
+        raise UserError(
+            f"mesh {shape} needs {int(np.prod(sizes))} devices, there are {len(devices)}; change config.mesh"
+        )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def parameter_sharding(mesh: Mesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
-    """The sharding of a population's parameter [R, (layers,) *axes] by RULES; an axis that does not divide is replicated."""
+    """The sharding of a population's parameter [R, (layers,) *axes] by RULES; an axis that does not divide is
+    replicated."""
     names = ["run"] + [None] * (len(shape) - 1 - len(axes)) + [RULES.get(axis) for axis in axes]
     fits = [n if n and size % mesh.shape[n] == 0 else None for n, size in zip(names, shape, strict=True)]
     return NamedSharding(mesh, P(*fits))
@@ -74,6 +78,8 @@ def check_divisible(mesh: Mesh, batch_size: int, population: int) -> None:
     """Raises UserError where a batch or a population does not divide over its mesh axes."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
-        raise UserError(f"train.batch_size={batch_size} does not divide over data × fsdp = {parts} devices; use a multiple")
+        raise UserError(
+            f"train.batch_size={batch_size} does not divide over data × fsdp = {parts} devices; use a multiple"
+        )
     if population % mesh.shape["run"]:
         raise UserError(f"a population of {population} runs does not divide over mesh.run={mesh.shape['run']}")

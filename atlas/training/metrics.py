@@ -56,7 +56,8 @@ def _finite(value: Any) -> Any:
 
 
 class Buffered:
-    """Collects a population's records and writes them out in groups: one open per file and hundred steps, not per step."""
+    """Collects a population's records and writes them out in groups: one open per file and hundred steps, not per
+    step."""
 
     def __init__(self, files: list[JsonLines], size: int = 100):
         self._files, self._size = files, size

@@ -2,19 +2,22 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from atlas.data import Corpus
+from atlas.data import Corpus, Sampler
 from atlas.training.config import RunConfig, shape_key
 from atlas.training.mesh import BATCH_AXES, check_divisible, parameter_sharding
 from atlas.training.step import Skeleton, TrainState, TrainStep
 from models import ModelConfig
+
+Shape = tuple[int, int, int]  # runs, rows, tokens of a row
 
 _CACHE_SIZE = 8  # programs kept compiled: a sweep walks its shapes one after another
 
@@ -23,9 +26,9 @@ _CACHE_SIZE = 8  # programs kept compiled: a sweep walks its shapes one after an
 class Program:
     """Jitted functions over states, batches and parameters with a leading axis of R runs.
 
-    init(seeds int32 [R]) → state; start(params, buffers) → state; step(state, tokens int32 [R, B, T+1], languages int32 [R, B],
-    cooldown (start, stop)) → (state, metrics of [R]), donating state; evaluate(params, buffers, tokens int32 [C, B, T+1]) →
-    nats float32 [R, C]. like: the state as shapes with shardings, to restore into.
+    init(seeds int32 [R]) → state; start(params, buffers) → state; step(state, tokens int32 [R, B, T+1], languages
+    int32 [R, B], cooldown (start, stop)) → (state, metrics of [R]), donating state; evaluate(params, buffers, tokens
+    int32 [C, B, T+1]) → nats float32 [R, C]. like: the state as shapes with shardings, to restore into.
     """
 
     init: jax.stages.Wrapped
@@ -37,8 +40,16 @@ class Program:
     languages_sharding: NamedSharding
     evaluation_sharding: NamedSharding
 
-    def batch(self, shape: tuple[int, int, int], samplers: Sequence, step: int) -> tuple[jax.Array, jax.Array]:
-        """Global tokens [R, B, T+1] and languages [R, B] of a step; a process samples only the rows its devices hold."""
+    def batches(self, shape: Shape, samplers: Sequence[Sampler], steps: range) -> Iterator[tuple[jax.Array, jax.Array]]:
+        """The batches of consecutive steps, made by Grain's threads while the devices compute."""
+        source = grain.MapDataset.range(steps.start, steps.stop).map(
+            lambda step: self.batch(shape, samplers, int(step))
+        )
+        yield from source.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+
+    def batch(self, shape: Shape, samplers: Sequence[Sampler], step: int) -> tuple[jax.Array, jax.Array]:
+        """Global tokens [R, B, T+1] and languages [R, B] of a step; a process samples only the rows its devices
+        hold."""
         runs, rows, width = shape
 
         @functools.cache
@@ -89,7 +100,9 @@ def _make_program(shape: _Shape, ids: tuple[int, int, int], languages: int, popu
         start=jax.jit(over_runs(one.start), out_shardings=shardings),
         # Output shardings equal to the input's keep XLA from choosing others and compiling the second step anew.
         step=jax.jit(
-            over_runs(one, in_axes=(0, 0, 0, None)), out_shardings=(shardings, NamedSharding(mesh, P())), donate_argnums=0
+            over_runs(one, in_axes=(0, 0, 0, None)),
+            out_shardings=(shardings, NamedSharding(mesh, P())),
+            donate_argnums=0,
         ),
         evaluate=jax.jit(over_runs(one.evaluate, in_axes=(0, 0, None)), out_shardings=NamedSharding(mesh, P())),
         like=like,

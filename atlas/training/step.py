@@ -27,9 +27,9 @@ NO_COOLDOWN = (2**31 - 2, 2**31 - 1)
 class TrainState:
     """All that a run is at one step.
 
-    params: float32 arrays by dotted name. buffers: the model's other variables (running statistics). optimizer: optax states of
-    the model and of the indexer. step: int32. windows: int32 [K], training windows learnt from, by language of the corpus.
-    skipped: int32, steps left without an update because the loss or a gradient was not finite.
+    params: float32 arrays by dotted name. buffers: the model's other variables (running statistics). optimizer: optax
+    states of the model and of the indexer. step: int32. windows: int32 [K], training windows learnt from, by language
+    of the corpus. skipped: int32, steps left without an update because the loss or a gradient was not finite.
     """
 
     params: Arrays
@@ -63,7 +63,8 @@ class Skeleton:
         """The arrays of a decoder."""
         _, *states = nnx.split(model, nnx.Param, ...)
         params, buffers = (
-            dict(zip(names, jax.tree.leaves(state), strict=True)) for names, state in zip(self._names, states, strict=True)
+            dict(zip(names, jax.tree.leaves(state), strict=True))
+            for names, state in zip(self._names, states, strict=True)
         )
         return params, buffers
 
@@ -116,7 +117,9 @@ def make_optimizers(config: TrainConfig, skeleton: Skeleton) -> dict[str, optax.
         return optax.chain(
             optax.clip_by_global_norm(config.clip_norm),
             optax.scale_by_adam(config.beta1, config.beta2),
-            optax.add_decayed_weights(config.weight_decay, mask=lambda arrays: {name: matrices[name] for name in arrays}),
+            optax.add_decayed_weights(
+                config.weight_decay, mask=lambda arrays: {name: matrices[name] for name in arrays}
+            ),
             optax.scale(-multiplier),
         )
 
@@ -150,7 +153,8 @@ class TrainStep:
     def __call__(
         self, state: TrainState, tokens_BS: jax.Array, language_B: jax.Array, cooldown: Cooldown
     ) -> tuple[TrainState, Arrays]:
-        """One step on tokens int32 [B, T+1] of languages int32 [B]; an update that is not finite is skipped and counted."""
+        """One step on tokens int32 [B, T+1] of languages int32 [B]; an update that is not finite is skipped and
+        counted."""
         (_, (metrics, buffers)), gradients = jax.value_and_grad(self._loss, has_aux=True)(
             state.params, state.buffers, tokens_BS
         )
@@ -181,7 +185,9 @@ class TrainStep:
         nats = jnp.sum(nats_BT * weights_BT) / jnp.maximum(jnp.sum(weights_BT), 1.0)
         return nats + aux["indexer_loss"], ({"loss": nats} | aux, self.skeleton.split(model)[1])
 
-    def _update(self, state: TrainState, gradients: Arrays, rate: jax.Array) -> tuple[Arrays, dict[str, Any], jax.Array]:
+    def _update(
+        self, state: TrainState, gradients: Arrays, rate: jax.Array
+    ) -> tuple[Arrays, dict[str, Any], jax.Array]:
         optimizers = make_optimizers(self.config, self.skeleton)
         params, optimizer = {}, {}
         groups = self.skeleton.groups(state.params)

@@ -97,7 +97,9 @@ def claim(workdir: pathlib.Path, configs: Sequence[RunConfig]) -> None:
     path = workdir / PLAN
     if path.exists():
         if json.loads(path.read_text()) != plan:
-            raise UserError(f"{workdir} holds the runs of another config; give a fresh --workdir or the config it began with")
+            raise UserError(
+                f"{workdir} holds the runs of another config; give a fresh --workdir or the config it began with"
+            )
     else:
         write_atomically(path, json.dumps(plan, indent=1))
 
@@ -142,7 +144,13 @@ def _rows(config: RunConfig, directory: pathlib.Path) -> Iterator[dict]:
         tokens = {f"tokens.{name}": count for name, count in record["tokens"].items()}
         for language, loss in record["bits_per_byte"].items():
             nats = record["nats_per_token"][language]
-            at = {"phase": record["phase"], "step": record["step"], "language": language, "loss": loss, "nats_per_token": nats}
+            at = {
+                "phase": record["phase"],
+                "step": record["step"],
+                "language": language,
+                "loss": loss,
+                "nats_per_token": nats,
+            }
             yield shared | at | tokens | unique
 
 

@@ -39,7 +39,7 @@ class Indexer(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        M, J, I = config.d_model, config.indexer_heads, config.indexer_width  # noqa: E741
+        M, J, I = config.d_model, config.indexer_heads, config.indexer_width
         self.query = weight(rngs, (M, J, I), ("embed", "indexer", "head"), fan_in=M)
         self.key = weight(rngs, (M, I), ("embed", "head"), fan_in=M)
         self.gate = weight(rngs, (M, J), ("embed", "indexer"), fan_in=M)
@@ -53,9 +53,7 @@ class Indexer(nnx.Module):
         gate_BTJ = project(self.gate)
         if self.gate_bias is not None:
             gate_BTJ += self.gate_bias[...]
-        return reference.IndexInputs(
-            project(self.query), project(self.key), jax.nn.sigmoid(gate_BTJ), self.bias[...]
-        )
+        return reference.IndexInputs(project(self.query), project(self.key), jax.nn.sigmoid(gate_BTJ), self.bias[...])
 
 
 class Attention(nnx.Module):

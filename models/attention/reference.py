@@ -69,9 +69,7 @@ def document_start(segments_BT: jax.Array) -> jax.Array:
     return jnp.pad(changed_BT, ((0, 0), (1, 0)), constant_values=True)
 
 
-def attend(
-    q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, mask_BTS: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def attend(q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, mask_BTS: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Softmax attention over the masked-in keys, scaled by 1/sqrt(E).
 
     Query head h reads key/value head h // (H/G). Every query must have a key in its mask.
@@ -104,9 +102,7 @@ def index_scores(index: IndexInputs, scale: float) -> jax.Array:
     I[t, s] = Σ_j gate[t, j] · sigmoid(scale · query[t, j]·key[s] + bias[j]). The paper has no scale.
     """
     accumulate = jnp.promote_types(index.query_BTJI.dtype, jnp.float32)
-    dots_BJTS = jnp.einsum(
-        "btji,bsi->bjts", index.query_BTJI * scale, index.key_BSI, preferred_element_type=accumulate
-    )
+    dots_BJTS = jnp.einsum("btji,bsi->bjts", index.query_BTJI * scale, index.key_BSI, preferred_element_type=accumulate)
     open_BJTS = jax.nn.sigmoid(dots_BJTS + index.bias_J[:, None, None])
     return jnp.einsum("btj,bjts->bts", index.gate_BTJ.astype(accumulate), open_BJTS)
 

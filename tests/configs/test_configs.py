@@ -54,5 +54,10 @@ def test_paper_finetunes_continue_runs_of_their_own_size():
 def test_paper_trains_as_published():
     by_scale = {config.name: config for config in paper()}
     assert count_params(by_scale["unimax-34"].model)["total"] == 2_034_422_912
-    assert [by_scale[f"unimax-{scale}"].train.batch_size for scale in (4, 8, 28, 34)] == [256, 256, 1024, 2048]
+    assert [by_scale[f"unimax-{scale}"].train.batch_size for scale in (4, 8, 28, 34)] == [
+        256,
+        256,
+        1024,
+        2048,
+    ]
     assert by_scale["monolingual-0"].data.languages == ("yo",)

@@ -11,9 +11,15 @@ def run_binary(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["experiments.train", "--config=configs/train.py", "--config.model.atention=dense"], "did you mean 'attention'"),
+        (
+            ["experiments.train", "--config=configs/train.py", "--config.model.atention=dense"],
+            "did you mean 'attention'",
+        ),
         (["experiments.train", "--config=configs/train.py", "--config.train.batch_size=many"], "batch_size"),
-        (["experiments.train", "--config=configs/trian.py", "--workdir=x"], "did you mean 'configs/train.py'"),
+        (
+            ["experiments.train", "--config=configs/trian.py", "--workdir=x"],
+            "did you mean 'configs/train.py'",
+        ),
         (["experiments.train", "--config=configs/train.py"], "--workdir is missing"),
         (["experiments.train", "--workdir=x"], "--config is missing"),
         (["experiments.sweep", "--config=configs/train.py", "--list"], "get_sweep"),

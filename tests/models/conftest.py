@@ -11,12 +11,18 @@ from models import ModelConfig
 SEPARATOR, PADDING = 30, 31
 
 
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """Compiles without most optimisations: these programs run for less time than they compile."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def tiny():
     """Makes a config of two layers that selects 4 of 16 keys; keyword arguments replace fields."""
-    base = ModelConfig(
-        d_model=16, layers=2, heads=4, kv_heads=2, head_width=4, d_ff=24, vocab_size=32, indexer_width=4
-    )
+    base = ModelConfig(d_model=16, layers=2, heads=4, kv_heads=2, head_width=4, d_ff=24, vocab_size=32, indexer_width=4)
     base = dataclasses.replace(base, k_base=4, k_min=2, k_max=8)
     return lambda **fields: dataclasses.replace(base, **fields)
 

@@ -50,7 +50,7 @@ def test_the_indexer_keeps_the_proportions_of_the_paper():
 
 @pytest.mark.parametrize("scale", [-1, 53, 1.5])
 def test_unknown_scale(scale):
-    with pytest.raises(ValueError, match="scale=.* from 0 to 52"):
+    with pytest.raises(ValueError, match=r"scale=.* from 0 to 52"):
         shape_config(scale)
 
 

@@ -46,7 +46,13 @@ def assert_trees_close(actual, expected, **tolerance):
 
 @pytest.mark.parametrize(
     "attention, k_rule",
-    [("dense", ""), ("gated", ""), ("sparse", "paper"), ("gated_sparse", "paper"), ("gated_sparse", "inverse")],
+    [
+        ("dense", ""),
+        ("gated", ""),
+        ("sparse", "paper"),
+        ("gated_sparse", "paper"),
+        ("gated_sparse", "inverse"),
+    ],
 )
 def test_no_logit_depends_on_the_future_or_on_another_document(tiny, attention, k_rule):
     model = build(tiny(attention=attention, k_rule=k_rule))
@@ -73,9 +79,15 @@ def test_a_row_does_not_depend_on_its_batch(tiny, tokens_BS, attention):
     np.testing.assert_allclose(together[1:2], alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["dense", "gated_sparse"])
 @pytest.mark.parametrize(
-    "fields", [{"scan_layers": False}, {"remat": "full"}, {"remat": "dots"}, {"remat": "full", "scan_layers": False}]
+    "attention, fields",
+    [
+        ("dense", {"scan_layers": False}),
+        ("gated_sparse", {"scan_layers": False}),
+        ("gated_sparse", {"remat": "full"}),
+        ("gated_sparse", {"remat": "dots"}),
+        ("gated_sparse", {"remat": "full", "scan_layers": False}),
+    ],
 )
 def test_scan_and_remat_change_no_number(tiny, tokens_BS, attention, fields):
     graphdef, params, state = build(tiny(attention=attention))

@@ -17,9 +17,11 @@ def test_rms_norm_is_computed_in_float32():
 
 def test_rotation_depends_on_distance_only():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
+
     def dot(t, s):
         q_t = rotate(q, make_rotation(jnp.array([[t]]), 8, 10000.0))
         return jnp.sum(q_t * rotate(k, make_rotation(jnp.array([[s]]), 8, 10000.0)))
+
     np.testing.assert_allclose(dot(5, 2), dot(105, 102), rtol=1e-4)
     assert abs(dot(5, 2) - dot(5, 3)) > 1e-3
 
@@ -31,11 +33,14 @@ def test_rotation_angles():
     np.testing.assert_allclose(rotated, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("equation, x_shape, w_shape", [
-    ("bti,io->bto", (2, 3, 4), (4, 5)),
-    ("bti,iho->btho", (2, 3, 4), (4, 2, 3)),
-    ("bthi,hio->bto", (2, 3, 2, 4), (2, 4, 5)),
-])
+@pytest.mark.parametrize(
+    "equation, x_shape, w_shape",
+    [
+        ("bti,io->bto", (2, 3, 4), (4, 5)),
+        ("bti,iho->btho", (2, 3, 4), (4, 2, 3)),
+        ("bthi,hio->bto", (2, 3, 2, 4), (2, 4, 5)),
+    ],
+)
 def test_linear_is_the_contraction_it_names(equation, x_shape, w_shape):
     x = jax.random.normal(jax.random.key(0), x_shape)
     w = nnx.Param(jax.random.normal(jax.random.key(1), w_shape))

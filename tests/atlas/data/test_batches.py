@@ -10,9 +10,7 @@ from tests.atlas.data.corpora import FakeCorpus
 
 CORPUS = FakeCorpus(en=37, fr=10, de=3)
 WEIGHTS = {"en": 0.55, "fr": 0.25, "de": 0.2}
-weights_strategy = st.lists(st.floats(1e-6, 1), min_size=1, max_size=40).map(
-    lambda w: [x / sum(w) for x in w]
-)
+weights_strategy = st.lists(st.floats(1e-6, 1), min_size=1, max_size=40).map(lambda w: [x / sum(w) for x in w])
 
 
 def sampler(batch_size=16, seed=0, weights=WEIGHTS):
@@ -135,13 +133,6 @@ def test_a_languages_order_does_not_depend_on_the_others():
     alone, together = sampler(weights={"fr": 1.0}), sampler(weights={"fr": 0.5, "en": 0.5})
     order = [b.tokens[b.language == 1, 0] for b in (together.batch(0), together.batch(1))]
     assert np.array_equal(np.concatenate(order), alone.batch(0).tokens[:, 0])
-
-
-def test_reading_ahead_gives_the_same_batches_in_order():
-    ahead = list(batches.read_ahead(sampler(), 5, 15, slice(4, 8)))
-    assert len(ahead) == 10
-    for step, batch in zip(range(5, 15), ahead, strict=True):
-        assert np.array_equal(batch.tokens, sampler().batch(step).tokens[4:8])
 
 
 @pytest.mark.parametrize(

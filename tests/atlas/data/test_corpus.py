@@ -212,9 +212,7 @@ def test_damaged_windows_are_named(jsonl, tmp_path, monkeypatch, in_memory_bytes
 def test_an_unreadable_tokenizer_leaves_nothing_behind(jsonl, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="not a tokenizer"):
-        prepare(
-            config(jsonl, tokenizer=str(tmp_path / "tokenizer.json")), tmp_path / "corpus", progress=False
-        )
+        prepare(config(jsonl, tokenizer=str(tmp_path / "tokenizer.json")), tmp_path / "corpus", progress=False)
     assert not (tmp_path / "corpus/corpus.json").exists()
 
 

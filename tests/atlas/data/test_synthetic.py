@@ -51,9 +51,7 @@ def test_size_is_the_least_that_whole_documents_reach():
     assert sizes[-2] < 30_000 <= sizes[-1]
 
 
-@pytest.mark.parametrize(
-    ("language", "first", "last"), [("a1", "a", "z"), ("b1", "а", "я"), ("c1", "α", "ω")]
-)
+@pytest.mark.parametrize(("language", "first", "last"), [("a1", "a", "z"), ("b1", "а", "я"), ("c1", "α", "ω")])
 def test_scripts(language, first, last):
     assert all(first <= letter <= last for letter in text(language) if letter not in " .")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -25,19 +26,17 @@ class Truth:
         place = {name: i for i, name in enumerate(self.languages)}
         return {(t, s): float(np.exp(-abs(place[t] - place[s]))) for t in place for s in place if s != t}
 
-    @property
+    @cached_property
     def tau(self) -> np.ndarray:
-        return np.array(
-            [[1.0 if t == s else 0.5 * self.related[t, s] for s in self.languages] for t in self.languages]
-        )
+        place = np.arange(len(self.languages))
+        near = 0.5 * np.exp(-np.abs(place[:, None] - place))
+        return np.where(np.eye(len(place), dtype=bool), 1.0, near)
 
     @property
     def levels(self) -> np.ndarray:
         step = np.arange(len(self.languages)) / len(self.languages)
         ones = np.ones_like(step)
-        return np.stack(
-            [0.9 + 0.1 * step, 30 * ones, 0.35 * ones, 60 + 10 * step, 0.28 * ones, 0.1 * ones], 1
-        )
+        return np.stack([0.9 + 0.1 * step, 30 * ones, 0.35 * ones, 60 + 10 * step, 0.28 * ones, 0.1 * ones], 1)
 
     def loss(self, N: float, D: np.ndarray, phi: float = 0.1) -> np.ndarray:
         """[L] for D [L]."""
@@ -81,9 +80,7 @@ class Truth:
         """The truth as if fitted, with a tenth of every parameter as its standard error."""
         L, (N0, D0) = len(self.languages), (3e5, 1e7)
         levels, tau = self.levels, self.tau
-        units = np.stack(
-            [np.ones(L), N0 ** levels[:, 2], np.ones(L), D0 ** levels[:, 4], np.ones(L), np.ones(L)], 1
-        )
+        units = np.stack([np.ones(L), N0 ** levels[:, 2], np.ones(L), D0 ** levels[:, 4], np.ones(L), np.ones(L)], 1)
         theta = np.concatenate([np.log(levels / units), tau], 1)
         parameters = {
             f"{name}[{t}]": Estimate.lognormal(np.log(levels[i, j]), 0.1, told)

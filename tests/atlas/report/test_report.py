@@ -1,6 +1,6 @@
 import base64
 import io
-import re
+import itertools
 from html.parser import HTMLParser
 
 import numpy as np
@@ -105,14 +105,11 @@ def test_an_empty_study_says_what_is_missing(tmp_path):
     assert "cannot be used" in text
     for missing in ("No law was fitted", "No held-out", "No joint fit", "No capacity law", "No mixture"):
         assert missing in text
-    assert "ATLAS as published" not in re.sub("<[^>]*>", "", text) or "published" in text
 
 
 def test_reasons_given_are_shown(truth, tmp_path):
     runs = truth().runs(sizes=(1e5,), phases=("trunk",))
-    text, _ = read(
-        write_report(tmp_path, StudySummary("x", runs, missing={"fit": "one size cannot be fitted"}))
-    )
+    text, _ = read(write_report(tmp_path, StudySummary("x", runs, missing={"fit": "one size cannot be fitted"})))
     assert text.count("one size cannot be fitted") == 2
     assert (tmp_path / "figures" / "loss_curves.png").exists()
 
@@ -121,7 +118,8 @@ def test_one_language_and_one_size(truth, tmp_path):
     world = truth(1)
     runs = world.runs(sizes=(1e5,), uneven=0)
     text, _ = read(write_report(tmp_path, StudySummary("one", runs, fit=world.fit())))
-    assert "No pair has a monolingual" in text
+    assert "transfer is unknown" in text
+    assert not (tmp_path / "figures" / "transfer.png").exists()
 
 
 def test_a_degenerate_fit_is_announced(truth, tmp_path):
@@ -187,10 +185,8 @@ def test_labels_at_line_ends_do_not_cover_each_other():
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1])
     figure.draw_without_rendering()
-    style.label_ends(
-        axes, 1.0, [(0.5, "a", "k"), (0.501, "b", "k"), (0.502, "c", "k"), (float("nan"), "d", "k")]
-    )
+    style.label_ends(axes, 1.0, [(0.5, "a", "k"), (0.501, "b", "k"), (0.502, "c", "k"), (float("nan"), "d", "k")])
     figure.draw_without_rendering()
     boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
     assert len(boxes) == 3
-    assert all(lower.y1 <= upper.y0 + 2 for lower, upper in zip(boxes, boxes[1:], strict=False))
+    assert all(lower.y1 <= upper.y0 + 2 for lower, upper in itertools.pairwise(boxes))

@@ -75,9 +75,7 @@ def mixtures(L: int, mono: int, pairs: float, uniform: int, dirichlet: int, rng:
     plan = [("mono", np.eye(L)[i]) for i in range(L) for _ in range(mono)]
     every = list(itertools.combinations(range(L), 2))
     picked = (
-        every * int(pairs)
-        if pairs >= 1
-        else [every[i] for i in rng.permutation(len(every))[: int(pairs * len(every))]]
+        every * int(pairs) if pairs >= 1 else [every[i] for i in rng.permutation(len(every))[: int(pairs * len(every))]]
     )
     for n, (i, j) in enumerate(picked):
         share = (0.5, 0.5, 0.3, 0.7)[n % 4] if pairs >= 1 else 0.5
@@ -89,10 +87,8 @@ def mixtures(L: int, mono: int, pairs: float, uniform: int, dirichlet: int, rng:
     return plan
 
 
-def table(
-    law: Truth, plan: list, seed: int, checkpoints=10, sigma=0.005, rho=0.0, diverged=0.0
-) -> pd.DataFrame:
-    """The runs table of a study; noise is on log loss, correlated by rho over the checkpoints of one run and target."""
+def table(law: Truth, plan: list, seed: int, checkpoints=10, sigma=0.005, rho=0.0, diverged=0.0) -> pd.DataFrame:
+    """The runs table of a study; log-loss noise has correlation rho within one run and target."""
     rng = np.random.default_rng(seed)
     frames = []
     for number, (kind, shares) in enumerate(plan):

@@ -65,9 +65,7 @@ def test_cheapest_point_is_the_minimum_of_the_curve():
             closed = expand(r, share=share)
             assert curve.params[best] == pytest.approx(closed.params, rel=1e-3)
             assert curve.compute[best] == pytest.approx(closed.compute, rel=1e-8)
-    np.testing.assert_allclose(
-        [expand(r, ROUNDED).params for r in R], [1.183, 1.401, 1.657, 1.962], atol=6e-4
-    )
+    np.testing.assert_allclose([expand(r, ROUNDED).params for r in R], [1.183, 1.401, 1.657, 1.962], atol=6e-4)
 
 
 def test_one_of_both_kept():

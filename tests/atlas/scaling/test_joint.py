@@ -1,4 +1,4 @@
-"""Recovery of known laws from simulated studies of six languages; one shape of table, so that one compilation serves."""
+"""Recovery of known laws from simulated studies of six languages; one table shape, so one compilation."""
 
 import dataclasses
 import importlib.util
@@ -19,14 +19,19 @@ _spec.loader.exec_module(simulate)
 
 L = 6
 OFF = ~np.eye(L, dtype=bool)
-MEDIUM = (6, 2, 24, 0)  # mono per language, copies of all pairs, uniform, Dirichlet: the M160 design for 6 languages
+MEDIUM = (6, 2, 24, 0)  # mono per language, copies of all pairs, uniform, Dirichlet: M160 for 6 languages
 SMALL = (5, 1, 8, 0)
+NAMES = ("E", "A", "alpha", "B", "beta", "lambda")
 
 
 def study(design=MEDIUM, seed=0, phi=0.0, **noise):
     law = simulate.truth(L, seed, phi)
     plan = simulate.mixtures(L, *design, np.random.default_rng(seed))
     return law, simulate.table(law, plan, seed, **noise)
+
+
+def natural_of(fit, law):
+    return {n: np.array([fit.parameters[f"{n}[{k}]"].value for k in law.languages]) for n in NAMES}
 
 
 def rmse(values):
@@ -53,7 +58,7 @@ def test_medium_study_recovers_every_law(medium):
     law, _, fit = medium
     assert fit.converged
     assert rmse(tau_errors(fit, law)) <= 0.020
-    values = {n: np.array([fit.parameters[f"{n}[{k}]"].value for k in law.languages]) for n in ("E", "alpha", "beta")}
+    values = natural_of(fit, law)
     assert rmse(values["alpha"] - law.alpha) <= 0.005
     assert rmse(values["beta"] - law.beta) <= 0.006
     assert rmse(np.log(values["E"] / law.E)) <= 0.010
@@ -112,9 +117,8 @@ def test_runs_that_diverged_lose_their_weight():
 
 
 def even_designs():
-    pairs = [
-        ("bilingual", np.eye(L)[[i, j]].mean(0)) for i, j in itertools.combinations(range(L), 2) for _ in range(4)
-    ]
+    every = list(itertools.combinations(range(L), 2)) * 4
+    pairs = [("bilingual", np.eye(L)[list(pair)].mean(0)) for pair in every]
     return {"pairs at 50/50": pairs, "all languages, evenly": [("uniform", np.full(L, 1 / L))] * 40}
 
 
@@ -125,7 +129,7 @@ def test_designs_without_a_second_share_are_flagged_not_answered(design):
     assert not fit.transfer_matrix("identified").to_numpy()[OFF].any()
     assert not any(fit.parameters[f"B[{name}]"].identified for name in law.languages)
     assert any("cannot be told apart" in warning for warning in fit.warnings)
-    assert np.median(fit.transfer_matrix("se").to_numpy()[OFF]) > 0.1
+    assert (fit.transfer_matrix("se").to_numpy()[OFF] >= 0.5).all()
 
 
 def test_without_repeats_lambda_is_not_identified():
@@ -156,24 +160,25 @@ def test_unseen_mixtures_beat_the_data_constrained_law():
 def test_prediction_is_the_law(medium):
     law, runs, fit = medium
     loss, deviation = fit.predict_runs(runs.where(runs.N > 1e9))
-    natural = {n: np.array([fit.parameters[f"{n}[{k}]"].value for k in law.languages]) for n in simulate_names()}
+    natural = natural_of(fit, law)
     rows = runs.where(runs.N > 1e9)
     t = rows.target
     with jax.enable_x64(True):
         expected = laws.atlas(
-            rows.N, rows.D, rows.U, *(natural[n][t] for n in simulate_names()[:5]),
-            fit.transfer_matrix().to_numpy()[t], natural["lambda"][t], fit.phi,
+            rows.N,
+            rows.D,
+            rows.U,
+            *(natural[n][t] for n in NAMES[:5]),
+            fit.transfer_matrix().to_numpy()[t],
+            natural["lambda"][t],
+            fit.phi,
         )
     np.testing.assert_allclose(loss, expected, rtol=1e-9)
     assert (deviation > 0).all() and np.median(deviation / loss) < 0.005
 
 
-def simulate_names():
-    return ("E", "A", "alpha", "B", "beta", "lambda")
-
-
 def test_predict_broadcasts_and_checks_names(medium):
-    law, _, fit = medium
+    _law, _, fit = medium
     D = np.full(L, 1e9)
     loss, deviation = fit.predict([[1e8], [1e9]], D, np.full(L, np.inf), np.array(["l0", "l3", "l5"]))
     assert loss.shape == deviation.shape == (2, 3)
@@ -187,18 +192,18 @@ def test_predict_broadcasts_and_checks_names(medium):
 
 
 def test_document(medium):
-    law, _, fit = medium
+    _law, _, fit = medium
     document = json.loads(json.dumps(fit.to_json({"r2": float("nan")}), allow_nan=False))
     assert document["law"] == "atlas" and document["converged"] is True
     assert document["n_rows"] == fit.n_rows and document["n_runs"] == fit.n_runs
     assert document["holdout"] == {"r2": None}
     assert set(document["parameters"]["tau[l0<-l1]"]) == {"value", "se", "low", "high", "identified"}
-    assert {"E[l0]", "A[l0]", "alpha[l0]", "B[l0]", "beta[l0]", "lambda[l0]", "phi"} <= set(document["parameters"])
+    assert {"phi", *(f"{name}[l0]" for name in NAMES)} <= set(document["parameters"])
     assert "tau[l0<-l0]" not in document["parameters"]
 
 
 def test_rows_of_untrained_languages_and_bad_families():
-    law, table = study(SMALL)
+    _law, table = study(SMALL)
     mono = table[table["mixture"] == "mono"].iloc[:10]
     zero_shot = mono.assign(language="l5")[mono["language"] != "l5"]
     runs = load_runs(zero_shot)

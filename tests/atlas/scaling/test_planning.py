@@ -116,7 +116,14 @@ def test_scarce_languages_are_not_repeated_forever():
 def test_trust_region_from_runs():
     law = MixtureLaw.from_parameters(parameters(tau=0.0))
     rows = [
-        {"run": f"{i}", "num_params": 1e8, "language": lang, "loss": 2.0, "tokens.a": 1e9 * share, "tokens.b": 1e9}
+        {
+            "run": f"{i}",
+            "num_params": 1e8,
+            "language": lang,
+            "loss": 2.0,
+            "tokens.a": 1e9 * share,
+            "tokens.b": 1e9,
+        }
         for i, share in enumerate((0.25, 1.0, 4.0))
         for lang in ("a", "b")
     ]

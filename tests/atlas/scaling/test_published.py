@@ -30,9 +30,7 @@ def test_shapes_follow_the_parameter_formula():
 
 def test_language_laws():
     law = published.language_law("en")
-    loss = [
-        law["E"] + law["A"] / 2e9 ** law["alpha"] + law["B"] / D ** law["beta"] for D in (42e9, 1e11, 5e11)
-    ]
+    loss = [law["E"] + law["A"] / 2e9 ** law["alpha"] + law["B"] / D ** law["beta"] for D in (42e9, 1e11, 5e11)]
     np.testing.assert_allclose(loss, [0.913, 0.863, 0.805], atol=6e-4)
     laws = published.table("language_laws")
     assert len(laws) == 18 and (laws.alpha == laws.beta).all()

@@ -60,14 +60,14 @@ def test_dropped_rows_are_counted_with_the_reason():
     runs = load_runs(table)
     assert len(runs) == 3
     notes = " ".join(runs.warnings)
-    for reason in ("1 of 6 rows: 'loss' is missing", "1 of 5 rows: 'loss' is infinite", "1 of 4 rows: the row repeats"):
+    for reason in ("6 rows: 'loss' is missing", "5 rows: 'loss' is infinite", "4 rows: the row repeats"):
         assert reason in notes
 
 
 @pytest.mark.parametrize(
     "table, message",
     [
-        (single().rename(columns={"num_params": "num_param"}), "no column 'num_params'; did you mean to name 'num_param'"),
+        (single().rename(columns={"num_params": "num_param"}), "did you mean to name 'num_param' so"),
         (single().drop(columns="tokens"), "no column 'tokens'"),
         (single(loss=[2.0, "high", 1.0]), "'loss' is not numeric: 'high' in row 1"),
         (single(num_params=[1e6, 0.0, 1e6]), "'num_params' must be positive: row 1 has = 0"),
@@ -85,7 +85,7 @@ def test_dropped_rows_are_counted_with_the_reason():
     ],
 )
 def test_mistakes_are_one_clear_line(table, message):
-    with pytest.raises(UserError, match="^[^\n]+$") as error:
+    with pytest.raises(UserError, match=r"^[^\n]+$") as error:
         load_runs(table)
     assert message in str(error.value)
 
@@ -103,7 +103,8 @@ def test_where_by_mask_and_by_query():
     assert len(by_query) == 1 and by_query.run_ids == ("b",) and by_query.run.tolist() == [0]
     assert by_query.targets == runs.targets
     assert runs.where(runs.N > 1e6).frame.equals(by_query.frame)
-    for bad, message in (("lang == 1", "cannot apply"), ("num_params", "not a condition"), ("loss > 9", "keeps none")):
+    wrong = {"lang == 1": "cannot apply", "num_params": "not a condition", "loss > 9": "keeps none"}
+    for bad, message in wrong.items():
         with pytest.raises(UserError, match=message):
             runs.where(bad)
 
@@ -111,5 +112,5 @@ def test_where_by_mask_and_by_query():
 def test_a_million_rows_take_a_moment():
     rng = np.random.default_rng(0)
     n = 1_000_000
-    frame = pd.DataFrame({"num_params": rng.uniform(1, 2, n), "tokens": rng.uniform(1, 2, n), "loss": rng.uniform(1, 2, n)})
-    assert len(load_runs(frame)) == n
+    columns = ("num_params", "tokens", "loss")
+    assert len(load_runs(pd.DataFrame({name: rng.uniform(1, 2, n) for name in columns}))) == n

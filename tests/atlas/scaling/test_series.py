@@ -50,9 +50,7 @@ def test_exact_data_give_the_law_back(objective):
 
 def test_intervals_cover_the_truth():
     runs = [study(sigma=0.005, seed=seed) for seed in range(20)]
-    inside = [
-        p.low <= LAW[name] <= p.high for r in runs for name, p in fit("chinchilla", r).parameters.items()
-    ]
+    inside = [p.low <= LAW[name] <= p.high for r in runs for name, p in fit("chinchilla", r).parameters.items()]
     assert 0.75 <= np.mean(inside) <= 0.98
 
 
@@ -60,7 +58,9 @@ def test_outliers_move_huber_little():
     frame = study(sigma=0.002).frame
     frame.loc[3, "loss"] *= 1.2
     runs = load_runs(frame)
-    robust, squares = (fit("chinchilla", runs, objective=o).parameters["alpha"].value for o in ("huber", "least_squares"))
+    robust, squares = (
+        fit("chinchilla", runs, objective=o).parameters["alpha"].value for o in ("huber", "least_squares")
+    )
     assert abs(robust - 0.35) < 0.5 * abs(squares - 0.35)
 
 

@@ -27,9 +27,7 @@ def curves(tau: float, last: float = 1e11, points: int = 24):
     return loss_curve(tokens, law(tokens)), loss_curve(tokens, law(tokens * (1 + tau) / 2))
 
 
-def table(
-    tau: dict, points=12, noise=0.0, seeds=(0,), phase=("trunk",), last=1e10, offset=0.0
-) -> pd.DataFrame:
+def table(tau: dict, points=12, noise=0.0, seeds=(0,), phase=("trunk",), last=1e10, offset=0.0) -> pd.DataFrame:
     """Monolingual and 50/50 runs of the languages that tau[(target, source)] names."""
     rng = np.random.default_rng(1)
     languages = sorted({language for pair in tau for language in pair})
@@ -53,10 +51,7 @@ def table(
                                 "phase": stage,
                                 "seed": seed,
                                 "loss": loss * np.exp(shift + noise * rng.normal()),
-                                **{
-                                    f"tokens.{lang}": total * share if lang in mix else 0.0
-                                    for lang in languages
-                                },
+                                **{f"tokens.{lang}": total * share if lang in mix else 0.0 for lang in languages},
                             }
                         )
     return pd.DataFrame(rows)
@@ -74,9 +69,7 @@ def test_published_anchors_of_the_score():
 def test_tau_and_score_invert_each_other():
     tau = np.array([-0.6, -0.1031, 0.0, 0.3333, 1.0])
     np.testing.assert_allclose(tau_from_score(score_from_tau(tau)), tau)
-    np.testing.assert_allclose(
-        tau_from_score(np.array([0.5, -0.23, -1.6])), [0.3333, -0.1031, -0.4444], atol=5e-5
-    )
+    np.testing.assert_allclose(tau_from_score(np.array([0.5, -0.23, -1.6])), [0.3333, -0.1031, -0.4444], atol=5e-5)
 
 
 @pytest.mark.parametrize("tau", [-0.3, 0.0, 0.25, 0.9])
@@ -104,9 +97,7 @@ def test_interval_covers_under_the_stated_noise():
     tokens, tau, hits = np.geomspace(1e8, 1e11, 25), 0.2, []
     for _ in range(200):
         noisy = [law(d) * np.exp(0.003 * rng.normal(size=25)) for d in (tokens, tokens * (1 + tau) / 2)]
-        row = bilingual_transfer_score(
-            loss_curve(tokens, noisy[0]), loss_curve(tokens, noisy[1]), [1e10]
-        ).iloc[0]
+        row = bilingual_transfer_score(loss_curve(tokens, noisy[0]), loss_curve(tokens, noisy[1]), [1e10]).iloc[0]
         hits.append(row.low <= score_from_tau(tau) <= row.high)
     # Smoothing makes the curves better than single points, so the interval may only be too wide.
     assert 0.88 <= np.mean(hits) <= 1.0
@@ -140,9 +131,7 @@ def test_pairs_that_never_meet_are_bounded():
     scores = bilingual_transfer_scores(worse)
     assert list(scores.censored) == ["at most"] * 2 and scores.score.isna().all()
     assert list(latest_scores(scores).censored) == ["at most"] * 2
-    better = frame.assign(
-        loss=np.where((frame[["tokens.a", "tokens.b"]] > 0).all(axis=1), 0.2, 1) * frame.loss
-    )
+    better = frame.assign(loss=np.where((frame[["tokens.a", "tokens.b"]] > 0).all(axis=1), 0.2, 1) * frame.loss)
     assert list(bilingual_transfer_scores(better).censored) == ["at least"] * 2
 
 
@@ -162,9 +151,7 @@ def test_phases_are_never_mixed():
 def test_replicates_widen_the_interval():
     tau = {("a", "b"): 0.4, ("b", "a"): 0.4}
     quiet, loud = (
-        bilingual_transfer_scores(table(tau, seeds=(0, 1, 2), offset=offset, noise=1e-4)).query(
-            "censored == ''"
-        )
+        bilingual_transfer_scores(table(tau, seeds=(0, 1, 2), offset=offset, noise=1e-4)).query("censored == ''")
         for offset in (0.0, 0.01)
     )
     assert (loud.high - loud.low).median() > 5 * (quiet.high - quiet.low).median()

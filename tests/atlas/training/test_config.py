@@ -5,7 +5,8 @@ from atlas.training.config import MeshConfig, RunConfig, TrainConfig, run_id, sh
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("steps", ()), ("steps", (4, 2)), ("steps", (0,)), ("cooldown_fraction", 1.0), ("batch_size", 0)]
+    ("field", "value"),
+    [("steps", ()), ("steps", (4, 2)), ("steps", (0,)), ("cooldown_fraction", 1.0), ("batch_size", 0)],
 )
 def test_settings_that_cannot_train(field, value):
     with pytest.raises(UserError, match=f"train.{field}="):
@@ -19,7 +20,9 @@ def test_model_errors_become_user_errors():
 
 def test_identity_ignores_where_a_run_is_executed():
     config = RunConfig()
-    assert run_id(vary(config, {"mesh": MeshConfig(tensor=2), "group": "x", "train.checkpoint_every": 7})) == run_id(config)
+    assert run_id(vary(config, {"mesh": MeshConfig(tensor=2), "group": "x", "train.checkpoint_every": 7})) == run_id(
+        config
+    )
     assert run_id(vary(config, {"train.steps": (501,)})) != run_id(config)
 
 

@@ -59,7 +59,9 @@ def test_loss_is_the_mean_over_targets_that_are_not_padding(one, state, tokens_B
 
 
 def test_not_finite_step_is_skipped_and_counted(one, state, tokens_BS):
-    broken = dataclasses.replace(state, params=state.params | {"embedding": jnp.full_like(state.params["embedding"], jnp.inf)})
+    broken = dataclasses.replace(
+        state, params=state.params | {"embedding": jnp.full_like(state.params["embedding"], jnp.inf)}
+    )
     after, metrics = jax.jit(one)(broken, tokens_BS, LANGUAGE_B, COOLDOWN)
     assert not np.isfinite(metrics["loss"])
     for part in ("params", "buffers", "optimizer", "windows"):
@@ -84,7 +86,9 @@ def test_indexer_loss_does_not_move_the_model(one, state, tokens_BS, monkeypatch
 def test_weight_decay_leaves_vectors_alone(state, tokens_BS):
     configs = [TrainConfig(warmup_steps=1, weight_decay=decay) for decay in (0.0, 0.5)]
     plain, decayed = (
-        jax.jit(TrainStep(Skeleton(MODEL), config, SEPARATOR, PADDING, LANGUAGES))(state, tokens_BS, LANGUAGE_B, COOLDOWN)[0].params
+        jax.jit(TrainStep(Skeleton(MODEL), config, SEPARATOR, PADDING, LANGUAGES))(
+            state, tokens_BS, LANGUAGE_B, COOLDOWN
+        )[0].params
         for config in configs
     )
     np.testing.assert_array_equal(plain["layers.norm"], decayed["layers.norm"])
@@ -94,5 +98,7 @@ def test_weight_decay_leaves_vectors_alone(state, tokens_BS):
 
 def test_evaluation_sums_nats_by_chunk(one, state, tokens_BS):
     nats_C = jax.jit(one.evaluate)(state.params, state.buffers, jnp.stack([tokens_BS, tokens_BS[::-1]]))
-    nats_BT, weights_BT, _ = token_losses(one.skeleton.merge(state.params, state.buffers), tokens_BS, SEPARATOR, PADDING)
+    nats_BT, weights_BT, _ = token_losses(
+        one.skeleton.merge(state.params, state.buffers), tokens_BS, SEPARATOR, PADDING
+    )
     np.testing.assert_allclose(nats_C, [jnp.sum(nats_BT * weights_BT)] * 2, rtol=1e-5)

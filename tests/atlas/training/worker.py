@@ -16,13 +16,29 @@ from models import ModelConfig
 
 DATA = DataConfig(source="synthetic", languages=("a1", "a2", "b1"), window=32, synthetic_tokens=40_000)
 MODEL = ModelConfig(
-    d_model=16, layers=2, heads=2, kv_heads=2, head_width=8, d_ff=32, attention="gated_sparse", indexer_width=8, k_base=8, k_min=2
+    d_model=16,
+    layers=2,
+    heads=2,
+    kv_heads=2,
+    head_width=8,
+    d_ff=32,
+    attention="gated_sparse",
+    indexer_width=8,
+    k_base=8,
+    k_min=2,
 )
 BASE = RunConfig(
     mixture="a1:0.5,a2:0.25,b1:0.25",
     data=DATA,
     model=MODEL,
-    train=TrainConfig(batch_size=8, steps=(6, 12), warmup_steps=2, evaluation_windows=8, evaluate_every=3, checkpoint_every=2),
+    train=TrainConfig(
+        batch_size=8,
+        steps=(6, 12),
+        warmup_steps=2,
+        evaluation_windows=8,
+        evaluate_every=3,
+        checkpoint_every=2,
+    ),
 )
 
 
@@ -40,9 +56,15 @@ def start_worker(
     workdir: pathlib.Path, changes: dict, *, die_at: int = 0, devices: int = 1, **environment: str
 ) -> subprocess.Popen:
     """Starts the worker on so many host devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    own = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        # Workers of one test session compile the same program once.
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     command = [sys.executable, "-m", __name__, str(workdir), json.dumps(changes), str(die_at)]
-    return subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | environment)
+    return subprocess.Popen(command, env=os.environ | own | environment)
 
 
 def main(workdir: pathlib.Path, changes: dict, die_at: int) -> None:

@@ -54,7 +54,7 @@ def test_language_loss_and_indexer_loss_share_no_parameter(tiny, attention):
 
 def test_indexer_loss_does_not_reach_the_input(tiny):
     module = build(tiny(attention="gated_sparse"))
-    gradient = jax.grad(lambda x: module(x, SEGMENTS, ROTATION)[1]["indexer_loss"])(make_input())
+    gradient = jax.jit(jax.grad(lambda x: module(x, SEGMENTS, ROTATION)[1]["indexer_loss"]))(make_input())
     assert jnp.all(gradient == 0)
 
 
@@ -89,7 +89,10 @@ def test_gates_by_hand(tiny, output_gate, value_gate):
     np.testing.assert_allclose(y, jnp.einsum("bthe,hem->btm", o, module.out[...]), rtol=1e-4, atol=1e-6)
     if output_gate != "none":
         np.testing.assert_allclose(metrics["output_gate"], jnp.mean(gate(module.output_gate, ())), rtol=1e-5)
-    assert ("output_gate" in metrics, "value_gate" in metrics) == (output_gate != "none", value_gate != "none")
+    assert ("output_gate" in metrics, "value_gate" in metrics) == (
+        output_gate != "none",
+        value_gate != "none",
+    )
 
 
 def attention_probabilities(module, x):
