@@ -1,4 +1,4 @@
-"""A study for one accelerator: populations of runs trained as one step, bfloat16, sizes to three million parameters.
+r"""A study for one accelerator: populations of runs trained as one step, bfloat16, sizes to three million parameters.
 
     python -m experiments.study --config=configs/atlas_mini.py --workdir=DIR
     python -m experiments.study --config=configs/atlas_mini.py --config.data.source=jsonl --config.data.input=DIR \

@@ -1,4 +1,4 @@
-"""The plan of the ATLAS paper on MADLAD-400 (arXiv 2510.22037, Table B.1): 774 runs in nine groups.
+r"""The plan of the ATLAS paper on MADLAD-400 (arXiv 2510.22037, Table B.1): 774 runs in nine groups.
 
     python -m experiments.sweep --config=configs/atlas_paper.py --list
     python -m experiments.sweep --config=configs/atlas_paper.py --workdir=DIR \
