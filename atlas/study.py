@@ -15,6 +15,7 @@ import pandas as pd
 
 from atlas import report
 from atlas.errors import UserError
+from atlas.files import write_atomically
 from atlas.scaling import JointFit, Runs, fit_joint, heldout, heldout_predictions, load_runs
 from atlas.scaling.capacity import capacity_rows, fit_capacity
 from atlas.scaling.mixtures import MixtureLaw, MixturePlan, TrustRegion, optimal_mixture
@@ -22,7 +23,7 @@ from atlas.scaling.planning import expansion_table
 from atlas.scaling.transfer import bilingual_transfer_scores, score_from_tau
 from atlas.training import RunConfig, SweepConfig, run_sweep, runs_table
 from atlas.training.loop import COOLDOWN, METRICS
-from atlas.training.metrics import JsonLines, write_atomically
+from atlas.training.metrics import JsonLines
 from atlas.training.sweep import prepare_corpus
 
 SUMMARY = "summary.txt"
@@ -129,6 +130,8 @@ def write_analysis(summary: report.StudySummary, workdir: pathlib.Path) -> str:
     write_atomically(workdir / "transfer.csv", transfer_table(summary.fit).to_csv(index=False))
     if summary.transfer is not None:
         write_atomically(workdir / "transfer_scores.csv", summary.transfer.to_csv(index=False))
+    if summary.capacity is not None:
+        write_atomically(workdir / "capacity.json", json.dumps(summary.capacity.to_json(), indent=1))
     write_atomically(workdir / "heldout.csv", summary.heldout.to_csv(index=False))
     path = report.write_report(workdir, summary)
     text = _describe(summary) + f"\nreport: {path}\n"

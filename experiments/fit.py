@@ -8,12 +8,12 @@ Prints parameters with 90 % intervals, held-out scores and warnings, and writes 
 """
 
 import json
-import os
 import pathlib
 
 from absl import flags
 
 from atlas.errors import UserError, unknown
+from atlas.files import write_atomically
 from atlas.scaling import Fit, JointFit, Runs, fit, fit_joint, heldout, load_runs
 from atlas.scaling.holdout import SPLITS
 from atlas.scaling.series import LAWS, OBJECTIVES
@@ -39,7 +39,7 @@ def main(_) -> None:
     document = law.to_json(scores)
     _print(document, law)
     path = pathlib.Path(_WORKDIR.value) / "fit.json"
-    _write(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     print(f"wrote {path}")
 
 
@@ -78,17 +78,6 @@ def _print(document: dict, law: Fit | JointFit) -> None:
         print(f"held out {scores['split']}: {scores['n_heldout']} rows, R² {r2}, relative error {scores['are']:.2%}")
     for warning in law.warnings:
         print(f"warning: {warning}")
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """Writes all of a file or nothing."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except (FileExistsError, NotADirectoryError, PermissionError):
-        raise UserError(f"cannot write {str(path)!r}; give a --workdir that is a writable directory") from None
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pandas as pd
 from absl import flags
 
 from atlas.errors import UserError, unknown
-from atlas.report.files import write_whole
+from atlas.files import write_atomically
 from atlas.scaling import planning, published
 from atlas.scaling.expansion import PUBLISHED_EXPONENTS, CapacityExponents
 from atlas.scaling.mixtures import MixtureLaw, TrustRegion, optimal_mixture
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         # pandas writes NaN, which JSON cannot hold, as null.
         rows = json.loads(table.to_json(orient="records", double_precision=15))
         document = {"plan": argv[1], "rows": rows, **facts}
-        write_whole(pathlib.Path(_JSON.value), json.dumps(document, indent=1))
+        write_atomically(pathlib.Path(_JSON.value), json.dumps(document, indent=1))
 
 
 def _expand() -> tuple[pd.DataFrame, dict]:

@@ -15,8 +15,8 @@ import pandas as pd
 from absl import flags
 
 from atlas.errors import UserError
+from atlas.files import write_atomically
 from atlas.training import initialize_distributed, run_id, run_sweep, runs_table, status
-from atlas.training.metrics import write_atomically
 from experiments import _app
 
 _CONFIG = _app.define_config()

@@ -32,33 +32,36 @@ class ModelConfig:
     """The shape and the choices of a `Decoder`. The defaults are a small byte-level model for windows of 256.
 
     Width and depth:
-      d_model, layers, heads, kv_heads, head_width, d_ff: M, L, H, G, E and F. Query head h reads key/value head
-        h // (heads / kv_heads). `head_width` must be even, for the rotation.
+      d_model, layers, heads, kv_heads, head_width, d_ff: M, L, H, G, E and F. Query head h reads key/value
+        head h // (heads / kv_heads). `head_width` must be even, for the rotation.
       vocab_size: V; input and output embeddings are tied.
     Attention:
-      attention: "dense"; "gated" adds the value gate and the output gate; "sparse" adds the indexer, which selects
-        k keys a query; "gated_sparse" has both.
+      attention: "dense"; "gated" adds the value gate and the output gate; "sparse" adds the indexer, which
+        selects k keys a query; "gated_sparse" has both.
       rope_base: base of the rotary wavelengths.
       output_gate: after attention, per head: "elementwise", "headwise" (one scalar a head) or "none".
       value_gate: on the values, before attention, per key/value head: "elementwise" or "none".
       gate_bias: initial bias of both gates (sigmoid(0.5) = 0.62).
       indexer_heads, indexer_width: J and I.
-      indexer_scale: factor on the indexer's dot products; 0 means 1/sqrt(indexer_width), 1 is the paper's equation.
+      indexer_scale: factor on the indexer's dot products; 0 means 1/sqrt(indexer_width), 1 is the paper's
+        equation.
       indexer_gate_bias: adds a bias to the indexer's head weights (the paper's equation has none).
-      indexer_temperature: divides the scores in the softmax of the indexer's loss. Scores lie in (0, J), which
-        bounds the contrast of that softmax by exp(J / temperature).
+      indexer_temperature: divides the scores in the softmax of the indexer's loss. Scores lie in (0, J),
+        which bounds the contrast of that softmax by exp(J / temperature).
       k_rule: how many keys a query selects: "fixed" (k_base), "paper" (more where the scores vary more) or
         "inverse" (fewer); see `models.attention.reference.adaptive_k`.
-      k_base, k_min, k_max: keys. The defaults are 1/4, 1/32 and 1/2 of a window of 256: choose them with the window.
+      k_base, k_min, k_max: keys. The defaults are 1/4, 1/32 and 1/2 of a window of 256: choose them with the
+        window.
       variance_decay: decay of the running variance of the scores that the adaptive rules compare with.
-      keep_first, keep_local: so many first tokens of the document and so many latest ones are always selected;
-        they count towards k.
+      keep_first, keep_local: so many first tokens of the document and so many latest ones are always
+        selected; they count towards k.
     Computation:
-      dtype: of activations and matrix products, "float32" or "bfloat16". Parameters, norms, softmax, scores, logits
-        and loss are float32.
-      remat: what the backward pass recomputes: "none", "dots" (all but projections) or "full" (the whole layer).
-      scan_layers: scans over the layers (fast to compile); False unrolls them (faster to run on a CPU). Parameters
-        and results are the same.
+      dtype: of activations and matrix products, "float32" or "bfloat16". Parameters, norms, softmax, scores,
+        logits and loss are float32.
+      remat: what the backward pass recomputes: "none", "dots" (all but the projections) or "full" (the whole
+        layer).
+      scan_layers: scans over the layers (fast to compile); False unrolls them (faster to run on a CPU).
+        Parameters and results are the same.
       loss_chunk: tokens per chunk of the vocabulary loss; 0 computes all logits at once.
     """
 
@@ -157,8 +160,8 @@ def shape_table() -> tuple[dict[str, int], ...]:
 def shape_config(scale: int) -> ModelConfig:
     """The dense ModelConfig of an ATLAS scale, with the paper's vocabulary of 64,512.
 
-    As in the table every head has its own key and value. The indexer's width is in proportion to that of gated
-    sparse attention (arXiv 2601.15305): one indexer head per four heads, half as wide.
+    As in the table every head has its own key and value. The indexer's width is in proportion to that of
+    gated sparse attention (arXiv 2601.15305): one indexer head per four heads, half as wide.
 
     Raises:
       ValueError: scale is not a row of the table.
@@ -186,10 +189,10 @@ def shape_config(scale: int) -> ModelConfig:
 def count_params(config: ModelConfig) -> dict[str, int]:
     """Parameters of `Decoder(config)`, without building it: {"total", "non_embedding"}.
 
-    A dense model with as many key/value heads as heads has V·M + L·(4·M·H·E + 3·M·F + M), the formula behind the
-    totals of ATLAS (arXiv 2510.22037, Table B.3): tied embeddings, gated feed-forward, one norm a layer, and no
-    parameters in the final norm. It gives the table's totals exactly for scales 0 to 51; the table's own row 52
-    is off. `non_embedding` is the N of scaling laws.
+    A dense model with as many key/value heads as heads has V·M + L·(4·M·H·E + 3·M·F + M), the formula behind
+    the totals of ATLAS (arXiv 2510.22037, Table B.3): tied embeddings, gated feed-forward, one norm a layer,
+    and no parameters in the final norm. It gives the table's totals exactly for scales 0 to 51; the table's
+    own row 52 is off. `non_embedding` is the N of scaling laws.
     """
     c = config
     attention = 2 * c.d_model * c.head_width * (c.heads + c.kv_heads)

@@ -20,8 +20,8 @@ _LayerStep = Callable[[tuple[_LayerState, _LayerState], jax.Array], tuple[jax.Ar
 class Block(nnx.Module):
     """x + attention(n) + feed_forward(n), where n = scale · RMSNorm(x).
 
-    Attention and feed-forward read the same normalised input, because the parameter totals of ATLAS have exactly one
-    norm vector a layer (see `models.config.count_params`); two blocks in sequence would need two.
+    Attention and feed-forward read the same normalised input, because the parameter totals of ATLAS have
+    exactly one norm vector a layer (see `models.config.count_params`); two blocks in sequence would need two.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -40,10 +40,11 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """A causal language model: token ids [B, T] to float32 logits [B, T, V].
 
-    Parameters are float32; `config.dtype` is that of activations. Every parameter names its dimensions in its metadata
-    `axes`. Parameters of the L layers are stacked along a first dimension that `axes` does not name. Initial values are
-    truncated normal with deviation 1/sqrt(fan in); the projections that write to the residual stream have
-    1/sqrt(2·L) of that; embeddings have 1/sqrt(M), so that initial logits have a variance of about 1.
+    Parameters are float32; `config.dtype` is that of activations. Every parameter names its dimensions in its
+    metadata `axes`. Parameters of the L layers are stacked along a first dimension that `axes` does not name.
+    Initial values are truncated normal with deviation 1/sqrt(fan in); the projections that write to the
+    residual stream have 1/sqrt(2·L) of that; embeddings have 1/sqrt(M), so that initial logits have a
+    variance of about 1.
 
     Raises:
       ValueError: the config is not valid (see `ModelConfig.validate`).
@@ -89,18 +90,20 @@ class Decoder(nnx.Module):
 
         Args:
           tokens_BT: int32 ids.
-          segments_BT: int32 document of every token, default one document a row; negative marks padding. Attention
-            stays within a document.
-          positions_BT: int32 rotary positions [B or 1, T], default 0 to T-1. Only differences within a document matter.
+          segments_BT: int32 document of every token, default one document a row; negative marks padding.
+            Attention stays within a document.
+          positions_BT: int32 rotary positions [B or 1, T], default 0 to T-1. Only differences within a
+            document matter.
           train: moves the running variance of an adaptive k rule, in this module's own state.
 
         Returns:
-          The state in `config.dtype`, and the metrics of `Attention` as float32 scalars, each a mean over layers.
+          The state in `config.dtype`, and the metrics of `Attention` as float32 scalars, each a mean over
+          layers.
         """
         if segments_BT is None:
             segments_BT = jnp.zeros(tokens_BT.shape, jnp.int32)
         if segments_BT.shape != tokens_BT.shape:
-            raise ValueError(f"segments of shape {segments_BT.shape} must have the shape {tokens_BT.shape} of tokens")
+            raise ValueError(f"segments of shape {segments_BT.shape} must be {tokens_BT.shape} like tokens")
         if positions_BT is None:
             positions_BT = jnp.arange(tokens_BT.shape[1])[None]
         rotation = make_rotation(positions_BT, self.head_width, self.rope_base)

@@ -17,15 +17,15 @@ _NORM_EPSILON = 1e-6
 class Rotation(NamedTuple):
     """Rotary tables: cosine and sine of every position's angles, float32 [B or 1, T, E/2]."""
 
-    cos_BTE: jax.Array
-    sin_BTE: jax.Array
+    cos: jax.Array
+    sin: jax.Array
 
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, gain: float = 1.0) -> nnx.Param:
     """A float32 parameter of standard deviation gain / sqrt(fan_in), normal truncated at two deviations.
 
-    `axes` names each dimension for the sharding rules and stays on the parameter as metadata. It is deliberately not
-    flax's own sharding metadata, which would place the array as soon as it is made.
+    `axes` names each dimension for the sharding rules and stays on the parameter as metadata. It is
+    deliberately not flax's own sharding metadata, which would place the array as soon as it is made.
     """
     init = jax.nn.initializers.truncated_normal(stddev=1.0)
     # 0.8796 is the deviation of a standard normal truncated at two.
@@ -41,8 +41,8 @@ def constant(shape: tuple[int, ...], axes: tuple[str, ...], value: float) -> nnx
 def linear(x: jax.Array, w: nnx.Param, inputs: int = 1, preferred_element_type: jnp.dtype | None = None) -> jax.Array:
     """Contracts the last `inputs` dimensions of x [B, T, ...] with the first of w, in x's dtype.
 
-    It is one product of matrices, [B·T, in] by [in, out]: XLA's backward on CPUs is several times slower where a
-    weight's gradient contracts two dimensions.
+    It is one product of matrices, [B·T, in] by [in, out]: XLA's backward on CPUs is several times slower
+    where a weight's gradient contracts two dimensions.
     """
     B, T = x.shape[:2]
     w_IO = w[...].astype(x.dtype)
@@ -68,7 +68,7 @@ def make_rotation(positions_BT: jax.Array, width: int, base: float) -> Rotation:
 
 def rotate(x_BTHE: jax.Array, rotation: Rotation) -> jax.Array:
     """Rotates the pairs (x[i], x[i + E/2]) of every head by their position's angles; keeps x's dtype."""
-    cos, sin = rotation.cos_BTE[:, :, None, :], rotation.sin_BTE[:, :, None, :]
+    cos, sin = rotation.cos[:, :, None, :], rotation.sin[:, :, None, :]
     first, second = jnp.split(x_BTHE.astype(jnp.promote_types(x_BTHE.dtype, jnp.float32)), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTHE.dtype)
@@ -89,5 +89,5 @@ class FeedForward(nnx.Module):
 
 
 def residual_gain(config: ModelConfig) -> float:
-    """Gain of the 2·L projections that write to the residual stream, so that its variance does not grow with L."""
+    """Gain of the 2·L projections that write to the residual stream, which keeps its variance independent of L."""
     return (2 * config.layers) ** -0.5

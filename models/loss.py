@@ -14,10 +14,10 @@ def token_losses(
 ) -> tuple[jax.Array, jax.Array, Metrics]:
     """The loss of every token of windows that overlap by one token.
 
-    The first T of a window's T+1 tokens are the input, the last T the targets. A separator opens a document, and
-    attention stays within a document. Targets equal to `padding` have weight 0, and padding in the input is left out of
-    the metrics. With `model.loss_chunk` the logits are made and consumed in chunks of about so many tokens, also in the
-    backward pass, so that [B, T, V] never exists.
+    The first T of a window's T+1 tokens are the input, the last T the targets. A separator opens a document,
+    and attention stays within a document. Targets equal to `padding` have weight 0, and padding in the input
+    is left out of the metrics. With `model.loss_chunk` the logits are made and consumed in chunks of about so
+    many tokens, also in the backward pass, so that [B, T, V] never exists.
 
     Args:
       tokens_BS: int32 [B, T+1].

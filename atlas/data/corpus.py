@@ -17,6 +17,7 @@ from atlas.data.config import TRAINED_TOKENIZERS, DataConfig
 from atlas.data.tokenizers import Tokenizer
 from atlas.data.windows import WindowSource
 from atlas.errors import UserError, unknown
+from atlas.files import write_atomically
 
 _FILE = "corpus.json"
 _FORMAT = 1
@@ -318,9 +319,7 @@ def _description(directory: Path) -> dict | None:
 
 
 def _write(directory: Path, description: dict) -> None:
-    temporary = directory / f"{_FILE}.tmp"
-    temporary.write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(directory / _FILE)
+    write_atomically(directory / _FILE, json.dumps(description, indent=1, ensure_ascii=False))
 
 
 @contextlib.contextmanager

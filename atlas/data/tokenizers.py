@@ -11,6 +11,7 @@ import numpy as np
 
 from atlas.data import mixtures
 from atlas.errors import UserError
+from atlas.files import write_atomically
 
 _ROUND_TO = 32
 FILE = "tokenizer.json"
@@ -117,9 +118,7 @@ class JsonTokenizer:
                 yield np.array([*encoding.ids, self.separator], np.int32)
 
     def save(self, directory: Path) -> None:
-        temporary = directory / f"{FILE}.tmp"
-        temporary.write_text(self._json, encoding="utf-8")
-        temporary.replace(directory / FILE)
+        write_atomically(directory / FILE, self._json)
 
 
 def from_file(path: Path | str) -> JsonTokenizer:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -87,12 +88,11 @@ def _heat_map(axis: Axes, table: pd.DataFrame, names: list[str], title: str, fit
     bar.ax.tick_params(length=0)
     sure = _sure(fit, targets, sources) if fit is not None else np.zeros(values.shape, bool)
     guess = ~_told(fit, targets, sources) if fit is not None else np.zeros(values.shape, bool)
-    for i, j in np.argwhere(np.isfinite(values)):
-        if guess[i, j]:
-            box = Rectangle(
-                (j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////" if len(names) <= 20 else "////////", ec=MUTED, lw=0
-            )
-            axis.add_patch(box)
+    cells = np.argwhere(np.isfinite(values))
+    boxes = [Rectangle((j - 0.5, i - 0.5), 1, 1) for i, j in cells if guess[i, j]]
+    hatch = "////" if len(names) <= 20 else "////////"
+    axis.add_collection(PatchCollection(boxes, hatch=hatch, facecolor="none", edgecolor=MUTED, lw=0))
+    for i, j in cells:
         if len(names) <= _NUMBERS_UP_TO:
             dark = abs(values[i, j]) > 0.6 * limit
             axis.text(

@@ -158,27 +158,17 @@ def law(runs: Runs, fit: JointFit, unit: str) -> Figure:
     )
     for axis, values, label, title, where in views:
         grid = np.geomspace(values.min() / 1.3, values.max() * 3, 60)
+        # One call each for lines and points: every new length compiles anew.
+        lines, bands = _alone(fit, np.repeat(chosen, len(grid)), *where(np.tile(grid, len(chosen))))
+        points = _alone(fit, language, *where(values))[0] * ratio
         ends = []
-        for colour, name in zip(COLOURS, chosen, strict=False):
-            loss, sd = _alone(fit, name, *where(grid))
+        for i, (colour, name) in enumerate(zip(COLOURS, chosen, strict=False)):
+            part = slice(i * len(grid), (i + 1) * len(grid))
+            loss, spread = lines[part], np.exp(_Z90 * bands[part] / lines[part])
             axis.plot(grid, loss, color=colour)
-            axis.fill_between(
-                grid,
-                loss * np.exp(-_Z90 * sd / loss),
-                loss * np.exp(_Z90 * sd / loss),
-                color=colour,
-                alpha=0.15,
-                lw=0,
-            )
+            axis.fill_between(grid, loss / spread, loss * spread, color=colour, alpha=0.15, lw=0)
             mine = language == name
-            axis.scatter(
-                values[mine],
-                _alone(fit, name, *where(values[mine]))[0] * ratio[mine],
-                s=8,
-                color=colour,
-                alpha=0.45,
-                lw=0,
-            )
+            axis.scatter(values[mine], points[mine], s=8, color=colour, alpha=0.45, lw=0)
             ends.append((loss[-1], name, colour))
         style.log_axis(axis.xaxis, grid)
         axis.set(xlabel=label, title=title)
@@ -190,11 +180,11 @@ def law(runs: Runs, fit: JointFit, unit: str) -> Figure:
     return figure
 
 
-def _alone(fit: JointFit, name: str, N: np.ndarray, D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and its deviation of a monolingual run without repetition, whose D_eff is D."""
-    N, D = np.broadcast_arrays(np.asarray(N, float), np.asarray(D, float))
-    tokens = D[:, None] * (np.asarray(fit.sources) == name)
-    return fit.predict(N, tokens, np.full(tokens.shape, np.inf), np.repeat(name, len(N)))
+def _alone(fit: JointFit, names: np.ndarray, N: np.ndarray, D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and its deviation [n] of monolingual runs without repetition, whose D_eff is D; names [n]."""
+    N, D = np.broadcast_to(N, names.shape), np.broadcast_to(D, names.shape)
+    tokens = D[:, None] * (names[:, None] == np.asarray(fit.sources))
+    return fit.predict(N, tokens, np.full(tokens.shape, np.inf), names)
 
 
 def _plain(runs: Runs) -> pd.DataFrame:

@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from atlas.errors import UserError
+from atlas.files import write_atomically
 from atlas.report import decisions, figures, style
-from atlas.report.files import write_whole
 from atlas.report.summary import StudySummary
 from atlas.scaling.expansion import PUBLISHED_EXPONENTS
 from atlas.scaling.planning import expansion_table
@@ -73,7 +73,7 @@ def write_report(directory: pathlib.Path, study: StudySummary) -> pathlib.Path:
     path = pathlib.Path(directory) / "report.html"
     head = f'<meta charset="utf-8"><title>{escape(study.title)}</title><style>{_CSS}</style>'
     body = "\n".join(page.parts)
-    write_whole(path, f"<!doctype html>\n<html lang=en><head>{head}</head><body>{body}</body></html>\n")
+    write_atomically(path, f"<!doctype html>\n<html lang=en><head>{head}</head><body>{body}</body></html>\n")
     return path
 
 
@@ -98,7 +98,7 @@ class _Page:
             return
         png = io.BytesIO()
         figure.savefig(png, dpi=_DPI, metadata={"Software": None})
-        write_whole(self.folder / f"{name}.png", png.getvalue())
+        write_atomically(self.folder / f"{name}.png", png.getvalue())
         self.pictures.add(f"{name}.png")
         data = base64.b64encode(png.getvalue()).decode()
         width = round(100 * figure.get_figwidth())

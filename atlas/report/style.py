@@ -132,6 +132,8 @@ def label_ends(axes: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> 
         pixel = to_pixels((x, y))[1]
         placed.append(max(pixel, placed[-1] + gap) if placed else pixel)
     shift = (placed[-1] - to_pixels((x, ends[-1][0]))[1]) / 2 if ends else 0
+    if ends:
+        shift = min(shift, placed[0] - axes.bbox.y0 - gap / 2)  # never down over the axis
     for pixel, (y, text, colour) in zip(placed, ends, strict=True):
         axes.annotate(
             text,

@@ -22,11 +22,12 @@ from jax.sharding import Mesh
 
 from atlas.data import Corpus, Sampler, mixtures
 from atlas.errors import UserError
+from atlas.files import write_atomically
 from atlas.training import checkpoint
 from atlas.training.config import RunConfig, population_name, run_id
 from atlas.training.evaluation import EvaluationSet, evaluation_set
 from atlas.training.mesh import make_mesh
-from atlas.training.metrics import Buffered, JsonLines, Record, write_atomically
+from atlas.training.metrics import Buffered, JsonLines, Record
 from atlas.training.program import Program, make_program
 from atlas.training.step import NO_COOLDOWN, Arrays, Cooldown, TrainState
 from models import count_params

@@ -3,23 +3,13 @@
 import contextlib
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from atlas.files import write_atomically
+
 Record = dict[str, Any]
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file under a temporary name in its directory and renames it: readers see all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class JsonLines:

@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from atlas.data import Corpus, prepare
 from atlas.errors import UserError
+from atlas.files import write_atomically
 from atlas.training.config import RunConfig, digest_of, run_id, shape_key
 from atlas.training.loop import DONE, EVALUATIONS, METRICS, train
 from atlas.training.mesh import first_process_first
-from atlas.training.metrics import JsonLines, write_atomically
+from atlas.training.metrics import JsonLines
 
 PLAN = "sweep.json"
 

@@ -20,7 +20,7 @@ class RunningVariance(nnx.Variable):
 
 
 class Gate(nnx.Module):
-    """sigmoid(x W + b), multiplied onto heads: [B, T, heads, width], where width 1 gates a head as a whole."""
+    """sigmoid(x W + b), multiplied onto heads: [B, T, heads, width]; width 1 gates a head as a whole."""
 
     def __init__(self, config: ModelConfig, heads: int, width: int, axis: str, *, rngs: nnx.Rngs):
         M = config.d_model
@@ -33,7 +33,7 @@ class Gate(nnx.Module):
 
 
 class Indexer(nnx.Module):
-    """The gated lightning indexer (arXiv 2601.15305, section 3.3): x to `reference.IndexInputs`, without rotation.
+    """The gated lightning indexer (arXiv 2601.15305, section 3.3), without rotary positions.
 
     Its input is detached: training the indexer does not change what it reads.
     """
@@ -59,8 +59,9 @@ class Indexer(nnx.Module):
 class Attention(nnx.Module):
     """Causal self-attention within documents, of any kind that `config.attention` names.
 
-    Called with the normalised block input [B, T, M], segments int32 [B, T] (see `reference`) and rotary tables, it
-    returns the output [B, T, M] and metrics: float32 scalars, each a mean over queries that are not padding.
+    Called with the normalised block input [B, T, M], segments int32 [B, T] (see `reference`) and rotary
+    tables, it returns the output [B, T, M] and metrics: float32 scalars, each a mean over queries that are
+    not padding.
       indexer_loss            KL of the indexer in nats (0 without an indexer)
       first_token_attention   probability given to the document's first token, mean over heads; without the
                               queries at that token
@@ -123,10 +124,10 @@ class Attention(nnx.Module):
             q_BTHE, k_BSGE, v_BSGE, self.indexer(x_BTM), segments_BT, running, self.selection
         )
         if train and self.running_variance is not None:
-            self.running_variance[...] = self._next_variance(running, statistics.variance_BT, segments_BT)
+            self.running_variance[...] = self._next_variance(running, statistics.variance, segments_BT)
         metrics = {
-            "indexer_loss": _mean(statistics.indexer_loss_BT, valid_BT),
-            "mean_k": _mean(statistics.selected_BT, valid_BT),
+            "indexer_loss": _mean(statistics.indexer_loss, valid_BT),
+            "mean_k": _mean(statistics.selected, valid_BT),
         }
         return o_BTHE, metrics | _first_token_metrics(p_BGRTS, segments_BT, sparse=True)
 
@@ -179,7 +180,7 @@ def _gate_mean(gate_BTHE: jax.Array, valid_BT: jax.Array) -> jax.Array:
 
 
 def _first_token_metrics(p_BGRTS: jax.Array, segments_BT: jax.Array, sparse: bool) -> Metrics:
-    """Definitions of arXiv 2505.06708 (Table 4), with documents; a token that is not selected has probability 0."""
+    """As in arXiv 2505.06708 (Table 4), per document; a token that is not selected has probability 0."""
     start_BT = reference.document_start(segments_BT)
     first_BT = jax.lax.cummax(jnp.where(start_BT, jnp.arange(start_BT.shape[1]), 0), axis=1)
     p_BGRT = jnp.take_along_axis(jax.lax.stop_gradient(p_BGRTS), first_BT[:, None, None, :, None], axis=-1)[..., 0]

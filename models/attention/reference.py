@@ -1,10 +1,11 @@
-"""Attention and gated sparse attention in their plain O(T²) form: the definition of correct for every faster path.
+"""Attention and gated sparse attention in their plain O(T²) form: the definition of correct.
 
-Equations are those of Gated Sparse Attention (arXiv 2601.15305, sections 3.3 to 3.5), called GSA below. All scores,
-softmaxes and statistics are float32 (float64 if the inputs are), whatever the dtype of queries, keys and values.
+Equations are those of Gated Sparse Attention (arXiv 2601.15305, sections 3.3 to 3.5), called GSA below. All
+scores, softmaxes and statistics are float32 (float64 if the inputs are), whatever the dtype of queries, keys
+and values.
 
-Segments are int32 [B, T], constant within a document and changing between neighbours; a negative segment marks
-padding, which is computed like any document but left out of every statistic and of the indexer's loss.
+Segments are int32 [B, T], constant within a document and changing between neighbours; a negative segment
+marks padding, which is computed like any document but left out of every statistic and of the indexer's loss.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from models.attention.selection import select_mask
 class IndexInputs(NamedTuple):
     """What the indexer scores with.
 
-    query_BTJI and key_BSI (one key for all indexer heads), gate_BTJ: the head weights in (0, 1), bias_J.
+    query [B, T, J, I]; key [B, S, I], one for all indexer heads; gate [B, T, J], the head weights in (0, 1);
+    bias [J].
     """
 
-    query_BTJI: jax.Array
-    key_BSI: jax.Array
-    gate_BTJ: jax.Array
-    bias_J: jax.Array
+    query: jax.Array
+    key: jax.Array
+    gate: jax.Array
+    bias: jax.Array
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ class Selection:
 class SparseStatistics(NamedTuple):
     """Per query, [B, T]: the indexer's loss, the number of selected keys, and the variance of the scores."""
 
-    indexer_loss_BT: jax.Array
-    selected_BT: jax.Array
-    variance_BT: jax.Array
+    indexer_loss: jax.Array
+    selected: jax.Array
+    variance: jax.Array
 
 
 def visible_mask(segments_BT: jax.Array) -> jax.Array:
@@ -81,8 +83,8 @@ def attend(q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, mask_BTS: ja
     S, G = k_BSGE.shape[1:3]
     R = H // G
     accumulate = jnp.promote_types(q_BTHE.dtype, jnp.float32)
-    # Plain matrix products over [R·T, E]: heads of a group share their keys, and XLA's backward on CPUs is twice as
-    # fast as for the equivalent einsum.
+    # Plain matrix products over [R·T, E]: heads of a group share their keys, and XLA's backward on CPUs is
+    # twice as fast as for the equivalent einsum.
     q_BGNE = (q_BTHE * E**-0.5).reshape(B, T, G, R, E).transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, E)
     k_BGES, v_BGSE = k_BSGE.transpose(0, 2, 3, 1), v_BSGE.transpose(0, 2, 1, 3)
     logits_BGNS = jnp.matmul(q_BGNE, k_BGES, preferred_element_type=accumulate)
@@ -101,10 +103,10 @@ def index_scores(index: IndexInputs, scale: float) -> jax.Array:
 
     I[t, s] = Σ_j gate[t, j] · sigmoid(scale · query[t, j]·key[s] + bias[j]). The paper has no scale.
     """
-    accumulate = jnp.promote_types(index.query_BTJI.dtype, jnp.float32)
-    dots_BJTS = jnp.einsum("btji,bsi->bjts", index.query_BTJI * scale, index.key_BSI, preferred_element_type=accumulate)
-    open_BJTS = jax.nn.sigmoid(dots_BJTS + index.bias_J[:, None, None])
-    return jnp.einsum("btj,bjts->bts", index.gate_BTJ.astype(accumulate), open_BJTS)
+    accumulate = jnp.promote_types(index.query.dtype, jnp.float32)
+    dots_BJTS = jnp.einsum("btji,bsi->bjts", index.query * scale, index.key, preferred_element_type=accumulate)
+    open_BJTS = jax.nn.sigmoid(dots_BJTS + index.bias[:, None, None])
+    return jnp.einsum("btj,bjts->bts", index.gate.astype(accumulate), open_BJTS)
 
 
 def score_variance(scores_BTS: jax.Array, visible_BTS: jax.Array) -> jax.Array:
@@ -120,16 +122,16 @@ def adaptive_k(
 ) -> jax.Array:
     """How many keys each query selects, int32 [B, T] (GSA section 3.4, Eq. 8).
 
-    The paper contradicts itself: its equation selects more keys where the scores vary more, its prose and its authors'
-    code select fewer. Hence a rule:
+    The paper contradicts itself: its equation selects more keys where the scores vary more, its prose and its
+    authors' code select fewer. Hence a rule:
       "paper"    clamp(k_base · variance / running_variance, k_min, k_max), rounded down;
       "inverse"  clamp(k_base · running_variance / variance, k_min, k_max), rounded down;
       "fixed"    k_base.
 
     Args:
       variance_BT: `score_variance` of this step.
-      running_variance: scalar mean variance of *earlier* steps, so that no query depends on the rest of its batch or on
-        its future. Zero means that there was no earlier step; every query then selects k_base.
+      running_variance: scalar mean variance of *earlier* steps, so that no query depends on the rest of its
+        batch or on its future. Zero means that there was no earlier step: every query selects k_base.
 
     >>> adaptive_k(jnp.array([0.5, 1.0, 9.0]), jnp.array(1.0), "paper", 64, 8, 128).tolist()
     [32, 64, 128]
@@ -144,7 +146,7 @@ def adaptive_k(
 
 
 def keep_mask(segments_BT: jax.Array, keep_first: int, keep_local: int) -> jax.Array | None:
-    """The always-selected positions [B, T, S]: a document's first `keep_first`, a query's latest `keep_local`."""
+    """The always-selected positions [B, T, S]: a document's first ones, a query's latest ones."""
     if not keep_first and not keep_local:
         return None
     T = segments_BT.shape[1]
@@ -158,7 +160,7 @@ def keep_mask(segments_BT: jax.Array, keep_first: int, keep_local: int) -> jax.A
 def indexer_divergence(
     scores_BTS: jax.Array, target_BTS: jax.Array, selected_BTS: jax.Array, temperature: float
 ) -> jax.Array:
-    """KL(target ‖ softmax of scores / temperature over the selected set) of every query in nats, float32 [B, T].
+    """KL(target ‖ softmax of scores / temperature over the selected set) of every query, nats [B, T].
 
     The recipe is that of DeepSeek-V3.2 (sparse stage), since GSA does not say how its indexer is trained; the
     temperature is an addition, because scores are bounded.

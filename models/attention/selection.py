@@ -1,8 +1,9 @@
 """Exact top-k selection without a sort.
 
-The k-th largest score of a row is found by bisection on bit patterns: those of non-negative floats, read as integers,
-have the floats' own order. Each step is one comparison and one count over the row; a row is finished as soon as
-exactly k scores reach its threshold, so that a few more than log2(S) steps do for most inputs.
+The k-th largest score of a row is found by bisection on bit patterns: those of non-negative floats, read as
+integers, have the floats' own order. Each step is one comparison and one count over the row; a row is
+finished as soon as exactly k scores reach its threshold, so that a few more than log2(S) steps do for most
+inputs.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ def select_mask(
 ) -> jax.Array:
     """The k highest-scored visible positions of every query, as a mask [B, T, S].
 
-    Of equal scores the lower position wins. A query that sees at most k positions selects them all. Visible positions
-    in `keep_BTS` are selected whatever their score and count towards k; where there are more of them than k, all of
-    them are selected.
+    Of equal scores the lower position wins. A query that sees at most k positions selects them all. Visible
+    positions in `keep_BTS` are selected whatever their score and count towards k; where there are more of
+    them than k, all of them are selected.
 
     Args:
       scores_BTS: non-negative float32 or float64 scores; no gradient passes.

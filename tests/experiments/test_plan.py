@@ -45,7 +45,6 @@ def test_mixture_from_a_fit(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("mixtur",), "did you mean 'mixture'"),
         (("mixture", "--fit=nowhere", "--flops=1e18"), "no fit at"),
         (("crossover", "--params=2e9", "--language=fr"), "published crossover 'fr'"),
     ],

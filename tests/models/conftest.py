@@ -27,8 +27,8 @@ def tiny():
     return lambda **fields: dataclasses.replace(base, **fields)
 
 
-@pytest.fixture
-def tokens_BS():
+@pytest.fixture(name="tokens_BS")
+def make_tokens():
     """Three windows of 16 + 1 tokens; the second has two separators, the third ends in padding."""
     tokens = jax.random.randint(jax.random.key(7), (3, 17), 0, SEPARATOR)
     tokens = tokens.at[1, jnp.array([5, 11])].set(SEPARATOR)

@@ -181,9 +181,9 @@ def test_bfloat16_stays_near_float32(tiny, tokens_BS, attention):
     assert 0 < jnp.max(error) < 0.05 and jnp.mean(error) < 0.01
 
 
-@pytest.mark.parametrize("attention", ["sparse", "gated_sparse"])
-def test_bfloat16_selection_stays_near_float32(tiny, tokens_BS, attention):
-    """Rounded inputs may swap keys with nearly equal scores, so the mean is bounded, not the largest error."""
+def test_bfloat16_selection_stays_near_float32(tiny, tokens_BS):
+    """Rounded inputs may swap keys of nearly equal scores, so the mean is bounded, not the largest error."""
+    attention = "gated_sparse"
     _, params, state = build(tiny(attention=attention))
     losses, gradients = {}, {}
     for dtype in ("float32", "bfloat16"):
@@ -205,5 +205,5 @@ def test_positions_default_to_a_range_and_only_differences_matter(tiny, tokens_B
 
 def test_segments_of_another_shape_are_refused(tiny, tokens_BS):
     model = nnx.merge(*build(tiny()))
-    with pytest.raises(ValueError, match=r"segments of shape \(3, 16\) must have the shape \(3, 17\)"):
+    with pytest.raises(ValueError, match=r"segments of shape \(3, 16\) must be \(3, 17\) like tokens"):
         model(tokens_BS, tokens_BS[:, 1:])

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +15,13 @@ def build(config):
     return nnx.split(Decoder(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
 
 
-def losses(config, tokens_BS):
-    @jax.jit
-    def run(params, tokens_BS):
-        graphdef, _, state = build(config)
-        return token_losses(nnx.merge(graphdef, params, state), tokens_BS, SEPARATOR, PADDING)
+@functools.partial(jax.jit, static_argnames="graphdef")
+def run(graphdef, params, state, tokens_BS):
+    return token_losses(nnx.merge(graphdef, params, state), tokens_BS, SEPARATOR, PADDING)
 
-    return run(build(config)[1], tokens_BS)
+
+def losses(config, tokens_BS):
+    return run(*build(config), tokens_BS)
 
 
 def test_losses_are_negative_log_likelihoods(tiny, tokens_BS):
@@ -63,7 +65,7 @@ def test_padding_changes_nothing_before_it(tiny, tokens_BS):
     assert metrics["indexer_loss"] > 0
 
 
-@pytest.mark.parametrize("loss_chunk", [1, 15, 48, 1000])
+@pytest.mark.parametrize("loss_chunk", [1, 15, 1000])
 def test_chunks_change_no_loss_and_no_gradient(tiny, tokens_BS, loss_chunk):
     results = []
     for chunk in (0, loss_chunk):

@@ -54,11 +54,22 @@ def test_branch_equals_a_run_of_its_own_length(tmp_path, corpus, uninterrupted):
     assert alone == branch
 
 
+# Selecting keys is not continuous: rounding may swap two keys of nearly equal score. Where another order of summation
+# must give the same numbers, the model has gates and no selection.
+SMOOTH = {"model.attention": "gated"}
+
+
+@pytest.fixture(scope="module")
+def smooth(tmp_path_factory: pytest.TempPathFactory, corpus) -> np.ndarray:
+    workdir = tmp_path_factory.mktemp("smooth")
+    train([config_of(SMOOTH)], corpus, workdir)
+    return final_losses(workdir, SMOOTH)
+
+
 def test_population_equals_single_runs(tmp_path, corpus):
     """vmap batches the same arithmetic, so results agree to the rounding that a few float32 steps accumulate."""
-    members = [
-        {"seed": seed, "mixture": mixture} for seed, mixture in enumerate(["a1", "a2", "uniform(*)", "b1:0.9,a1:0.1"])
-    ]
+    mixtures = ["a1", "a2", "uniform(*)", "b1:0.9,a1:0.1"]
+    members = [SMOOTH | {"seed": seed, "mixture": mixture} for seed, mixture in enumerate(mixtures)]
     train([config_of(changes) for changes in members], corpus, tmp_path / "together")
     for changes in members:
         train([config_of(changes)], corpus, tmp_path / "alone")
@@ -71,19 +82,17 @@ def test_population_equals_single_runs(tmp_path, corpus):
             np.testing.assert_allclose(models[0][name], value, atol=4e-5, err_msg=name)
 
 
-def test_eight_devices_train_like_one(tmp_path, uninterrupted):
-    changes = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+def test_eight_devices_train_like_one(tmp_path, smooth):
+    changes = SMOOTH | {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
     assert run_worker(tmp_path, changes, devices=8) == 0
-    expected = np.array([list(r["bits_per_byte"].values()) for r in uninterrupted["evaluations"]])
-    np.testing.assert_allclose(final_losses(tmp_path, changes), expected, rtol=1e-5)
+    np.testing.assert_allclose(final_losses(tmp_path, changes), smooth, rtol=1e-5)
 
 
-def test_two_processes_train_like_one(tmp_path, uninterrupted, unused_port):
+def test_two_processes_train_like_one(tmp_path, smooth, unused_port):
     environment = {"JAX_COORDINATOR_ADDRESS": f"localhost:{unused_port}", "JAX_NUM_PROCESSES": "2"}
-    workers = [start_worker(tmp_path, {}, JAX_PROCESS_ID=str(index), **environment) for index in range(2)]
+    workers = [start_worker(tmp_path, SMOOTH, JAX_PROCESS_ID=str(index), **environment) for index in range(2)]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
-    expected = np.array([list(r["bits_per_byte"].values()) for r in uninterrupted["evaluations"]])
-    np.testing.assert_allclose(final_losses(tmp_path, {}), expected, rtol=1e-5)
+    np.testing.assert_allclose(final_losses(tmp_path, SMOOTH), smooth, rtol=1e-5)
 
 
 def test_continues_from_another_run(tmp_path, corpus):

@@ -1,8 +1,6 @@
 import math
 
-import pytest
-
-from atlas.training.metrics import Buffered, JsonLines, write_atomically
+from atlas.training.metrics import Buffered, JsonLines
 
 
 def test_not_finite_numbers_become_null_and_cut_lines_are_left_out(tmp_path):
@@ -31,12 +29,3 @@ def test_buffer_writes_in_groups(tmp_path):
     buffer.append(iter([{"x": 5}, {"x": 6}]))
     buffer.flush()
     assert files[1].read()[-1] == {"x": 6}
-
-
-def test_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "f"
-    write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "\ud800")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["f"]

@@ -7,7 +7,8 @@ import pytest
 
 from models.attention import reference
 
-B, T, H, G, E, J, I = 2, 12, 4, 2, 6, 2, 5
+B, T, H, G, E, J = 2, 12, 4, 2, 6, 2
+INDEXER_WIDTH = 5
 SEGMENTS = jnp.array([[0] * 12, [0] * 3 + [1] * 4 + [2] * 5])
 
 
@@ -16,8 +17,8 @@ def make_inputs(seed=0, dtype=jnp.float32):
     q = jax.random.normal(keys[0], (B, T, H, E), dtype)
     k, v = jax.random.normal(keys[1], (2, B, T, G, E), dtype)
     index = reference.IndexInputs(
-        jax.random.normal(keys[2], (B, T, J, I), dtype),
-        jax.random.normal(keys[3], (B, T, I), dtype),
+        jax.random.normal(keys[2], (B, T, J, INDEXER_WIDTH), dtype),
+        jax.random.normal(keys[3], (B, T, INDEXER_WIDTH), dtype),
         jax.nn.sigmoid(jax.random.normal(keys[4], (B, T, J), dtype)),
         jax.random.normal(keys[5], (J,), dtype),
     )
@@ -117,7 +118,7 @@ def test_selected_keys_are_the_highest_scored():
         seen = np.flatnonzero(visible[b, t])
         best = seen[np.argsort(-scores[b, t, seen], kind="stable")][:3]
         assert set(np.flatnonzero(p[b, 0, 0, t])) == set(best)
-        assert statistics.selected_BT[b, t] == min(3, len(seen))
+        assert statistics.selected[b, t] == min(3, len(seen))
 
 
 def test_kept_positions():
@@ -139,7 +140,7 @@ def test_divergence_against_numpy():
         chosen = target[b, t] > 0
         x, y = target[b, t, chosen], np.exp(scores[b, t, chosen] / 0.5)
         expected = np.sum(x * np.log(x / (y / y.sum())))
-        np.testing.assert_allclose(statistics.indexer_loss_BT[b, t], expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(statistics.indexer_loss[b, t], expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", ["fixed", "paper"])
@@ -149,14 +150,14 @@ def test_indexer_gradient_is_that_of_the_divergence(rule):
 
         @jax.jit
         def loss(index):
-            return jnp.sum(sparse(q, k, v, index, running=0.004, k_rule=rule)[2].indexer_loss_BT)
+            return jnp.sum(sparse(q, k, v, index, running=0.004, k_rule=rule)[2].indexer_loss)
 
         gradient = jax.grad(loss)(index)
         direction = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.ndim), a.shape, a.dtype), index)
         slope = sum(jnp.sum(g * d) for g, d in zip(gradient, direction, strict=True))
         moved = [jax.tree.map(lambda a, d, h=h: a + h * d, index, direction) for h in (1e-6, -1e-6)]
         difference = (loss(moved[0]) - loss(moved[1])) / 2e-6
-        assert gradient.query_BTJI.dtype == jnp.float64
+        assert gradient.query.dtype == jnp.float64
         assert all(jnp.max(jnp.abs(g)) > 1e-4 for g in gradient)
         np.testing.assert_allclose(slope, difference, rtol=1e-6)
 
@@ -168,6 +169,6 @@ def test_output_and_divergence_train_different_inputs():
         return jax.jit(jax.grad(lambda *a: loss(sparse(*a)), argnums=(0, 1, 2, 3)))(q, k, v, index)
 
     by_output = gradients(lambda result: jnp.sum(result[0] ** 2))
-    by_loss = gradients(lambda result: jnp.sum(result[2].indexer_loss_BT))
+    by_loss = gradients(lambda result: jnp.sum(result[2].indexer_loss))
     assert all(jnp.any(g != 0) for g in by_output[:3]) and all(jnp.all(g == 0) for g in by_output[3])
     assert all(jnp.all(g == 0) for g in by_loss[:3]) and all(jnp.any(g != 0) for g in by_loss[3])
