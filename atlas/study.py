@@ -225,7 +225,6 @@ def _facts(
     config: StudyConfig, runs: Sequence[RunConfig], frame: pd.DataFrame, workdir: pathlib.Path, command: str
 ) -> dict[str, object]:
     device = jax.devices()[0]
-    tokens = frame[frame.filter(like="tokens.").columns[0]]
     return {
         "command": command,
         "runs": len(runs),
@@ -235,7 +234,6 @@ def _facts(
         "hardware": f"{jax.device_count()} × {device.device_kind}, {os.cpu_count()} cores, {platform.machine()}",
         "training time": f"{_training_seconds(frame, workdir) / 60:.1f} minutes",
         "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
-        "rows": len(tokens),
     }
 
 

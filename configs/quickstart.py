@@ -22,7 +22,12 @@ def get_config() -> StudyConfig:
         data=DataConfig(source="synthetic", languages=("a1", "a2", "b1", "b2"), window=WINDOW),
         model=decoder(*SIZES["middle"], WINDOW),
         train=TrainConfig(
-            batch_size=16, steps=(80, 160, 320), warmup_steps=20, learning_rate=8e-3, evaluation_windows=128
+            batch_size=16,
+            steps=(80, 160, 320),
+            warmup_steps=20,
+            learning_rate=8e-3,
+            evaluate_every=80,
+            evaluation_windows=128,
         ),
     )
 
