@@ -4,9 +4,11 @@ Orbax loads a file with a flipped bit without a word; here every leaf's checksum
 restore.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import shutil
 from collections.abc import Iterable
@@ -17,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as orbax
+
+from atlas.errors import UserError
 
 PyTree = Any
 Manifest = dict[str, list[int]]
@@ -47,9 +51,16 @@ def manifest_of(tree: PyTree) -> Manifest:
 
 
 def save(directory: pathlib.Path, step: int, tree: PyTree) -> None:
-    """Writes `directory/<step>` atomically: arrays and their checksums."""
+    """Writes `directory/<step>` atomically: arrays and their checksums; raises UserError where the disk is full."""
     arrays, manifest = _plain(tree), manifest_of(tree)
-    orbax.save(_path(directory, step), arrays, overwrite=True, custom_metadata={"checksums": manifest})
+    try:
+        orbax.save(_path(directory, step), arrays, overwrite=True, custom_metadata={"checksums": manifest})
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise UserError(
+            f"no space left on the disk of {directory}; free some and run the same command again"
+        ) from error
 
 
 def steps(directory: pathlib.Path) -> list[int]:
@@ -92,10 +103,12 @@ def load(directory: pathlib.Path, step: int) -> dict[str, dict[str, np.ndarray]]
 
 
 def prune(directory: pathlib.Path, keep: Iterable[int]) -> None:
-    """Deletes every checkpoint whose step is not in `keep`; only the first process does."""
+    """Deletes what is not a checkpoint of a step in `keep`, also of saves cut short; only the first process does."""
+    names = {str(step) for step in keep}
     if jax.process_index() == 0:
-        for step in set(steps(directory)) - set(keep):
-            shutil.rmtree(_path(directory, step), ignore_errors=True)
+        for path in list(directory.glob("*")):
+            if path.name not in names:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class ChecksumError(ValueError):

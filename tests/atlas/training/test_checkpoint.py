@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atlas.errors import UserError
 from atlas.training import checkpoint
 
 
@@ -110,5 +111,15 @@ def test_load_gives_arrays_of_one_run(tmp_path):
 def test_prune_keeps_only_what_is_named(tmp_path):
     for step in (1, 2, 3):
         checkpoint.save(tmp_path, step, {"x": jnp.zeros((1, 2))})
+    (tmp_path / "4.orbax-checkpoint-tmp").mkdir()
     checkpoint.prune(tmp_path, keep=(2, 9))
-    assert checkpoint.steps(tmp_path) == [2]
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
+def test_full_disk_is_a_users_mistake(tmp_path, monkeypatch):
+    def full(*args: object, **kwargs: object) -> None:
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left on device [os_error_code='28']")
+
+    monkeypatch.setattr(checkpoint.orbax, "save", full)
+    with pytest.raises(UserError, match="no space left"):
+        checkpoint.save(tmp_path, 1, tree(1))

@@ -1,5 +1,6 @@
 import json
 import pathlib
+import signal
 
 import numpy as np
 import pytest
@@ -38,6 +39,16 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, uninterrupted, deat
         assert run_worker(tmp_path, {}, die_at=die_at) == -9
     assert run_worker(tmp_path, {}) == 0
     assert outcome(tmp_path, {}) == uninterrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_saves_its_step_and_continues(tmp_path, uninterrupted, number):
+    never = {"train.checkpoint_every": 0}
+    assert run_worker(tmp_path, never, die_at=8, die_by=number) != 0
+    saved = {int(path.name) for path in (tmp_path / "checkpoints").rglob("*") if path.name.isdigit()}
+    assert saved - {5, 6, 10, 12}, "only steps where branches begin and end are saved without being asked"
+    assert run_worker(tmp_path, never) == 0
+    assert outcome(tmp_path, never) == uninterrupted
 
 
 def test_logs_every_step_once(uninterrupted):

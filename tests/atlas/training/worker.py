@@ -47,13 +47,19 @@ def config_of(changes: dict) -> RunConfig:
     return vary(BASE, {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()})
 
 
-def run_worker(workdir: pathlib.Path, changes: dict, *, die_at: int = 0, devices: int = 1, **environment: str) -> int:
+def run_worker(workdir: pathlib.Path, changes: dict, **options: int) -> int:
     """Runs the worker to its end and returns its exit code."""
-    return start_worker(workdir, changes, die_at=die_at, devices=devices, **environment).wait(timeout=300)
+    return start_worker(workdir, changes, **options).wait(timeout=300)
 
 
 def start_worker(
-    workdir: pathlib.Path, changes: dict, *, die_at: int = 0, devices: int = 1, **environment: str
+    workdir: pathlib.Path,
+    changes: dict,
+    *,
+    die_at: int = 0,
+    die_by: int = signal.SIGKILL,
+    devices: int = 1,
+    **environment: str,
 ) -> subprocess.Popen:
     """Starts the worker on so many host devices."""
     own = {
@@ -63,12 +69,12 @@ def start_worker(
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, "-m", __name__, str(workdir), json.dumps(changes), str(die_at)]
+    command = [sys.executable, "-m", __name__, str(workdir), json.dumps(changes), str(die_at), str(int(die_by))]
     return subprocess.Popen(command, env=os.environ | own | environment)
 
 
-def main(workdir: pathlib.Path, changes: dict, die_at: int) -> None:
-    """Trains; die_at > 0: kills its own process after so many steps, as a power cut would."""
+def main(workdir: pathlib.Path, changes: dict, die_at: int, die_by: int) -> None:
+    """Trains; die_at > 0: signals its own process after so many steps."""
     initialize_distributed()
     steps = 0
 
@@ -76,10 +82,10 @@ def main(workdir: pathlib.Path, changes: dict, die_at: int) -> None:
         nonlocal steps
         steps += 1
         if steps == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), die_by)
 
     train([config_of(changes)], prepare(DATA, workdir / "corpus", progress=False), workdir, progress=progress)
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))
+    main(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
