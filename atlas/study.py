@@ -20,6 +20,7 @@ from atlas.scaling import JointFit, Runs, fit_joint, heldout, heldout_prediction
 from atlas.scaling.capacity import capacity_rows, fit_capacity
 from atlas.scaling.mixtures import MixtureLaw, MixturePlan, TrustRegion, optimal_mixture
 from atlas.scaling.planning import expansion_table
+from atlas.scaling.published import transfer_scores
 from atlas.scaling.transfer import bilingual_transfer_scores, score_from_tau
 from atlas.training import RunConfig, SweepConfig, run_sweep, runs_table
 from atlas.training.loop import COOLDOWN, METRICS
@@ -107,7 +108,7 @@ def analyse(
         capacity=capacity,
         heldout=pd.DataFrame(scores),
         heldout_rows=_heldout_rows(runs, {score["split"] for score in scores}),
-        relatedness=relatedness,
+        **(_published(runs.targets) if relatedness is None else {"relatedness": relatedness}),
         expansion=attempt("expansion", lambda: expansion_table([2, 4, 8], capacity.exponents)) if capacity else None,
         mixture=attempt("mixture", lambda: next_mixture(fit, runs)),
         facts=facts or {},
@@ -206,6 +207,14 @@ def _scores(runs: Runs, split: str, missing: dict[str, str]) -> Iterable[dict]:
 def _heldout_rows(runs: Runs, splits: Iterable[str]) -> pd.DataFrame | None:
     parts = [heldout_predictions(runs, split).assign(split=split) for split in sorted(splits)]
     return pd.concat(parts) if parts else None
+
+
+def _published(languages: Sequence[str]) -> dict[str, Any]:
+    """The paper's transfer scores to compare with, as far as it has these languages."""
+    scores = transfer_scores()
+    pairs = [(t, s) for t in languages for s in languages if t != s and t in scores.index and s in scores.columns]
+    known = {(t, s): float(scores.loc[t, s]) for t, s in pairs}
+    return {"relatedness": known or None, "relatedness_name": "transfer scores published by ATLAS"}
 
 
 def _epochs(frame: pd.DataFrame) -> np.ndarray:
