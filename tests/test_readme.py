@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = [" ".join(line.split()) for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 # Continuous integration runs the two long ones; capitals stand for the reader's own directories.
-LONG = re.compile(r"quickstart\.py|\b[A-Z]{3,}\b")
+LONG = re.compile(r"quickstart\.py|[A-Z]{3,}")
 SHORT = [command for command in COMMANDS if command.startswith("python -m experiments") and not LONG.search(command)]
 
 

@@ -111,7 +111,7 @@ def prune(directory: pathlib.Path, keep: Iterable[int]) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-class ChecksumError(ValueError):
+class ChecksumError(UserError):
     """An array read back is not the array that was written."""
 
 
@@ -126,7 +126,7 @@ def _load(path: pathlib.Path, like: PyTree) -> PyTree:
 def _compare(path: pathlib.Path, found: Manifest) -> None:
     expected = orbax.metadata(path).custom_metadata["checksums"]
     if wrong := [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]:
-        raise ChecksumError(f"checksum of {sorted(wrong)[0]} differs")
+        raise ChecksumError(f"{path} is damaged: the checksum of {sorted(wrong)[0]} differs; delete it and train again")
 
 
 def _path(directory: pathlib.Path, step: int) -> pathlib.Path:
