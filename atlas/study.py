@@ -214,7 +214,7 @@ def _published(languages: Sequence[str]) -> dict[str, Any]:
     scores = transfer_scores()
     pairs = [(t, s) for t in languages for s in languages if t != s and t in scores.index and s in scores.columns]
     known = {(t, s): float(scores.loc[t, s]) for t, s in pairs}
-    return {"relatedness": known or None, "relatedness_name": "transfer scores published by ATLAS"}
+    return {"relatedness": known or None, "relatedness_name": "published by ATLAS"}
 
 
 def _epochs(frame: pd.DataFrame) -> np.ndarray:
