@@ -112,6 +112,7 @@ def analyse(
         expansion=attempt("expansion", lambda: expansion_table([2, 4, 8], capacity.exponents)) if capacity else None,
         mixture=attempt("mixture", lambda: next_mixture(fit, runs)),
         facts=facts or {},
+        warnings=_skipped(frame),
         missing=missing,
     )
 
@@ -207,6 +208,14 @@ def _scores(runs: Runs, split: str, missing: dict[str, str]) -> Iterable[dict]:
 def _heldout_rows(runs: Runs, splits: Iterable[str]) -> pd.DataFrame | None:
     parts = [heldout_predictions(runs, split).assign(split=split) for split in sorted(splits)]
     return pd.concat(parts) if parts else None
+
+
+def _skipped(frame: pd.DataFrame) -> tuple[str, ...]:
+    """A warning for every run that left out steps because their loss or gradient was not finite."""
+    if "skipped_steps" not in frame:
+        return ()
+    most = frame.groupby("run")["skipped_steps"].max()
+    return tuple(f"run {run} skipped {count} steps that were not finite" for run, count in most[most > 0].items())
 
 
 def _published(languages: Sequence[str]) -> dict[str, Any]:

@@ -146,6 +146,7 @@ def _rows(config: RunConfig, directory: pathlib.Path) -> Iterator[dict]:
         for language, loss in record["bits_per_byte"].items():
             nats = record["nats_per_token"][language]
             at = {
+                "skipped_steps": record["skipped"],
                 "phase": record["phase"],
                 "step": record["step"],
                 "language": language,

@@ -49,6 +49,11 @@ def test_finished_study_returns_at_once(workdir, monkeypatch):
     assert str(workdir / "report.html") in summary
 
 
+def test_skipped_steps_are_reported():
+    frame = pd.DataFrame({"run": ["a", "a", "b"], "skipped_steps": [1, 3, 0]})
+    assert study._skipped(frame) == ("run a skipped 3 steps that were not finite",)
+
+
 def test_epochs_are_those_of_the_most_repeated_language():
     frame = pd.DataFrame(
         {"tokens.a": [10, 5], "tokens.b": [0, 9], "unique_tokens.a": [5, 5], "unique_tokens.b": [3, 3]}

@@ -51,6 +51,20 @@ def test_interrupted_run_saves_its_step_and_continues(tmp_path, uninterrupted, n
     assert outcome(tmp_path, never) == uninterrupted
 
 
+def test_flipped_bit_falls_back_to_the_checkpoint_before(tmp_path, uninterrupted, capfd):
+    assert run_worker(tmp_path, {}, die_at=6) == -9
+    saved = sorted((tmp_path / "checkpoints").glob("*/trunk/*"), key=lambda path: int(path.name))
+    assert len(saved) == 2
+    newest = saved[-1]
+    file = max((path for path in newest.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 16
+    file.write_bytes(content)
+    assert run_worker(tmp_path, {}) == 0
+    assert f"{newest} is damaged" in capfd.readouterr().err
+    assert outcome(tmp_path, {}) == uninterrupted
+
+
 def test_logs_every_step_once(uninterrupted):
     steps = sorted((r["phase"], r["step"]) for r in uninterrupted["metrics"])
     trunk = [("trunk", step) for step in range(1, 11)]

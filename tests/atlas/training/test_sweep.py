@@ -53,6 +53,7 @@ def test_sweep_trains_once_and_tabulates(tmp_path, monkeypatch):
     last = table[table["step"] == 4].iloc[0]
     assert (last["tokens.a1"], last["tokens.b1"]) == (4 * 8 * 32, 0)
     assert last["unique_tokens.a1"] > last["tokens.a1"]
+    assert last["skipped_steps"] == 0
 
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("a finished run was trained again")
