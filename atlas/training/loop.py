@@ -115,6 +115,9 @@ class Population:
                 if end != last and position >= branch.start and self._evaluated(end):
                     self._report(branch.stop - branch.start)
                     continue
+                if position > branch.start:
+                    lost = f"{EVALUATIONS} of {self._ids[0]} lacks step {end}, which its checkpoint has passed"
+                    raise UserError(f"{lost}; delete {self._checkpoints} to train it again")
                 state = self._initial() if state is None else state
                 state = self._advance(state, Segment(TRUNK, position, branch.start))
                 position = branch.start
@@ -124,9 +127,7 @@ class Population:
     def _initial(self) -> TrainState:
         if not self._config.initialize:
             return self._program.init(np.array([config.seed for config in self._configs], np.int32))
-        like = jax.tree.map(
-            lambda leaf: leaf, {"params": self._program.like.params, "buffers": self._program.like.buffers}
-        )
+        like = {"params": self._program.like.params, "buffers": self._program.like.buffers}
         loaded = [load_model(self._workdir, config.initialize) for config in self._configs]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *loaded)
         arrays = jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), stacked, like)
@@ -281,7 +282,7 @@ def load_model(workdir: pathlib.Path, name: str) -> dict[str, Arrays]:
         raise UserError(
             f"run {name!r} has no trained model in {workdir}; train it first (trained: {', '.join(done) or 'none'})"
         )
-    return checkpoint.load(directory, 0)
+    return {"params": {}, "buffers": {}} | checkpoint.load(directory, 0)
 
 
 def _writes() -> bool:

@@ -120,12 +120,14 @@ def test_two_processes_train_like_one(tmp_path, smooth, unused_port):
     np.testing.assert_allclose(final_losses(tmp_path, SMOOTH), smooth, rtol=1e-5)
 
 
-def test_continues_from_another_run(tmp_path, corpus):
-    parent = config_of({"mixture": "uniform(*)"})
+@pytest.mark.parametrize("attention", ["gated", "gated_sparse"])
+def test_continues_from_another_run(tmp_path, corpus, attention):
+    kind = {"model.attention": attention}
+    parent = config_of(kind | {"mixture": "uniform(*)"})
     with pytest.raises(UserError, match="train it first"):
-        train([config_of({"initialize": run_id(parent)})], corpus, tmp_path)
+        train([config_of(kind | {"initialize": run_id(parent)})], corpus, tmp_path)
     train([parent], corpus, tmp_path)
-    changes = {"initialize": run_id(parent), "mixture": "b1", "train.evaluate_every": 1}
+    changes = kind | {"initialize": run_id(parent), "mixture": "b1", "train.evaluate_every": 1}
     train([config_of(changes)], corpus, tmp_path)
     first = next(r for r in JsonLines(tmp_path / "runs" / run_id(config_of(changes)) / "metrics.jsonl").read())
     scratch = next(r for r in JsonLines(tmp_path / "runs" / run_id(parent) / "metrics.jsonl").read())
