@@ -1,6 +1,8 @@
-"""A synthetic study of hours on a CPU: three families, four sizes, K = 1, 2, 3 and 6, to eight million tokens a run.
+"""A synthetic study for a CPU over night: three families, four sizes, K = 1, 2, 3 and 6, to eight million tokens a run.
 
 python -m experiments.study --config=configs/mini.py --workdir=DIR
+
+It has not been timed yet.
 """
 
 from atlas.data import DataConfig

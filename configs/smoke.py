@@ -2,7 +2,7 @@
 
     python -m experiments.study --config=configs/smoke.py --workdir=DIR
 
-About a minute on two CPU cores; far too small to conclude anything from.
+Far too small to conclude anything from.
 """
 
 from atlas.data import DataConfig

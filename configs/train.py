@@ -2,7 +2,7 @@
 
     python -m experiments.train --config=configs/train.py --workdir=DIR
 
-About a minute on two CPU cores; the loss of every language falls below 3 bits per byte.
+0.6 million tokens; prints the loss of every language in bits per byte.
 """
 
 from atlas.data import DataConfig

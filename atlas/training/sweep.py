@@ -171,8 +171,3 @@ class SweepConfig(RunConfig):
     """A run and how a sweep over it is executed; the config file's get_sweep(config) lists the runs."""
 
     population: int = 1  # runs of one shape trained as one vmapped step
-
-
-def mixture_of(weights: dict[str, float]) -> str:
-    """The spec of explicit weights, as `atlas.data.mixtures.parse` reads it."""
-    return ",".join(f"{name}:{weight:.6g}" for name, weight in weights.items())
