@@ -7,7 +7,7 @@ import importlib.resources
 from dataclasses import dataclass
 
 ATTENTION_KINDS = ("dense", "gated", "sparse", "gated_sparse")
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float64")
 REMAT_POLICIES = ("none", "dots", "full")
 K_RULES = ("fixed", "paper", "inverse")
 OUTPUT_GATES = ("elementwise", "headwise", "none")
@@ -57,7 +57,8 @@ class ModelConfig:
         selected; they count towards k.
     Computation:
       dtype: of activations and matrix products, "float32" or "bfloat16". Parameters, norms, softmax, scores,
-        logits and loss are float32.
+        logits and loss are float32. "float64", under jax_enable_x64, makes all but the parameters so: two ways
+        to compute one thing then agree so closely that greedy decoding by both gives one text.
       remat: what the backward pass recomputes: "none", "dots" (all but the projections) or "full" (the whole
         layer).
       scan_layers: scans over the layers (fast to compile); False unrolls them (faster to run on a CPU).

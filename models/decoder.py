@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.attention import Attention, RunningVariance
+from models.attention.cache import Cache, LayerCache
 from models.attention.modules import Metrics
 from models.config import ModelConfig
 from models.layers import FeedForward, Rotation, constant, make_rotation, rms_norm, weight
@@ -34,7 +35,17 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, Metrics]:
         n_BTM = rms_norm(x_BTM) * self.norm[...].astype(x_BTM.dtype)
         y_BTM, metrics = self.attention(n_BTM, segments_BT, rotation, train=train)
-        return x_BTM + y_BTM + self.feed_forward(n_BTM), metrics
+        x_BTM = x_BTM + y_BTM + self.feed_forward(n_BTM)
+        largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x_BTM)), initial=0, where=(segments_BT >= 0)[..., None])
+        return x_BTM, metrics | {"largest_activation": largest.astype(jnp.float32)}
+
+    def extend(
+        self, x_BCM: jax.Array, layer: LayerCache, position_BC: jax.Array, rotation: Rotation
+    ) -> tuple[jax.Array, LayerCache]:
+        """The block's output for C more tokens of every row, and its cache with them written."""
+        n_BCM = rms_norm(x_BCM) * self.norm[...].astype(x_BCM.dtype)
+        y_BCM, layer = self.attention.extend(n_BCM, layer, position_BC, rotation)
+        return x_BCM + y_BCM + self.feed_forward(n_BCM), layer
 
 
 class Decoder(nnx.Module):
@@ -61,7 +72,7 @@ class Decoder(nnx.Module):
         self.embedding = weight(rngs, (V, M), ("vocab", "embed"), fan_in=M)
         make_layers = nnx.vmap(lambda layer_rngs: Block(config, rngs=layer_rngs))
         self.layers = make_layers(rngs.split(L))
-        self.dtype = jnp.dtype(config.dtype)
+        self.dtype = _supported(config.dtype)
         self.depth = L
         self.head_width, self.rope_base = config.head_width, config.rope_base
         self.remat, self.scan_layers, self.loss_chunk = config.remat, config.scan_layers, config.loss_chunk
@@ -106,22 +117,65 @@ class Decoder(nnx.Module):
             raise ValueError(f"segments of shape {segments_BT.shape} must be {tokens_BT.shape} like tokens")
         if positions_BT is None:
             positions_BT = jnp.arange(tokens_BT.shape[1])[None]
-        rotation = make_rotation(positions_BT, self.head_width, self.rope_base)
+        rotation = make_rotation(positions_BT, self.head_width, self.rope_base, _at_least_float32(self.dtype))
         x_BTM = self.embedding[...].astype(self.dtype)[tokens_BT]
         x_BTM, metrics = self._apply_layers(x_BTM, segments_BT, rotation, train)
         return rms_norm(x_BTM), metrics
+
+    def init_cache(self, batch: int, capacity: int) -> Cache:
+        """An empty cache for `batch` rows of at most `capacity` tokens, in `config.dtype`."""
+        layers = tuple(block.attention.init_cache(batch, capacity, self.dtype) for block in self._blocks())
+        return Cache(layers, jnp.zeros((batch,), jnp.int32))
+
+    def extend(self, tokens_BC: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Reads C more tokens of every row: prefill, one token, or a block to verify.
+
+        Every row is one document, and its new tokens follow its `cache.length` committed ones. They are
+        written to the cache, but not committed: `cache.advance` does that, for as many of them as the caller
+        keeps. Rows of ragged prompts are padded at the right and advanced by their own lengths. Together with
+        the committed tokens of any row they must fit the capacity.
+
+        Returns:
+          Float32 logits [B, C, V], those that `__call__` gives at the same places, and the cache.
+
+        Raises:
+          ValueError: C exceeds the capacity.
+        """
+        C = tokens_BC.shape[1]
+        if cache.capacity < C:
+            raise ValueError(f"cache capacity={cache.capacity} must be at least the {C} tokens of an extension")
+        position_BC = cache.positions(C)
+        rotation = make_rotation(position_BC, self.head_width, self.rope_base, _at_least_float32(self.dtype))
+        x_BCM = self.embedding[...].astype(self.dtype)[tokens_BC]
+        layers = []
+        for block, layer in zip(self._blocks(), cache.layers, strict=True):
+            x_BCM, layer = block.extend(x_BCM, layer, position_BC, rotation)
+            layers.append(layer)
+        return self.logits(rms_norm(x_BCM)), cache._replace(layers=tuple(layers))
+
+    def unstack(self) -> Decoder:
+        """The same decoder with every layer's parameters in arrays of their own.
+
+        Decoding reads all parameters for every token: slices of stacked ones would first be copied.
+        """
+        decoder = nnx.clone(self)
+        decoder.layers = nnx.List(self._blocks())
+        decoder.scan_layers = False
+        return decoder
 
     def logits(self, x_BTM: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of hidden states [B, T, M]."""
         B, T, M = x_BTM.shape
         embedding_MV = self.embedding[...].astype(x_BTM.dtype).T
-        logits_NV = jnp.matmul(x_BTM.reshape(B * T, M), embedding_MV, preferred_element_type=jnp.float32)
+        logits_NV = jnp.matmul(
+            x_BTM.reshape(B * T, M), embedding_MV, preferred_element_type=_at_least_float32(self.dtype)
+        )
         return logits_NV.reshape(B, T, -1)
 
     def _apply_layers(
         self, x_BTM: jax.Array, segments_BT: jax.Array, rotation: Rotation, train: bool
     ) -> tuple[jax.Array, Metrics]:
-        graphdef, params, state = nnx.split(self.layers, nnx.Param, ...)
+        graphdef, params, state = nnx.split(self._stacked(), nnx.Param, ...)
 
         def apply(x: jax.Array, layer: tuple[_LayerState, _LayerState]):
             block = nnx.merge(graphdef, *layer)
@@ -142,6 +196,27 @@ class Decoder(nnx.Module):
             x, output = step(x, jax.tree.map(lambda a, i=i: a[i], stacked))
             outputs.append(output)
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+    def _stacked(self) -> Block:
+        if isinstance(self.layers, nnx.List):
+            raise ValueError("an unstacked decoder only extends; call the decoder that it was made of")
+        return self.layers
+
+    def _blocks(self) -> list[Block]:
+        if isinstance(self.layers, nnx.List):
+            return list(self.layers)
+        graphdef, stacked = nnx.split(self.layers)
+        return [nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], stacked)) for i in range(self.depth)]
+
+
+def _supported(dtype: str) -> jnp.dtype:
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"model.dtype={dtype!r} needs the flag jax_enable_x64")
+    return jnp.dtype(dtype)
+
+
+def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _with_remat(step: _LayerStep, remat: str, scanned: bool) -> _LayerStep:

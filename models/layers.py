@@ -15,7 +15,7 @@ _NORM_EPSILON = 1e-6
 
 
 class Rotation(NamedTuple):
-    """Rotary tables: cosine and sine of every position's angles, float32 [B or 1, T, E/2]."""
+    """Rotary tables: cosine and sine of every position's angles [B or 1, T, E/2], float32 or wider."""
 
     cos: jax.Array
     sin: jax.Array
@@ -59,10 +59,10 @@ def rms_norm(x_BTM: jax.Array) -> jax.Array:
     return (x32_BTM * jax.lax.rsqrt(mean_square + _NORM_EPSILON)).astype(x_BTM.dtype)
 
 
-def make_rotation(positions_BT: jax.Array, width: int, base: float) -> Rotation:
+def make_rotation(positions_BT: jax.Array, width: int, base: float, dtype: jnp.dtype = jnp.float32) -> Rotation:
     """Rotary tables (arXiv 2104.09864) of integer positions [B or 1, T] for heads of an even `width`."""
-    frequency_E = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angle_BTE = positions_BT.astype(jnp.float32)[..., None] * frequency_E
+    frequency_E = base ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
+    angle_BTE = positions_BT.astype(dtype)[..., None] * frequency_E
     return Rotation(jnp.cos(angle_BTE), jnp.sin(angle_BTE))
 
 

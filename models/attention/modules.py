@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.attention import reference
+from models.attention import cache, reference
 from models.config import ModelConfig
 from models.layers import Rotation, constant, linear, residual_gain, rotate, weight
 
 Metrics = dict[str, jax.Array]
+
+_SINK = 0.3  # arXiv 2410.10781's threshold
 
 
 class RunningVariance(nnx.Variable):
@@ -49,7 +51,7 @@ class Indexer(nnx.Module):
     def __call__(self, x_BTM: jax.Array) -> reference.IndexInputs:
         x_BTM = jax.lax.stop_gradient(x_BTM)
         # Float32 from here on: rounded scores tie, and ties decide the selection.
-        project = functools.partial(linear, x_BTM, preferred_element_type=jnp.float32)
+        project = functools.partial(linear, x_BTM, preferred_element_type=jnp.promote_types(x_BTM.dtype, jnp.float32))
         gate_BTJ = project(self.gate)
         if self.gate_bias is not None:
             gate_BTJ += self.gate_bias[...]
@@ -65,6 +67,7 @@ class Attention(nnx.Module):
       indexer_loss            KL of the indexer in nats (0 without an indexer)
       first_token_attention   probability given to the document's first token, mean over heads; without the
                               queries at that token
+      sink_rate               share of the heads that give the first token more than 0.3 on average
       mean_k                  selected keys (sparse kinds)
       first_token_selected    share of queries whose set holds the document's first token (sparse kinds)
       output_gate, value_gate mean of the gates (gated kinds, where configured)
@@ -89,21 +92,60 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BTM: jax.Array, segments_BT: jax.Array, rotation: Rotation, *, train: bool = False
     ) -> tuple[jax.Array, Metrics]:
-        metrics: Metrics = {}
-        q_BTHE = rotate(linear(x_BTM, self.query), rotation)
-        k_BSGE = rotate(linear(x_BTM, self.key), rotation)
-        v_BSGE = linear(x_BTM, self.value)
-        valid_BT = segments_BT >= 0
-        if self.value_gate is not None:
-            gate_BSGE = self.value_gate(x_BTM)
-            v_BSGE *= gate_BSGE
-            metrics["value_gate"] = _gate_mean(gate_BSGE, valid_BT)
-        o_BTHE, core_metrics = self._attend(q_BTHE, k_BSGE, v_BSGE, x_BTM, segments_BT, train)
+        q_BTHE, k_BSGE, v_BSGE, gate_BSGE = self._project(x_BTM, rotation)
+        o_BTHE, metrics = self._attend(q_BTHE, k_BSGE, v_BSGE, x_BTM, segments_BT, train)
+        if gate_BSGE is not None:
+            metrics["value_gate"] = _gate_mean(gate_BSGE, segments_BT >= 0)
         if self.output_gate is not None:
             gate_BTHE = self.output_gate(x_BTM)
             o_BTHE *= gate_BTHE
-            metrics["output_gate"] = _gate_mean(gate_BTHE, valid_BT)
-        return linear(o_BTHE, self.out, inputs=2), metrics | core_metrics
+            metrics["output_gate"] = _gate_mean(gate_BTHE, segments_BT >= 0)
+        return linear(o_BTHE, self.out, inputs=2), metrics
+
+    def init_cache(self, batch: int, capacity: int, dtype: jnp.dtype) -> cache.LayerCache:
+        """Empty slots for `batch` rows of at most `capacity` tokens."""
+        G, E = self.key.shape[-2:]
+        slots = (batch, capacity, G, E)
+        layer = cache.LayerCache(jnp.zeros(slots, dtype), jnp.zeros(slots, dtype), None)
+        if self.indexer is None:
+            return layer
+        index_slots = (batch, capacity, self.indexer.key.shape[-1])
+        return layer._replace(index_key=jnp.zeros(index_slots, jnp.promote_types(dtype, jnp.float32)))
+
+    def extend(
+        self, x_BCM: jax.Array, layer: cache.LayerCache, position_BC: jax.Array, rotation: Rotation
+    ) -> tuple[jax.Array, cache.LayerCache]:
+        """The output [B, C, M] at C more tokens of every row, and the slots with them written.
+
+        Equal to the same rows of `__call__` on the whole text as one document, with a running variance that
+        stands still.
+        """
+        q_BCHE, k_BCGE, v_BCGE, _ = self._project(x_BCM, rotation)
+        start_B = position_BC[:, 0]
+        layer = layer._replace(
+            key=cache.write(layer.key, k_BCGE, start_B), value=cache.write(layer.value, v_BCGE, start_B)
+        )
+        if self.indexer is None:
+            o_BCHE = cache.attend(q_BCHE, layer, position_BC)
+        else:
+            index = self.indexer(x_BCM)
+            layer = layer._replace(index_key=cache.write(layer.index_key, index.key, start_B))
+            o_BCHE = cache.attend_selected(q_BCHE, layer, index, position_BC, self._running(), self.selection)
+        if self.output_gate is not None:
+            o_BCHE *= self.output_gate(x_BCM)
+        return linear(o_BCHE, self.out, inputs=2), layer
+
+    def _project(
+        self, x_BTM: jax.Array, rotation: Rotation
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+        """Rotated queries and keys, gated values, and the gate."""
+        q_BTHE = rotate(linear(x_BTM, self.query), rotation)
+        k_BTGE = rotate(linear(x_BTM, self.key), rotation)
+        v_BTGE = linear(x_BTM, self.value)
+        if self.value_gate is None:
+            return q_BTHE, k_BTGE, v_BTGE, None
+        gate_BTGE = self.value_gate(x_BTM)
+        return q_BTHE, k_BTGE, v_BTGE * gate_BTGE, gate_BTGE
 
     def _attend(
         self,
@@ -118,9 +160,10 @@ class Attention(nnx.Module):
         if self.indexer is None:
             o_BTHE, p_BGRTS = reference.attend(q_BTHE, k_BSGE, v_BSGE, reference.visible_mask(segments_BT))
             metrics = {"indexer_loss": jnp.zeros((), jnp.float32)}
-            return o_BTHE, metrics | _first_token_metrics(p_BGRTS, segments_BT, sparse=False)
-        running = jnp.zeros(()) if self.running_variance is None else self.running_variance[...]
-        o_BTHE, p_BGRTS, statistics = reference.sparse_attention(
+            first_BTH = reference.first_token_probability(p_BGRTS, segments_BT)
+            return o_BTHE, metrics | _first_token_metrics(first_BTH, segments_BT)
+        running = self._running()
+        o_BTHE, statistics = reference.sparse_attention(
             q_BTHE, k_BSGE, v_BSGE, self.indexer(x_BTM), segments_BT, running, self.selection
         )
         if train and self.running_variance is not None:
@@ -129,11 +172,15 @@ class Attention(nnx.Module):
             "indexer_loss": _mean(statistics.indexer_loss, valid_BT),
             "mean_k": _mean(statistics.selected, valid_BT),
         }
-        return o_BTHE, metrics | _first_token_metrics(p_BGRTS, segments_BT, sparse=True)
+        first_BTH, first_selected_BT = statistics.first_token, statistics.first_token_selected
+        return o_BTHE, metrics | _first_token_metrics(first_BTH, segments_BT, first_selected_BT)
 
     def variance(self) -> jax.Array | None:
         """The running variance, if this attention keeps one."""
         return None if self.running_variance is None else self.running_variance[...]
+
+    def _running(self) -> jax.Array:
+        return jnp.zeros(()) if self.running_variance is None else self.running_variance[...]
 
     def _next_variance(self, running: jax.Array, variance_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         # The first token of a document sees one score, whose variance says nothing.
@@ -179,13 +226,14 @@ def _gate_mean(gate_BTHE: jax.Array, valid_BT: jax.Array) -> jax.Array:
     return _mean(jnp.mean(gate_BTHE, axis=(2, 3), dtype=jnp.float32), valid_BT)
 
 
-def _first_token_metrics(p_BGRTS: jax.Array, segments_BT: jax.Array, sparse: bool) -> Metrics:
+def _first_token_metrics(first_BTH: jax.Array, segments_BT: jax.Array, selected_BT: jax.Array | None = None) -> Metrics:
     """As in arXiv 2505.06708 (Table 4), per document; a token that is not selected has probability 0."""
-    start_BT = reference.document_start(segments_BT)
-    first_BT = jax.lax.cummax(jnp.where(start_BT, jnp.arange(start_BT.shape[1]), 0), axis=1)
-    p_BGRT = jnp.take_along_axis(jax.lax.stop_gradient(p_BGRTS), first_BT[:, None, None, :, None], axis=-1)[..., 0]
-    counted_BT = (segments_BT >= 0) & ~start_BT
-    metrics = {"first_token_attention": _mean(jnp.mean(p_BGRT, axis=(1, 2)), counted_BT)}
-    if sparse:
-        metrics["first_token_selected"] = _mean(jnp.max(p_BGRT, axis=(1, 2)) > 0, counted_BT)
+    counted_BT = (segments_BT >= 0) & ~reference.document_start(segments_BT)
+    per_head_H = jax.vmap(_mean, in_axes=(2, None))(first_BTH, counted_BT)
+    metrics = {
+        "first_token_attention": jnp.mean(per_head_H),
+        "sink_rate": jnp.mean(per_head_H > _SINK, dtype=jnp.float32),
+    }
+    if selected_BT is not None:
+        metrics["first_token_selected"] = _mean(selected_BT, counted_BT)
     return metrics

@@ -47,28 +47,70 @@ class Selection:
 
 
 class SparseStatistics(NamedTuple):
-    """Per query, [B, T]: the indexer's loss, the number of selected keys, and the variance of the scores."""
+    """Statistics of every query, without gradients but for the loss.
+
+    indexer_loss [B, T], in nats; selected [B, T], the number of selected keys; variance [B, T] of the scores;
+    first_token [B, T, H], the probability that each head gives to the first token of the query's document;
+    first_token_selected [B, T], whether that token is in the selected set (if not, its probability is 0).
+    """
 
     indexer_loss: jax.Array
     selected: jax.Array
     variance: jax.Array
-
-
-def visible_mask(segments_BT: jax.Array) -> jax.Array:
-    """True where query t may see key s: s <= t, in one document; [B, T, S].
-
-    >>> visible_mask(jnp.array([[0, 0, 1]])).astype(int).tolist()
-    [[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]
-    """
-    position_T = jnp.arange(segments_BT.shape[1])
-    causal_TS = position_T[:, None] >= position_T[None, :]
-    return causal_TS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+    first_token: jax.Array
+    first_token_selected: jax.Array
 
 
 def document_start(segments_BT: jax.Array) -> jax.Array:
     """True at the first token of every document; [B, T]."""
     changed_BT = segments_BT[:, 1:] != segments_BT[:, :-1]
     return jnp.pad(changed_BT, ((0, 0), (1, 0)), constant_values=True)
+
+
+def first_position(segments_BT: jax.Array) -> jax.Array:
+    """The position of the first token of every token's document, int32 [B, T].
+
+    >>> first_position(jnp.array([[0, 0, 1, 1]])).tolist()
+    [[0, 0, 2, 2]]
+    """
+    position_T = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)
+    return jax.lax.cummax(jnp.where(document_start(segments_BT), position_T, 0), axis=1)
+
+
+def visible_keys(position_BT: jax.Array, first_BT: jax.Array, position_S: jax.Array) -> jax.Array:
+    """True where a query may see a key: no later than itself, and in its document; [B, T, S].
+
+    Args:
+      position_BT: positions of the queries, [B or 1, T].
+      first_BT: their `first_position`.
+      position_S: positions of the keys, [S] or [B, S].
+    """
+    position_S = position_S[..., None, :]
+    return (first_BT[:, :, None] <= position_S) & (position_S <= position_BT[:, :, None])
+
+
+def visible_mask(segments_BT: jax.Array) -> jax.Array:
+    """`visible_keys` of whole sequences, [B, T, S].
+
+    >>> visible_mask(jnp.array([[0, 0, 1]])).astype(int).tolist()
+    [[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]
+    """
+    position_T = jnp.arange(segments_BT.shape[1])
+    return visible_keys(position_T[None], first_position(segments_BT), position_T)
+
+
+def kept_keys(
+    position_BT: jax.Array, first_BT: jax.Array, position_S: jax.Array, keep_first: int, keep_local: int
+) -> jax.Array | None:
+    """The always-selected keys, if visible: a document's first ones and a query's latest ones; [B, T, S].
+
+    The arrays are those of `visible_keys`. None if nothing is kept.
+    """
+    if not keep_first and not keep_local:
+        return None
+    position_S = position_S[..., None, :]
+    near_start = position_S - first_BT[:, :, None] < keep_first
+    return near_start | (position_BT[:, :, None] - position_S < keep_local)
 
 
 def attend(q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, mask_BTS: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -96,6 +138,14 @@ def attend(q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, mask_BTS: ja
     o_BGNE = jnp.matmul(weight_BGNS, v_BGSE, preferred_element_type=accumulate)
     o_BGRTE = (o_BGNE.reshape(B, G, R, T, E) / total_BGRT1).astype(v_BSGE.dtype)
     return o_BGRTE.transpose(0, 3, 1, 2, 4).reshape(B, T, H, E), weight_BGRTS / total_BGRT1
+
+
+def first_token_probability(p_BGRTS: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """What each head of a query gives to the first token of its document, of `attend`'s probabilities; [B, T, H]."""
+    B, G, R, T, _ = p_BGRTS.shape
+    first_BT = first_position(segments_BT)[:, None, None, :, None]
+    p_BGRT1 = jnp.take_along_axis(jax.lax.stop_gradient(p_BGRTS), first_BT, axis=-1)
+    return p_BGRT1.reshape(B, G * R, T).transpose(0, 2, 1)
 
 
 def index_scores(index: IndexInputs, scale: float) -> jax.Array:
@@ -145,18 +195,6 @@ def adaptive_k(
     return jnp.where(running_variance > 0, k_BT, k_base).astype(jnp.int32)
 
 
-def keep_mask(segments_BT: jax.Array, keep_first: int, keep_local: int) -> jax.Array | None:
-    """The always-selected positions [B, T, S]: a document's first ones, a query's latest ones."""
-    if not keep_first and not keep_local:
-        return None
-    T = segments_BT.shape[1]
-    position_T = jnp.arange(T)
-    start_BT = jax.lax.cummax(jnp.where(document_start(segments_BT), position_T, 0), axis=1)
-    first_BS = position_T - start_BT < keep_first
-    local_TS = position_T[:, None] - position_T[None, :] < keep_local
-    return first_BS[:, None, :] | local_TS
-
-
 def indexer_divergence(
     scores_BTS: jax.Array, target_BTS: jax.Array, selected_BTS: jax.Array, temperature: float
 ) -> jax.Array:
@@ -175,6 +213,22 @@ def indexer_divergence(
     return cross_entropy_BT + jnp.sum(jax.scipy.special.xlogy(target_BTS, target_BTS), axis=-1)
 
 
+def select_keys(
+    index: IndexInputs, segments_BT: jax.Array, running_variance: jax.Array, selection: Selection
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The selected sets: their mask [B, T, S], the scores [B, T, S] and the scores' variance [B, T]."""
+    visible_BTS = visible_mask(segments_BT)
+    scores_BTS = index_scores(index, selection.scale)
+    variance_BT = score_variance(jax.lax.stop_gradient(scores_BTS), visible_BTS)
+    k_BT = adaptive_k(
+        variance_BT, running_variance, selection.k_rule, selection.k_base, selection.k_min, selection.k_max
+    )
+    position_T = jnp.arange(segments_BT.shape[1])
+    keep = selection.keep_first, selection.keep_local
+    keep_BTS = kept_keys(position_T[None], first_position(segments_BT), position_T, *keep)
+    return select_mask(scores_BTS, k_BT, visible_BTS, keep_BTS), scores_BTS, variance_BT
+
+
 def sparse_attention(
     q_BTHE: jax.Array,
     k_BSGE: jax.Array,
@@ -183,24 +237,23 @@ def sparse_attention(
     segments_BT: jax.Array,
     running_variance: jax.Array,
     selection: Selection,
-) -> tuple[jax.Array, jax.Array, SparseStatistics]:
+) -> tuple[jax.Array, SparseStatistics]:
     """Attention over the indexer's selected keys, and the loss that trains the indexer (GSA section 3.5).
 
     The output gives no gradient to `index`, the loss none to q, k and v.
 
     Returns:
-      The output [B, T, H, E], the probabilities [B, G, H/G, T, S] (zero where not selected) and statistics.
+      The output [B, T, H, E] and the statistics.
     """
-    visible_BTS = visible_mask(segments_BT)
-    scores_BTS = index_scores(index, selection.scale)
-    variance_BT = score_variance(jax.lax.stop_gradient(scores_BTS), visible_BTS)
-    k_BT = adaptive_k(
-        variance_BT, running_variance, selection.k_rule, selection.k_base, selection.k_min, selection.k_max
-    )
-    keep_BTS = keep_mask(segments_BT, selection.keep_first, selection.keep_local)
-    selected_BTS = select_mask(scores_BTS, k_BT, visible_BTS, keep_BTS)
+    selected_BTS, scores_BTS, variance_BT = select_keys(index, segments_BT, running_variance, selection)
     o_BTHE, p_BGRTS = attend(q_BTHE, k_BSGE, v_BSGE, selected_BTS)
     target_BTS = jnp.mean(jax.lax.stop_gradient(p_BGRTS), axis=(1, 2))
-    loss_BT = indexer_divergence(scores_BTS, target_BTS, selected_BTS, selection.temperature)
-    selected_BT = jnp.sum(selected_BTS, axis=-1, dtype=jnp.int32)
-    return o_BTHE, p_BGRTS, SparseStatistics(loss_BT, selected_BT, variance_BT)
+    first_BT1 = first_position(segments_BT)[..., None]
+    statistics = SparseStatistics(
+        indexer_loss=indexer_divergence(scores_BTS, target_BTS, selected_BTS, selection.temperature),
+        selected=jnp.sum(selected_BTS, axis=-1, dtype=jnp.int32),
+        variance=variance_BT,
+        first_token=first_token_probability(p_BGRTS, segments_BT),
+        first_token_selected=jnp.take_along_axis(selected_BTS, first_BT1, axis=-1)[..., 0],
+    )
+    return o_BTHE, statistics

@@ -35,6 +35,10 @@ def sparse(q, k, v, index, running=0.0, **fields):
     return reference.sparse_attention(q, k, v, index, SEGMENTS, jnp.asarray(running), make_selection(**fields))
 
 
+def selected(index, running=0.0, **fields):
+    return reference.select_keys(index, SEGMENTS, jnp.asarray(running), make_selection(**fields))[0]
+
+
 def test_visible_is_causal_within_documents():
     visible = reference.visible_mask(SEGMENTS)
     for b, t, s in np.ndindex(B, T, T):
@@ -52,7 +56,7 @@ def test_everything_selected_is_dot_product_attention(kind):
 
 def test_probabilities_are_those_of_the_output():
     q, k, v, index = make_inputs()
-    output, p, _ = sparse(q, k, v, index)
+    output, p = reference.attend(q, k, v, selected(index))
     assert p.shape == (B, G, H // G, T, T)
     np.testing.assert_allclose(jnp.sum(p, axis=-1), 1, rtol=1e-6)
     expected = jnp.einsum("bgrts,bsge->btgre", p, v).reshape(B, T, H, E)
@@ -112,7 +116,7 @@ def test_a_row_without_variance_has_an_extreme_k():
 def test_selected_keys_are_the_highest_scored():
     q, k, v, index = make_inputs()
     scores = np.asarray(reference.index_scores(index, 0.4))
-    _, p, statistics = sparse(q, k, v, index)
+    p, (_, statistics) = reference.attend(q, k, v, selected(index))[1], sparse(q, k, v, index)
     visible = np.asarray(reference.visible_mask(SEGMENTS))
     for b, t in np.ndindex(B, T):
         seen = np.flatnonzero(visible[b, t])
@@ -122,25 +126,40 @@ def test_selected_keys_are_the_highest_scored():
 
 
 def test_kept_positions():
-    keep = reference.keep_mask(SEGMENTS, keep_first=1, keep_local=2) & reference.visible_mask(SEGMENTS)
+    positions = jnp.arange(T)
+    keep = reference.kept_keys(positions[None], reference.first_position(SEGMENTS), positions, 1, 2)
+    keep &= reference.visible_mask(SEGMENTS)
     starts = np.array([[0] * 12, [0] * 3 + [3] * 4 + [7] * 5])
     for b, t in np.ndindex(B, T):
         assert set(np.flatnonzero(keep[b, t])) == {starts[b, t], t, max(t - 1, starts[b, t])}
     q, k, v, index = make_inputs()
-    p = sparse(q, k, v, index, keep_first=1, keep_local=1)[1]
+    p = reference.attend(q, k, v, selected(index, keep_first=1, keep_local=1))[1]
     assert np.all(np.diagonal(p[:, 0, 0], axis1=1, axis2=2) > 0)
     assert np.all(np.take_along_axis(np.asarray(p[:, 0, 0]), starts[..., None], axis=2) > 0)
 
 
 def test_divergence_against_numpy():
     q, k, v, index = make_inputs()
-    _, p, statistics = sparse(q, k, v, index)
+    p, (_, statistics) = reference.attend(q, k, v, selected(index))[1], sparse(q, k, v, index)
     scores, target = np.asarray(reference.index_scores(index, 0.4)), np.asarray(p).mean((1, 2))
     for b, t in np.ndindex(B, T):
         chosen = target[b, t] > 0
         x, y = target[b, t, chosen], np.exp(scores[b, t, chosen] / 0.5)
         expected = np.sum(x * np.log(x / (y / y.sum())))
         np.testing.assert_allclose(statistics.indexer_loss[b, t], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_statistics_of_the_first_token():
+    q, k, v, index = make_inputs()
+    mask, p = selected(index), reference.attend(q, k, v, selected(index))[1]
+    _, statistics = sparse(q, k, v, index)
+    starts = np.array([[0] * 12, [0] * 3 + [3] * 4 + [7] * 5])
+    assert statistics.first_token.shape == (B, T, H)
+    for b, t, h in np.ndindex(B, T, H):
+        expected = p[b, h // (H // G), h % (H // G), t, starts[b, t]]
+        np.testing.assert_allclose(statistics.first_token[b, t, h], expected, rtol=1e-5)
+        assert statistics.first_token_selected[b, t] == mask[b, t, starts[b, t]]
+    assert not np.all(statistics.first_token_selected)
 
 
 @pytest.mark.parametrize("rule", ["fixed", "paper"])
@@ -150,7 +169,7 @@ def test_indexer_gradient_is_that_of_the_divergence(rule):
 
         @jax.jit
         def loss(index):
-            return jnp.sum(sparse(q, k, v, index, running=0.004, k_rule=rule)[2].indexer_loss)
+            return jnp.sum(sparse(q, k, v, index, running=0.004, k_rule=rule)[1].indexer_loss)
 
         gradient = jax.grad(loss)(index)
         direction = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.ndim), a.shape, a.dtype), index)
@@ -169,6 +188,6 @@ def test_output_and_divergence_train_different_inputs():
         return jax.jit(jax.grad(lambda *a: loss(sparse(*a)), argnums=(0, 1, 2, 3)))(q, k, v, index)
 
     by_output = gradients(lambda result: jnp.sum(result[0] ** 2))
-    by_loss = gradients(lambda result: jnp.sum(result[2].indexer_loss))
+    by_loss = gradients(lambda result: jnp.sum(result[1].indexer_loss))
     assert all(jnp.any(g != 0) for g in by_output[:3]) and all(jnp.all(g == 0) for g in by_output[3])
     assert all(jnp.all(g == 0) for g in by_loss[:3]) and all(jnp.any(g != 0) for g in by_loss[3])

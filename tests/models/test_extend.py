@@ -1,0 +1,149 @@
+"""Decoding through the cache equals the plain forward pass, however the text is split."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import Decoder, ModelConfig
+from models.attention import cache as caches
+
+T, CAPACITY = 24, 32
+KINDS = {
+    "dense": {"attention": "dense"},
+    "fixed": {"attention": "sparse", "k_rule": "fixed"},
+    "paper": {"attention": "gated_sparse", "k_rule": "paper"},
+    "inverse": {"attention": "gated_sparse", "k_rule": "inverse", "keep_first": 1, "keep_local": 2},
+}
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+BASE = ModelConfig(
+    d_model=16, layers=2, heads=4, kv_heads=2, head_width=4, d_ff=24, vocab_size=32, indexer_width=4, k_base=4, k_min=2
+)
+BASE = dataclasses.replace(BASE, k_max=6)
+
+
+@functools.cache
+def build(kind, dtype):
+    config = dataclasses.replace(BASE, dtype=dtype, **KINDS[kind])
+    graphdef, params, state = nnx.split(Decoder(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    # A running variance as after some steps, which makes the adaptive rules adapt.
+    return nnx.split(nnx.merge(graphdef, params, jax.tree.map(lambda v: jnp.full_like(v, 1e-3), state)))
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def forward(graphdef, state, tokens_BT):
+    return nnx.merge(graphdef, state)(tokens_BT)[0]
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def extend(graphdef, state, tokens_BC, cache):
+    return nnx.merge(graphdef, state).extend(tokens_BC, cache)
+
+
+def empty(model, batch, capacity=CAPACITY):
+    return nnx.merge(*model).init_cache(batch, capacity)
+
+
+def make_tokens(seed, batch):
+    """Rows without a repeated token: the scores of two equal tokens differ by rounding alone in the first layer."""
+    rows = [jax.random.permutation(key, 32)[:T] for key in jax.random.split(jax.random.key(seed), batch)]
+    return jnp.stack(rows).astype(jnp.int32)
+
+
+def in_pieces(model, tokens_BT, sizes):
+    cache, logits, start = empty(model, len(tokens_BT)), [], 0
+    for size in sizes:
+        piece, cache = extend(*model, tokens_BT[:, start : start + size], cache)
+        cache = cache.advance(jnp.full(len(tokens_BT), size))
+        logits.append(piece)
+        start += size
+    return jnp.concatenate(logits, 1), cache
+
+
+def close(actual, expected, dtype):
+    scale = np.max(np.abs(expected))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize(
+    "kind, dtype", [*((kind, "float64") for kind in KINDS), ("dense", "float32"), ("inverse", "float32")]
+)
+def test_any_split_of_prefill_and_decoding_equals_the_forward_pass(kind, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        model = build(kind, dtype)
+        tokens_BT = make_tokens(1, 2)
+        expected = forward(*model, tokens_BT)
+        for sizes in [(8, 1, 8, 7), (1,) * 24, (7, 1, 8, 8)]:
+            close(in_pieces(model, tokens_BT, sizes)[0], expected, dtype)
+
+
+@pytest.mark.parametrize("kind", ["dense", "inverse"])
+def test_ragged_rows_rejected_tokens_and_neighbours_leave_no_trace(kind):
+    """Rows at different lengths, with rejected tokens behind them, continue as each would alone."""
+    model = build(kind, "float32")
+    tokens_BT = make_tokens(2, 3)
+    prompt_B, accepted_B = jnp.array([5, 8, 1]), jnp.array([0, 3, 4])
+    _, cache = extend(*model, tokens_BT[:, :8], empty(model, 3))
+    cache = cache.advance(prompt_B)
+    # A block of which each row keeps a part; what follows in the row is wrong on purpose.
+    block_BC = jnp.stack([jnp.roll(row, -p)[:4] for row, p in zip(tokens_BT, prompt_B, strict=True)])
+    wrong_BC = jnp.where(jnp.arange(4) < accepted_B[:, None], block_BC, 31 - block_BC)
+    _, cache = extend(*model, wrong_BC, cache)
+    cache = cache.advance(accepted_B)
+    rest_BC = jnp.stack([jnp.roll(row, -n)[:4] for row, n in zip(tokens_BT, cache.length, strict=True)])
+    logits, cache = extend(*model, rest_BC, cache)
+    for b, n in enumerate(np.asarray(prompt_B + accepted_B)):
+        close(logits[b], forward(*model, tokens_BT[b : b + 1])[0, n : n + 4], "float32")
+        fresh = extend(*model, tokens_BT[b : b + 1], empty(model, 1))[1]
+        for kept, whole in zip(jax.tree.leaves(cache.layers), jax.tree.leaves(fresh.layers), strict=True):
+            np.testing.assert_allclose(kept[b, : n + 4], whole[0, : n + 4], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dense", "paper"])
+def test_an_unstacked_decoder_extends_alike(kind):
+    model = build(kind, "float32")
+    unstacked = nnx.split(nnx.merge(*model).unstack())
+    tokens_BT = jax.random.randint(jax.random.key(3), (1, 8), 0, 32)
+    expected, _ = extend(*model, tokens_BT, empty(model, 1))
+    actual, _ = extend(*unstacked, tokens_BT, empty(unstacked, 1))
+    np.testing.assert_array_equal(actual, expected)
+    with pytest.raises(ValueError, match="only extends"):
+        nnx.merge(*unstacked)(tokens_BT)
+
+
+@given(seed=st.integers(0, 2**31), length=st.integers(0, 60), keep=st.sampled_from([(0, 0), (2, 3)]))
+@settings(max_examples=10, deadline=None)
+def test_gathered_rows_equal_the_masked_product(seed, length, keep):
+    """With 64 slots a query of one token gathers; 64 queries at once mask."""
+    keys = iter(jax.random.split(jax.random.key(seed), 8))
+    normal = lambda *shape: jax.random.normal(next(keys), shape)  # noqa: E731
+    layer = caches.LayerCache(normal(2, 64, 2, 4), normal(2, 64, 2, 4), normal(2, 64, 3))
+    selection = caches.reference.Selection(0.5, 1.0, "inverse", 5, 2, 8, *keep)
+    index = caches.reference.IndexInputs(
+        normal(2, 64, 2, 3), layer.index_key, jax.nn.sigmoid(normal(2, 64, 2)), normal(2)
+    )
+    q_BCHE, variance = normal(2, 64, 4, 4), jnp.array(1e-2)
+    position_BC = jnp.broadcast_to(jnp.arange(64), (2, 64))
+    attend = jax.jit(caches.attend_selected, static_argnames="selection")
+    masked = attend(q_BCHE, layer, index, position_BC, variance, selection)
+    one = slice(length, length + 1)
+    index = index._replace(query=index.query[:, one], gate=index.gate[:, one])
+    gathered = attend(q_BCHE[:, one], layer, index, position_BC[:, one], variance, selection)
+    np.testing.assert_allclose(gathered, masked[:, one], rtol=1e-5, atol=1e-6)
+
+
+def test_an_extension_longer_than_the_cache_is_refused():
+    model = build("dense", "float32")
+    with pytest.raises(ValueError, match=r"capacity=4 must be at least the 5 tokens"):
+        nnx.merge(*model).extend(jnp.zeros((1, 5), jnp.int32), empty(model, 1, capacity=4))
+
+
+def test_float64_without_its_flag_is_refused():
+    with pytest.raises(ValueError, match="jax_enable_x64"):
+        Decoder(dataclasses.replace(BASE, dtype="float64"), rngs=nnx.Rngs(0))
