@@ -1,0 +1,96 @@
+"""A decoder as decoding sees it: a static description, parameters, and one way to read tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models.attention.cache import Cache
+from models.decoder import Decoder
+from models.decoding.tokenizers import ByteTokenizer
+
+_SLOTS = 64  # capacities are multiples of it, so that few of them are compiled
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """The static part of a decoder; programs are compiled once for every instance.
+
+    Attributes:
+      graphdef: of a decoder with unstacked layers.
+      vocab_size: V, the width of the logits; it may exceed the tokenizer's.
+      context: the longest text that the model may read, in tokens; None is unlimited.
+    """
+
+    graphdef: nnx.GraphDef
+    vocab_size: int
+    context: int | None = None
+
+    def init_cache(self, params: nnx.State, batch: int, capacity: int) -> Cache:
+        """An empty cache for at least `capacity` tokens a row."""
+        return nnx.merge(self.graphdef, params).init_cache(batch, -(-capacity // _SLOTS) * _SLOTS)
+
+    def extend(self, params: nnx.State, tokens_BC: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Reads C more tokens of every row without committing them; see `Decoder.extend`."""
+        return nnx.merge(self.graphdef, params).extend(tokens_BC, cache)
+
+
+class Voice(NamedTuple):
+    """All that it takes to write text: a model, its parameters, its tokenizer."""
+
+    model: LanguageModel
+    params: nnx.State
+    tokenizer: ByteTokenizer
+
+
+def make_voice(decoder: Decoder, tokenizer: ByteTokenizer, context: int | None = None) -> Voice:
+    """A decoder with its tokenizer.
+
+    Raises:
+      ValueError: the tokenizer has ids that the decoder's embedding has no row for.
+    """
+    vocab_size = decoder.embedding.shape[0]
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, but the model's embedding has {vocab_size} rows; "
+            "use the tokenizer that the model was trained with"
+        )
+    graphdef, params = nnx.split(decoder.unstack())
+    return Voice(LanguageModel(graphdef, vocab_size, context), params, tokenizer)
+
+
+def right_padded(rows: list[list[int]], multiple: int = 1) -> np.ndarray:
+    """Ragged rows as one int32 array, filled with 0 to a multiple of some width.
+
+    >>> right_padded([[1, 2, 3], [4]], multiple=2).tolist()
+    [[1, 2, 3, 0], [4, 0, 0, 0]]
+    """
+    width = -(-max(map(len, rows)) // multiple) * multiple
+    padded = np.zeros((len(rows), width), np.int32)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return padded
+
+
+def prefill(voice: Voice, rows: list[list[int]], capacity: int) -> Cache:
+    """The cache of rows of which all tokens but the last are read.
+
+    The last one is read together with the first draft, or by the first step of plain decoding.
+    """
+    cache = voice.model.init_cache(voice.params, len(rows), capacity)
+    tokens_BC = right_padded([row[:-1] or [0] for row in rows], multiple=16)[:, : cache.capacity]
+    cache = read_program(voice.model)(voice.params, tokens_BC, cache)
+    return cache.advance(jnp.array([len(row) - 1 for row in rows], jnp.int32))
+
+
+@functools.lru_cache(maxsize=8)
+def read_program(model: LanguageModel) -> Callable[..., Cache]:
+    """Compiles (params, tokens [B, C], cache) -> cache with the tokens written, not committed."""
+    return jax.jit(lambda params, tokens_BC, cache: model.extend(params, tokens_BC, cache)[1], donate_argnums=2)

@@ -1,0 +1,129 @@
+"""The law of the next token, and the one way to draw from it.
+
+A law is an array of probabilities over the last axis, float32 (float64 if the logits are). Target and drafter
+share these functions, and "lossless" means: with respect to the target's law as `warp` returns it.
+
+Drawing is always the Gumbel-max rule, argmax(log law + noise): a token of probability 0 is never drawn, and
+noise that depends on the seed and the position alone makes the drawn text a function of the seed and the
+target (arXiv 2408.07978).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from models.attention.selection import ordered_bits, select_mask
+
+
+def warp(logits_BV: jax.Array, temperature_B: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
+    """The law of the next token: temperature, then top-k, then top-p; [..., V].
+
+    Of equal probabilities the lower index goes first, everywhere. No setting is static: rows may differ, and
+    a new value compiles nothing.
+
+    Args:
+      logits_BV: [..., V] of any float dtype; -inf excludes a token, and a row needs a finite logit.
+      temperature_B: at least 0; 0 puts everything on the largest logit. Like the other settings, a scalar or
+        an array that broadcasts to the logits' leading axes.
+      top_k_B: int, keeps the k most probable tokens; 0 keeps all.
+      top_p_B: in (0, 1], keeps the smallest set of the most probable tokens that holds at least this share
+        of what top-k left; 1 keeps all.
+
+    >>> logits = jnp.array([[1.0, 4.0, 4.0, 4.0]])
+    >>> warp(logits, 1.0, 2, 1.0).tolist(), warp(logits, 0.0, 0, 1.0).tolist()
+    ([[0.0, 0.5, 0.5, 0.0]], [[0.0, 1.0, 0.0, 0.0]])
+    """
+    logits_BV = logits_BV.astype(jnp.promote_types(logits_BV.dtype, jnp.float32))
+    shape, dtype = logits_BV.shape[:-1], logits_BV.dtype
+    temperature_B = jnp.broadcast_to(jnp.asarray(temperature_B, dtype), shape)
+    top_k_B = jnp.broadcast_to(jnp.asarray(top_k_B, jnp.int32), shape)
+    top_p_B = jnp.broadcast_to(jnp.asarray(top_p_B, dtype), shape)
+    greedy_B = temperature_B == 0
+    best_BV = jax.nn.one_hot(first_largest(logits_BV), logits_BV.shape[-1], dtype=dtype)
+    shifted_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
+    weight_BV = jnp.exp(shifted_BV / jnp.where(greedy_B, 1, temperature_B)[..., None])
+    weight_BV = jax.lax.cond(jnp.any(top_k_B > 0), _cut_top_k, _keep, weight_BV, top_k_B)
+    weight_BV = jax.lax.cond(jnp.any(top_p_B < 1), _cut_top_p, _keep, weight_BV, top_p_B)
+    law_BV = weight_BV / jnp.sum(weight_BV, axis=-1, keepdims=True)
+    return jnp.where(greedy_B[..., None], best_BV, law_BV)
+
+
+def gumbel(keys_B: jax.Array, positions_BC: jax.Array, vocab_size: int) -> jax.Array:
+    """Standard Gumbel noise [B, C, V] of absolute positions: a function of a row's key and of the position.
+
+    It does not depend on the other rows, on the other positions or on who drafts. Noise in the order of a
+    drafter's vocabulary is a gather of this noise.
+
+    Args:
+      keys_B: typed PRNG keys [B], one a row.
+      positions_BC: int32 [B, C].
+    """
+
+    def noise_V(row: tuple[jax.Array, jax.Array]) -> jax.Array:
+        # The default of 23 random bits cannot draw a probability below 1e-7.
+        return jax.random.gumbel(jax.random.fold_in(*row), (vocab_size,), mode="high")
+
+    # A few positions at a time: on a CPU, random bits of all at once leave the cache and take several times as long.
+    rows = (jnp.repeat(keys_B, positions_BC.shape[1]), positions_BC.ravel())
+    return jax.lax.map(noise_V, rows, batch_size=8).reshape(*positions_BC.shape, vocab_size)
+
+
+def choose(law_BV: jax.Array, noise_BV: jax.Array) -> jax.Array:
+    """argmax(log law + noise) over the last axis, int32: with standard Gumbel noise, a draw from the law.
+
+    The law need not be normalised. A law of one token gives that token, whatever the noise.
+    """
+    return first_largest(jnp.log(law_BV) + noise_BV)
+
+
+def first_largest(x_BV: jax.Array) -> jax.Array:
+    """The lowest index of the largest value of the last axis, int32; the last index if there are NaNs.
+
+    XLA's argmax does not vectorise on CPUs: it costs ten times as much.
+
+    >>> first_largest(jnp.array([2.0, 3.0, 3.0])).item()
+    1
+    """
+    V = x_BV.shape[-1]
+    largest_BV = x_BV == jnp.max(x_BV, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(largest_BV, jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)
+
+
+def _keep(weight_BV: jax.Array, _: jax.Array) -> jax.Array:
+    return weight_BV
+
+
+def _cut_top_k(weight_BV: jax.Array, k_B: jax.Array) -> jax.Array:
+    k_B = jnp.where(k_B > 0, k_B, weight_BV.shape[-1])
+    return jnp.where(select_mask(weight_BV, k_B, jnp.ones(weight_BV.shape, bool)), weight_BV, 0)
+
+
+def _cut_top_p(weight_BV: jax.Array, share_B: jax.Array) -> jax.Array:
+    """Keeps a token where the tokens that go before it hold less than the share.
+
+    The lightest weight kept is found by bisection on bit patterns, as in `models.attention.selection`: on a
+    CPU a sort of a large vocabulary costs more than a small model.
+    """
+    bits_BV = ordered_bits(weight_BV, jnp.ones(weight_BV.shape, bool))
+    need_B = share_B * jnp.sum(weight_BV, axis=-1)
+
+    def held(bits_B: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(bits_BV >= bits_B[..., None], weight_BV, 0), axis=-1)
+
+    def unsettled(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return jnp.any(bounds[1] - bounds[0] > 1)
+
+    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        enough = held(middle) >= need_B
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    top_B = jnp.max(bits_BV, axis=-1)
+    lightest_B, _ = jax.lax.while_loop(unsettled, halve, (jnp.zeros_like(top_B), top_B + 1))
+    equal_BV = bits_BV == lightest_B[..., None]
+    before_BV = held(lightest_B + 1)[..., None] + weight_BV * (jnp.cumsum(equal_BV, axis=-1) - 1)
+    kept_BV = (bits_BV > lightest_B[..., None]) | (equal_BV & (before_BV < need_B[..., None]))
+    kept_BV |= (share_B >= 1)[..., None]
+    return jnp.where(kept_BV, weight_BV, 0)

@@ -1,0 +1,232 @@
+"""What a tokenizer.json, and the files beside it, say about the bytes and the roles of tokens."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+ROLES = ("bos", "eos", "pad", "unk")
+_MODELS = ("BPE", "Unigram", "WordPiece")
+_ID_FILES = ("generation_config.json", "config.json")
+_NAME_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+
+Json = dict[str, Any]
+
+
+class TokenizerJson:
+    """A tokenizer.json.
+
+    Attributes:
+      library: the tokenizer of the library, which encodes as the model was trained to see text from its beginning.
+      model: "BPE", "Unigram" or "WordPiece".
+      names: tokens by id, those of the model and the added ones.
+      unknown: the id that the model writes for what it cannot spell; () where it has none.
+
+    Raises:
+      ValueError: the file is missing or damaged, or its kind of tokenizer is not supported.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._description = path, _read_json(path)
+        try:
+            self.library = Tokenizer.from_file(str(path))
+        except Exception as error:  # `tokenizers` raises bare Exception
+            raise ValueError(f"{path} is no tokenizer of the tokenizers library ({_one_line(error)})") from error
+        # A file may keep what its training wanted: random merges, fixed lengths.
+        self.library.no_padding()
+        self.library.no_truncation()
+        if getattr(self.library.model, "dropout", None):
+            self.library.model.dropout = None
+        # Older files do not name the type of the model, but the library recognises it.
+        self.model = type(self.library.model).__name__
+        self._model = self._description["model"]
+        self._added = {token["id"]: token for token in self._description.get("added_tokens") or ()}
+        steps = [*self._parts("normalizer"), *self._parts("pre_tokenizer")]
+        self._steps = {step["type"] for step in steps}
+        self._space = next((mark for mark in map(_space_mark, steps) if mark), None)
+        self._check()
+        self.names = self._names()
+        self.unknown = self._unknown()
+
+    def _parts(self, component: str) -> list[Json]:
+        return list(_parts(self._description.get(component)))
+
+    def _check(self) -> None:
+        supported = f"is not supported; supported: {', '.join(_MODELS)}"
+        if self.model not in _MODELS:
+            raise ValueError(f"{self._path}: tokenizer model {self.model!r} {supported}")
+        for option in ("continuing_subword_prefix", "end_of_word_suffix"):
+            if self.model == "BPE" and self._model.get(option):
+                raise ValueError(f"{self._path}: BPE with {option}={self._model[option]!r} {supported} without it")
+        if self.model != "WordPiece" and "ByteLevel" not in self._steps and self._space is None:
+            steps = ", ".join(sorted(self._steps)) or "nothing"
+            supported = "is not supported; supported: after ByteLevel, Metaspace, or a Replace of spaces"
+            raise ValueError(f"{self._path}: {self.model} after {steps} {supported}")
+
+    def _names(self) -> dict[int, str]:
+        vocabulary = self._model["vocab"]
+        if self.model == "Unigram":
+            names = {i: name for i, (name, _) in enumerate(vocabulary)}
+        else:
+            names = {i: name for name, i in vocabulary.items()}
+        return names | {i: token["content"] for i, token in self._added.items()}
+
+    def _unknown(self) -> tuple[int, ...]:
+        if self.model == "Unigram":
+            return tuple(i for i in [self._model.get("unk_id")] if i is not None)
+        return tuple(i for i, name in self.names.items() if name == self._model.get("unk_token"))
+
+    def table(self, roles: Mapping[str, tuple[int, ...]]) -> tuple[bytes | None, ...]:
+        """Bytes of every id; None for special tokens and for ids that no token has."""
+        with_role = {i for ids in roles.values() for i in ids}
+        special = {i for i, token in self._added.items() if token["special"] or i in with_role} | set(self.unknown)
+        to_bytes = self._to_bytes()
+        table: list[bytes | None] = [None] * (max(self.names, default=-1) + 1)
+        for i, name in self.names.items():
+            if i not in special:
+                # An added token is found in the text as it is spelled, before any step changes the text.
+                table[i] = name.encode() if i in self._added else to_bytes(name)
+        return tuple(table)
+
+    def _to_bytes(self) -> Callable[[str], bytes]:
+        decoders = {part["type"]: part for part in self._parts("decoder")}
+        if self.model == "WordPiece":
+            prefix = self.library.model.continuing_subword_prefix
+            glued = ".,?!" if decoders.get("WordPiece", {}).get("cleanup") else ""
+            return functools.partial(_word_piece, prefix=prefix, glued=glued)
+        if "ByteLevel" in self._steps:
+            return _byte_level
+        falls_back = bool(self._model.get("byte_fallback")) or "ByteFallback" in decoders
+        return functools.partial(_sentence_piece, space=self._space, byte_fallback=falls_back)
+
+    def begin(self) -> tuple[int, ...]:
+        """The special ids that the post-processor puts before a text."""
+        encoding = self.library.encode("a")
+        marked = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        return tuple(i for i, _ in itertools.takewhile(lambda pair: pair[1], marked))
+
+    def roles(self) -> dict[str, tuple[int, ...]]:
+        """Ids by role, from the first of the files beside this one that gives the role; a role without is ().
+
+        Of several ids the one that the tokenizer's own files name is first.
+        """
+        directory = self._path.parent
+        by_id = [directory / name for name in _ID_FILES if (directory / name).is_file()]
+        by_id = [(path, _read_json(path)) for path in by_id]
+        by_name = [_read_json(directory / name) for name in _NAME_FILES if (directory / name).is_file()]
+        ids = {name: i for i, name in self.names.items()}
+        roles = {}
+        for role in ROLES:
+            tokens = map(_content, (file.get(f"{role}_token") for file in by_name))
+            own = [ids[token] for token in tokens if token in ids][:1]
+            given = (_id_list(path, f"{role}_token_id", content) for path, content in by_id)
+            found = next(filter(None, given), own)
+            roles[role] = tuple(sorted(dict.fromkeys(found), key=lambda i, own=own: i not in own))
+        roles["unk"] = roles["unk"] or self.unknown
+        return roles
+
+    def continuing(self) -> Tokenizer:
+        """The library's tokenizer without the space before a text, and with special tokens' names as text."""
+        steps = {"normalizer": _without_space(self._parts("normalizer"), "normalizers")}
+        steps["pre_tokenizer"] = _without_space(self._parts("pre_tokenizer"), "pretokenizers")
+        empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+        made = Tokenizer.from_str(json.dumps(empty | steps))
+        # The model is shared, since a second copy of a large one would take long to make.
+        tokenizer = Tokenizer(self.library.model)
+        tokenizer.normalizer, tokenizer.pre_tokenizer = made.normalizer, made.pre_tokenizer
+        tokenizer.add_tokens([token for _, token in sorted(self.library.get_added_tokens_decoder().items())])
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+
+def _read_json(path: Path) -> Json:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({_one_line(error)})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _parts(component: Json | None) -> Iterator[Json]:
+    """A normalizer, pre-tokenizer or decoder as its parts, in order."""
+    if component is None:
+        return
+    if component["type"] != "Sequence":
+        yield component
+        return
+    for child in next(component[key] for key in ("normalizers", "pretokenizers", "decoders") if key in component):
+        yield from _parts(child)
+
+
+def _without_space(parts: list[Json], key: str) -> Json | None:
+    """Steps as one sequence; none of them puts a space before the text."""
+    kept = []
+    for part in parts:
+        if part["type"] == "Metaspace":
+            part = part | {"prepend_scheme": "never"}
+        if part["type"] == "ByteLevel" and key == "pretokenizers":
+            part = part | {"add_prefix_space": False}
+        if part["type"] != "Prepend":
+            kept.append(part)
+    return {"type": "Sequence", key: kept} if kept else None
+
+
+def _space_mark(step: Json) -> str | None:
+    """The character that a step writes for a space, usually ▁."""
+    if step["type"] == "Metaspace":
+        return step["replacement"]
+    if step["type"] == "Replace" and step["pattern"] == {"String": " "}:
+        return step["content"]
+    return None
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for characters from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [i for i in range(256) if i not in printable]
+    return {chr(i): i for i in printable} | {chr(0x100 + n): i for n, i in enumerate(others)}
+
+
+def _byte_level(name: str) -> bytes:
+    alphabet = _byte_of_character()
+    return bytes(map(alphabet.__getitem__, name)) if all(c in alphabet for c in name) else name.encode()
+
+
+def _sentence_piece(name: str, space: str, byte_fallback: bool) -> bytes:
+    byte = _BYTE_TOKEN.fullmatch(name) if byte_fallback else None
+    return bytes.fromhex(byte[1]) if byte else name.replace(space, " ").encode()
+
+
+def _word_piece(name: str, prefix: str, glued: str) -> bytes:
+    """A word's first piece carries the space before it: WordPiece drops spaces, and its decoder joins words by them."""
+    if prefix and name.startswith(prefix) and name != prefix:
+        return name[len(prefix) :].encode()
+    return name.encode() if name in glued else b" " + name.encode()
+
+
+def _content(token: Json | str | None) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _id_list(path: Path, key: str, content: Json) -> list[int]:
+    """The ids that a file gives; -1, which older files say for none, is none."""
+    value = content.get(key)
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(i) is int for i in values):
+        raise ValueError(f"{path}: {key}={value!r} must be an id or a list of ids")
+    return [i for i in values if i >= 0]

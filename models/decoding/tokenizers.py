@@ -1,0 +1,236 @@
+"""Tokenizers as bytes: what each id stands for, and the ids of bytes that continue a text.
+
+Two models with different vocabularies share one thing, the bytes they have written. Strings would not do: a
+token may be a part of a character, vocabularies spell spaces in their own ways, and a decoder cleans up.
+"""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from models.decoding.tokenizer_json import ROLES, TokenizerJson
+
+FILE = "tokenizer.json"
+_LONE_BYTES = re.compile("([\udc80-\udcff]+)")
+
+Encoder = Callable[[bytes, bytes], list[int]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ByteTokenizer:
+    """A tokenizer between bytes and ids.
+
+    Fields:
+      table: the bytes of every id below `vocab_size`; None for special tokens (beginning and end of text,
+        padding, unknown, markers of a chat) and for ids that no token has.
+      encoder: `encode` without its default.
+      prompter: ids of a prompt without `begin`; None means those of `encode`.
+      roles: ids of "bos", "eos", "pad" and "unk"; a role that no file gives is (). Of several ends of text the
+        tokenizer's own is first.
+      begin: the special ids that a prompt starts with.
+    """
+
+    table: tuple[bytes | None, ...] = dataclasses.field(repr=False)
+    encoder: Encoder
+    prompter: Callable[[str], list[int]] | None = None
+    roles: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=lambda: dict.fromkeys(ROLES, ()))
+    begin: tuple[int, ...] = ()
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id. A model may have more rows."""
+        return len(self.table)
+
+    @functools.cached_property
+    def byte_complete(self) -> bool:
+        """Whether any bytes can be spelled: each single byte is a token.
+
+        Exactly then decode(encode(x)) == x for every x. Otherwise text may change on the way, as a normalizer
+        lower-cases it or what is not in the vocabulary becomes unknown: compare before relying on it.
+        """
+        return {bytes([i]) for i in range(256)} <= set(self.table)
+
+    def token_bytes(self, token: int) -> bytes | None:
+        """Bytes of an id; None for special tokens and for ids outside the vocabulary."""
+        return self.table[token] if 0 <= token < len(self.table) else None
+
+    def encode(self, text: bytes, left: bytes = b"") -> list[int]:
+        """Ids of `text` as the continuation of `left`.
+
+        Neither a beginning of text nor the space that SentencePiece puts before a text is added, and what
+        looks like a special token is text. Bytes that are not UTF-8 become tokens of single bytes, also a
+        character whose end is missing: hold that back (`complete_prefix`) if the rest is to come.
+
+        Of `left` the last few bytes are enough. They matter where it ends inside a character, and to WordPiece,
+        which spells the inside of words differently; elsewhere more context changes next to nothing.
+        """
+        return self.encoder(text, left)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids that the model was trained to see for a text from its beginning.
+
+        Those of the tokenizer's own library: with `begin`, with SentencePiece's space before the text, and
+        with special tokens where the text names them. So `decode` gives the text up to that space, to special
+        tokens and to normalization.
+        """
+        return [*self.begin, *(self.encode(text.encode()) if self.prompter is None else self.prompter(text))]
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """Concatenated bytes of the ids; special tokens stand for nothing."""
+        return b"".join(self.token_bytes(i) or b"" for i in ids)
+
+
+class Utf8Stream:
+    """Text of tokens as they arrive, in complete characters.
+
+    >>> stream = Utf8Stream()
+    >>> stream.push("é".encode()[:1]), stream.push("é".encode()[1:] + b"t"), stream.push(b"\\xf0\\x9f"), stream.close()
+    ('', 'ét', '', '�')
+    """
+
+    def __init__(self):
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, data: bytes) -> str:
+        """The characters that these bytes complete; what is not UTF-8 becomes U+FFFD."""
+        return self._decoder.decode(data)
+
+    def close(self) -> str:
+        """What is left: U+FFFD where the last character has no end."""
+        return self._decoder.decode(b"", final=True)
+
+
+def complete_prefix(data: bytes) -> int:
+    """Length of `data` without a character at its end that more bytes could complete.
+
+    >>> complete_prefix("aé".encode()), complete_prefix("aé".encode()[:-1]), complete_prefix(b"a\\xff")
+    (3, 1, 2)
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    # A character has at most four bytes, so that an unfinished one has at most three.
+    decoder.decode(data[-3:])
+    return len(data) - len(decoder.getstate()[0])
+
+
+def load_tokenizer(path: Path | str) -> ByteTokenizer:
+    """The tokenizer of a tokenizer.json.
+
+    Supported are byte-level BPE and Unigram (GPT-2, Llama 3, Qwen), SentencePiece-style BPE and Unigram with or
+    without byte fallback (Llama 2, Mistral, Gemma) and WordPiece; which one it is, is read from the file's
+    normalizer, pre-tokenizer and model.
+
+    Args:
+      path: the file, or the directory that holds it. Ids by role come from generation_config.json, config.json,
+        tokenizer_config.json and special_tokens_map.json beside it, from the first that gives the role.
+
+    Raises:
+      ValueError: a file is missing or damaged, or the kind of tokenizer is not supported.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    file = TokenizerJson(path)
+    roles = file.roles()
+    table = file.table(roles)
+    make_encoder = _WordPieceEncoder if file.model == "WordPiece" else _Encoder
+    encoder = make_encoder(file.continuing(), table, file.unknown)
+    if not (encoder.exact or file.unknown or file.model == "BPE"):
+        raise ValueError(f"{path}: {file.model} without an unknown token cannot encode every text; give it one")
+    return ByteTokenizer(
+        table=table,
+        encoder=encoder,
+        prompter=lambda text: file.library.encode(text, add_special_tokens=False).ids,
+        roles=roles,
+        begin=file.begin(),
+    )
+
+
+class _Encoder:
+    """Bytes to ids, exactly where every byte has a token."""
+
+    def __init__(self, backend: Tokenizer, table: Sequence[bytes | None], unknown: tuple[int, ...]):
+        self._backend, self._table, self._unknown = backend, table, unknown
+        self._byte_ids: dict[int, int] = {}
+        for i, data in enumerate(table):
+            if data is not None and len(data) == 1:
+                self._byte_ids.setdefault(data[0], i)
+        self.exact = len(self._byte_ids) == 256
+
+    def __call__(self, text: bytes, left: bytes) -> list[int]:
+        unfinished = left[complete_prefix(left) :]
+        if unfinished and self.exact:
+            # Byte-level tokens end inside characters, and what is left of one may be one token with what follows.
+            ids = self._runs(unfinished + text, b"")
+            sizes = list(itertools.accumulate(len(self._table[i]) for i in ids))
+            if len(unfinished) in sizes:
+                return ids[sizes.index(len(unfinished)) + 1 :]
+        return self._runs(text, left)
+
+    def _runs(self, text: bytes, left: bytes) -> list[int]:
+        ids: list[int] = []
+        for run in _LONE_BYTES.split(text.decode(errors="surrogateescape")):
+            if run and _LONE_BYTES.match(run):
+                ids += self._bytes(run.encode(errors="surrogateescape"))
+            elif run:
+                ids += self._characters(run, left if not ids else b"")
+        return ids
+
+    def _bytes(self, data: bytes) -> list[int]:
+        if self.exact:
+            return [self._byte_ids[byte] for byte in data]
+        return list(self._unknown[:1])
+
+    def _characters(self, text: str, left: bytes) -> list[int]:
+        ids = self._encode(text, left)
+        if not self.exact:
+            # Unigram finds the names of special tokens in the text.
+            return [i for i in ids if self._table[i] is not None or i in self._unknown]
+        data = [self._table[i] for i in ids]
+        if None not in data and b"".join(data) == text.encode():
+            return ids
+        # A normalizer, or a text with the mark for spaces or a special token's name in it: what differs is
+        # spelled by its bytes. Halving finds it, and leaves the rest in few pieces.
+        if len(text) == 1:
+            return self._bytes(text.encode())
+        half = len(text) // 2
+        return self._characters(text[:half], left) + self._characters(text[half:], b"")
+
+    def _encode(self, text: str, left: bytes) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+
+class _WordPieceEncoder(_Encoder):
+    """WordPiece, whose first word goes on with the word that the text before ends in."""
+
+    def _encode(self, text: str, left: bytes) -> list[int]:
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        before = left[-4:].decode(errors="ignore")[-1:]
+        if not all(len(self._words(part)) == 1 for part in (before, text[0], before + text[0])):
+            return encoding.ids
+        rest = [i for i, word in zip(encoding.ids, encoding.word_ids, strict=True) if word != 0]
+        return self._continue(self._words(text)[0]) + rest
+
+    def _words(self, text: str) -> list[str]:
+        normalizer, splitter = self._backend.normalizer, self._backend.pre_tokenizer
+        text = normalizer.normalize_str(text) if normalizer else text
+        return [word for word, _ in splitter.pre_tokenize_str(text)] if splitter else [text]
+
+    def _continue(self, word: str) -> list[int]:
+        """The longest piece first, as WordPiece does, with the mark of continuations from the start."""
+        prefix = self._backend.model.continuing_subword_prefix
+        ids: list[int] = []
+        while word:
+            found = ((n, self._backend.token_to_id(prefix + word[:n])) for n in range(len(word), 0, -1))
+            length, token = next(((n, i) for n, i in found if i is not None), (0, None))
+            if token is None:
+                return list(self._unknown[:1])
+            ids.append(token)
+            word = word[length:]
+        return ids

@@ -1,0 +1,71 @@
+"""Tiny models over toy vocabularies whose tokens nest, and the exact laws of what they write."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models import Decoder, ModelConfig
+from models.decoding import ByteTokenizer, make_voice
+
+TARGET = (b"a", b"b", b"ab", b"aab", b"c")
+DRAFT = (b"a", b"b", b"c", b"abc")
+
+
+def tokenizer(words, *, end=True):
+    """Longest match first; ids are places in `words`, and the end of text comes behind them."""
+    order = sorted(range(len(words)), key=lambda i: -len(words[i]))
+
+    def encode(text, left):
+        ids, at = [], 0
+        while at < len(text):
+            found = [i for i in order if text.startswith(words[i], at)]
+            if not found:  # what the vocabulary cannot spell
+                at += 1
+                continue
+            ids.append(found[0])
+            at += len(words[found[0]])
+        return ids
+
+    roles = {"bos": (), "eos": (len(words),) if end else (), "pad": (), "unk": ()}
+    return ByteTokenizer((*words, *([None] if end else [])), encode, roles=roles)
+
+
+@functools.cache
+def voice(words, seed, *, end=True, padding=0, dtype="float64", peak=1.0, **fields):
+    """A random model; `padding` rows of its vocabulary belong to no token, `peak` sharpens its laws."""
+    own = tokenizer(words, end=end)
+    config = ModelConfig(
+        d_model=8,
+        layers=1,
+        heads=2,
+        kv_heads=1,
+        head_width=4,
+        d_ff=16,
+        vocab_size=own.vocab_size + padding,
+        dtype=dtype,
+        indexer_heads=1,
+        indexer_width=4,
+        k_base=4,
+        k_min=2,
+        k_max=8,
+        **fields,
+    )
+    decoder = Decoder(config, rngs=nnx.Rngs(seed))
+    decoder.embedding[...] = decoder.embedding[...] * peak
+    return make_voice(decoder, own)
+
+
+def exact_law(target, prompt, n, temperature=1.0):
+    """Probabilities [V]*n of the next n tokens."""
+    V = target.model.vocab_size
+    strings = np.array(list(itertools.product(range(V), repeat=n)), np.int32)
+    rows = np.concatenate([np.tile(prompt, (len(strings), 1)), strings], axis=1)
+    cache = target.model.init_cache(target.params, len(rows), rows.shape[1])
+    logits, _ = jax.jit(target.model.extend)(target.params, jnp.asarray(rows), cache)
+    log_law = jax.nn.log_softmax(logits[:, len(prompt) - 1 : -1] / temperature, axis=-1)
+    chosen = np.take_along_axis(np.asarray(log_law), strings[..., None], axis=-1)[..., 0]
+    return np.exp(chosen.sum(-1)).reshape((V,) * n)
