@@ -1,7 +1,8 @@
-"""The decoder: tied embeddings around a stack of parallel blocks."""
+"""The decoder: embeddings around a stack of blocks."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import jax
@@ -12,10 +13,13 @@ from models.attention import Attention, RunningVariance
 from models.attention.cache import Cache, LayerCache
 from models.attention.modules import Metrics
 from models.config import ModelConfig
-from models.layers import FeedForward, Rotation, constant, make_rotation, rms_norm, weight
+from models.layers import FeedForward, View, make_rotation, norm_scale, rms_norm, scaled_norm, weight
 
 _LayerState = nnx.State
-_LayerStep = Callable[[tuple[_LayerState, _LayerState], jax.Array], tuple[jax.Array, tuple[Metrics, _LayerState]]]
+_LayerInputs = tuple[_LayerState, _LayerState, jax.Array]
+_LayerStep = Callable[[jax.Array, _LayerInputs], tuple[jax.Array, tuple[Metrics, jax.Array | None]]]
+
+_NO_WINDOW = jnp.iinfo(jnp.int32).max
 
 
 class Block(nnx.Module):
@@ -26,36 +30,78 @@ class Block(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.norm = constant((config.d_model,), ("embed",), 1.0)
+        self.architecture = copy.deepcopy(config.architecture)
+        self.norm = norm_scale(config.d_model, "embed", config.architecture)
         self.attention = Attention(config, rngs=rngs)
         self.feed_forward = FeedForward(config, rngs=rngs)
 
     def __call__(
-        self, x_BTM: jax.Array, segments_BT: jax.Array, rotation: Rotation, *, train: bool = False
+        self, x_BTM: jax.Array, segments_BT: jax.Array, view: View, *, train: bool = False, measure: bool = False
     ) -> tuple[jax.Array, Metrics]:
-        n_BTM = rms_norm(x_BTM) * self.norm[...].astype(x_BTM.dtype)
-        y_BTM, metrics = self.attention(n_BTM, segments_BT, rotation, train=train)
+        n_BTM = scaled_norm(x_BTM, self.norm, self.architecture)
+        y_BTM, metrics = self.attention(n_BTM, segments_BT, *view, train=train, measure=measure)
         x_BTM = x_BTM + y_BTM + self.feed_forward(n_BTM)
-        largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x_BTM)), initial=0, where=(segments_BT >= 0)[..., None])
-        return x_BTM, metrics | {"largest_activation": largest.astype(jnp.float32)}
+        return x_BTM, metrics | _largest(x_BTM, segments_BT)
 
     def extend(
-        self, x_BCM: jax.Array, layer: LayerCache, position_BC: jax.Array, rotation: Rotation
+        self, x_BCM: jax.Array, layer: LayerCache, position_BC: jax.Array, view: View
     ) -> tuple[jax.Array, LayerCache]:
         """The block's output for C more tokens of every row, and its cache with them written."""
-        n_BCM = rms_norm(x_BCM) * self.norm[...].astype(x_BCM.dtype)
-        y_BCM, layer = self.attention.extend(n_BCM, layer, position_BC, rotation)
+        n_BCM = scaled_norm(x_BCM, self.norm, self.architecture)
+        y_BCM, layer = self.attention.extend(n_BCM, layer, position_BC, *view)
         return x_BCM + y_BCM + self.feed_forward(n_BCM), layer
+
+
+class SequentialBlock(nnx.Module):
+    """y = x + p(attention(n(x))), then y + p(feed_forward(n(y))): n and p are norms, p only in Gemma's blocks."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        architecture = self.architecture = copy.deepcopy(config.architecture)
+        M, around = config.d_model, architecture.fixed.norms == 4
+        self.attention_norm = norm_scale(M, "embed", architecture)
+        self.attention = Attention(config, rngs=rngs)
+        self.attention_output_norm = norm_scale(M, "embed", architecture) if around else None
+        self.feed_forward_norm = norm_scale(M, "embed", architecture)
+        self.feed_forward = FeedForward(config, rngs=rngs)
+        self.feed_forward_output_norm = norm_scale(M, "embed", architecture) if around else None
+
+    def __call__(
+        self, x_BTM: jax.Array, segments_BT: jax.Array, view: View, *, train: bool = False, measure: bool = False
+    ) -> tuple[jax.Array, Metrics]:
+        n_BTM = self._norm(x_BTM, self.attention_norm)
+        y_BTM, metrics = self.attention(n_BTM, segments_BT, *view, train=train, measure=measure)
+        x_BTM = self._feed_forward(x_BTM + self._norm(y_BTM, self.attention_output_norm))
+        return x_BTM, metrics | _largest(x_BTM, segments_BT)
+
+    def extend(
+        self, x_BCM: jax.Array, layer: LayerCache, position_BC: jax.Array, view: View
+    ) -> tuple[jax.Array, LayerCache]:
+        """As `Block.extend`."""
+        n_BCM = self._norm(x_BCM, self.attention_norm)
+        y_BCM, layer = self.attention.extend(n_BCM, layer, position_BC, *view)
+        return self._feed_forward(x_BCM + self._norm(y_BCM, self.attention_output_norm)), layer
+
+    def _feed_forward(self, x_BTM: jax.Array) -> jax.Array:
+        y_BTM = self.feed_forward(self._norm(x_BTM, self.feed_forward_norm))
+        return x_BTM + self._norm(y_BTM, self.feed_forward_output_norm)
+
+    def _norm(self, x_BTM: jax.Array, scale: nnx.Param | None) -> jax.Array:
+        return x_BTM if scale is None else scaled_norm(x_BTM, scale, self.architecture)
+
+
+def _largest(x_BTM: jax.Array, segments_BT: jax.Array) -> Metrics:
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x_BTM)), initial=0, where=(segments_BT >= 0)[..., None])
+    return {"largest_activation": largest.astype(jnp.float32)}
 
 
 class Decoder(nnx.Module):
     """A causal language model: token ids [B, T] to float32 logits [B, T, V].
 
-    Parameters are float32; `config.dtype` is that of activations. Every parameter names its dimensions in its
-    metadata `axes`. Parameters of the L layers are stacked along a first dimension that `axes` does not name.
-    Initial values are truncated normal with deviation 1/sqrt(fan in); the projections that write to the
-    residual stream have 1/sqrt(2·L) of that; embeddings have 1/sqrt(M), so that initial logits have a
-    variance of about 1.
+    Parameters are initialised as float32; `config.dtype` is that of activations. Every parameter names its
+    dimensions in its metadata `axes`. Parameters of the L layers are stacked along a first dimension that
+    `axes` does not name. Initial values are truncated normal with deviation 1/sqrt(fan in); the projections that
+    write to the residual stream have 1/sqrt(2·L) of that; embeddings have 1/sqrt(M), so that initial logits have
+    a variance of about 1.
 
     Raises:
       ValueError: the config is not valid (see `ModelConfig.validate`).
@@ -70,8 +116,12 @@ class Decoder(nnx.Module):
         config.validate()
         V, M, L = config.vocab_size, config.d_model, config.layers
         self.embedding = weight(rngs, (V, M), ("vocab", "embed"), fan_in=M)
-        make_layers = nnx.vmap(lambda layer_rngs: Block(config, rngs=layer_rngs))
+        architecture = self.architecture = copy.deepcopy(config.architecture)
+        block = Block if architecture.fixed.norms == 1 else SequentialBlock
+        make_layers = nnx.vmap(lambda layer_rngs: block(config, rngs=layer_rngs))
         self.layers = make_layers(rngs.split(L))
+        self.final_norm = norm_scale(M, "embed", architecture) if architecture.fixed.norms > 1 else None
+        self.head = None if architecture.tied_head else weight(rngs, (V, M), ("vocab", "embed"), fan_in=M)
         self.dtype = _supported(config.dtype)
         self.depth = L
         self.head_width, self.rope_base = config.head_width, config.rope_base
@@ -84,9 +134,10 @@ class Decoder(nnx.Module):
         positions_BT: jax.Array | None = None,
         *,
         train: bool = False,
+        measure: bool = False,
     ) -> tuple[jax.Array, Metrics]:
         """Logits of the next token and metrics; the arguments are those of `hidden`."""
-        x_BTM, metrics = self.hidden(tokens_BT, segments_BT, positions_BT, train=train)
+        x_BTM, metrics = self.hidden(tokens_BT, segments_BT, positions_BT, train=train, measure=measure)
         return self.logits(x_BTM), metrics
 
     def hidden(
@@ -96,6 +147,7 @@ class Decoder(nnx.Module):
         positions_BT: jax.Array | None = None,
         *,
         train: bool = False,
+        measure: bool = False,
     ) -> tuple[jax.Array, Metrics]:
         """The normalised last hidden state [B, T, M] and the attention metrics.
 
@@ -106,6 +158,7 @@ class Decoder(nnx.Module):
           positions_BT: int32 rotary positions [B or 1, T], default 0 to T-1. Only differences within a
             document matter.
           train: moves the running variance of an adaptive k rule, in this module's own state.
+          measure: adds the metrics that compare selections with dense attention, which costs about as much as that.
 
         Returns:
           The state in `config.dtype`, and the metrics of `Attention` as float32 scalars, each a mean over
@@ -117,10 +170,9 @@ class Decoder(nnx.Module):
             raise ValueError(f"segments of shape {segments_BT.shape} must be {tokens_BT.shape} like tokens")
         if positions_BT is None:
             positions_BT = jnp.arange(tokens_BT.shape[1])[None]
-        rotation = make_rotation(positions_BT, self.head_width, self.rope_base, _at_least_float32(self.dtype))
-        x_BTM = self.embedding[...].astype(self.dtype)[tokens_BT]
-        x_BTM, metrics = self._apply_layers(x_BTM, segments_BT, rotation, train)
-        return rms_norm(x_BTM), metrics
+        views = self._views(positions_BT)
+        x_BTM, metrics = self._apply_layers(self._embed(tokens_BT), segments_BT, views, train, measure)
+        return self._normalise(x_BTM), metrics
 
     def init_cache(self, batch: int, capacity: int) -> Cache:
         """An empty cache for `batch` rows of at most `capacity` tokens, in `config.dtype`."""
@@ -145,13 +197,12 @@ class Decoder(nnx.Module):
         if cache.capacity < C:
             raise ValueError(f"cache capacity={cache.capacity} must be at least the {C} tokens of an extension")
         position_BC = cache.positions(C)
-        rotation = make_rotation(position_BC, self.head_width, self.rope_base, _at_least_float32(self.dtype))
-        x_BCM = self.embedding[...].astype(self.dtype)[tokens_BC]
-        layers = []
-        for block, layer in zip(self._blocks(), cache.layers, strict=True):
-            x_BCM, layer = block.extend(x_BCM, layer, position_BC, rotation)
+        x_BCM, views, layers = self._embed(tokens_BC), self._views(position_BC), []
+        for i, (block, layer) in enumerate(zip(self._blocks(), cache.layers, strict=True)):
+            view = views[self.architecture.has_window(i)]
+            x_BCM, layer = block.extend(x_BCM, layer, position_BC, view)
             layers.append(layer)
-        return self.logits(rms_norm(x_BCM)), cache._replace(layers=tuple(layers))
+        return self.logits(self._normalise(x_BCM)), cache._replace(layers=tuple(layers))
 
     def unstack(self) -> Decoder:
         """The same decoder with every layer's parameters in arrays of their own.
@@ -166,47 +217,79 @@ class Decoder(nnx.Module):
     def logits(self, x_BTM: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of hidden states [B, T, M]."""
         B, T, M = x_BTM.shape
-        embedding_MV = self.embedding[...].astype(x_BTM.dtype).T
-        logits_NV = jnp.matmul(
-            x_BTM.reshape(B * T, M), embedding_MV, preferred_element_type=_at_least_float32(self.dtype)
-        )
+        head = self.embedding if self.head is None else self.head
+        head_MV = head[...].astype(x_BTM.dtype).T
+        logits_NV = jnp.matmul(x_BTM.reshape(B * T, M), head_MV, preferred_element_type=_at_least_float32(self.dtype))
+        if cap := self.architecture.logit_softcap:
+            logits_NV = cap * jnp.tanh(logits_NV / cap)
         return logits_NV.reshape(B, T, -1)
 
+    def _embed(self, tokens_BT: jax.Array) -> jax.Array:
+        x_BTM = self.embedding[...].astype(self.dtype)[tokens_BT]
+        # The factor is rounded to the dtype first, as in the models that were trained so.
+        return x_BTM * jnp.array(x_BTM.shape[-1] ** 0.5, self.dtype) if self.architecture.fixed.gemma else x_BTM
+
+    def _normalise(self, x_BTM: jax.Array) -> jax.Array:
+        if self.final_norm is None:
+            return rms_norm(x_BTM, self.architecture.norm_epsilon)
+        return scaled_norm(x_BTM, self.final_norm, self.architecture)
+
+    def _views(self, positions_BT: jax.Array) -> tuple[View, View]:
+        """What layers without and with a window see."""
+        a, width, dtype = self.architecture, self.head_width, _at_least_float32(self.dtype)
+        full = View(make_rotation(positions_BT, width, self.rope_base, dtype, a.rope_scaling))
+        near = full._replace(window=jnp.array(a.window, jnp.int32))
+        if a.window_rope_base:
+            near = near._replace(rotation=make_rotation(positions_BT, width, a.window_rope_base, dtype))
+        return full, near
+
     def _apply_layers(
-        self, x_BTM: jax.Array, segments_BT: jax.Array, rotation: Rotation, train: bool
+        self, x_BTM: jax.Array, segments_BT: jax.Array, views: tuple[View, View], train: bool, measure: bool
     ) -> tuple[jax.Array, Metrics]:
         graphdef, params, state = nnx.split(self._stacked(), nnx.Param, ...)
+        near = [self.architecture.has_window(i) for i in range(self.depth)]
+        choose = _chooser(views, near)
 
-        def apply(x: jax.Array, layer: tuple[_LayerState, _LayerState]):
-            block = nnx.merge(graphdef, *layer)
-            x, metrics = block(x, segments_BT, rotation, train=train)
+        def apply(x: jax.Array, layer: _LayerInputs):
+            *variables, near = layer
+            block = nnx.merge(graphdef, *variables)
+            x, metrics = block(x, segments_BT, choose(near), train=train, measure=measure)
             return x, (metrics, block.attention.variance())
 
         step = _with_remat(apply, self.remat, self.scan_layers)
         run = jax.lax.scan if self.scan_layers else self._unroll
-        x_BTM, (metrics_L, variance_L) = run(step, x_BTM, (params, state))
+        x_BTM, (metrics_L, variance_L) = run(step, x_BTM, (params, state, jnp.array(near, jnp.int32)))
         if train and variance_L is not None:
             # A new variable, since the old one may belong to the caller's state, outside this trace.
             self.layers.attention.running_variance = RunningVariance(variance_L)
         return x_BTM, jax.tree.map(jnp.mean, metrics_L)
 
-    def _unroll(self, step: _LayerStep, x: jax.Array, stacked: tuple[_LayerState, _LayerState]):
+    def _unroll(self, step: _LayerStep, x: jax.Array, stacked: _LayerInputs):
         outputs = []
         for i in range(self.depth):
             x, output = step(x, jax.tree.map(lambda a, i=i: a[i], stacked))
             outputs.append(output)
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
-    def _stacked(self) -> Block:
+    def _stacked(self) -> Block | SequentialBlock:
         if isinstance(self.layers, nnx.List):
             raise ValueError("an unstacked decoder only extends; call the decoder that it was made of")
         return self.layers
 
-    def _blocks(self) -> list[Block]:
+    def _blocks(self) -> list[Block | SequentialBlock]:
         if isinstance(self.layers, nnx.List):
             return list(self.layers)
         graphdef, stacked = nnx.split(self.layers)
         return [nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], stacked)) for i in range(self.depth)]
+
+
+def _chooser(views: tuple[View, View], near: list[bool]) -> Callable[[jax.Array], View]:
+    """The view of a layer by whether it has a window, which differs between layers of one scanned body."""
+    if len(set(near)) == 1:
+        return lambda _: views[near[0]]
+    full = views[0]._replace(window=jnp.array(_NO_WINDOW, jnp.int32))
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), full, views[1])
+    return lambda near: jax.tree.map(lambda a: a[near], both)
 
 
 def _supported(dtype: str) -> jnp.dtype:

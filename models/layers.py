@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -9,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.config import ModelConfig
+from models.config import Architecture, ModelConfig, RopeScaling
 
-_NORM_EPSILON = 1e-6
+_UNSCALED = RopeScaling()
 
 
 class Rotation(NamedTuple):
@@ -19,6 +20,13 @@ class Rotation(NamedTuple):
 
     cos: jax.Array
     sin: jax.Array
+
+
+class View(NamedTuple):
+    """How a layer sees the text: rotary tables and, if it has a window, how many latest keys, an int32 scalar."""
+
+    rotation: Rotation
+    window: jax.Array | None = None
 
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, gain: float = 1.0) -> nnx.Param:
@@ -52,18 +60,54 @@ def linear(x: jax.Array, w: nnx.Param, inputs: int = 1, preferred_element_type: 
     return y_NO.reshape(B, T, *out_shape)
 
 
-def rms_norm(x_BTM: jax.Array) -> jax.Array:
+def rms_norm(x_BTM: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     """x / rms(x) over the last axis, computed in float32 and returned in x's dtype (arXiv 1910.07467)."""
     x32_BTM = x_BTM.astype(jnp.promote_types(x_BTM.dtype, jnp.float32))
     mean_square = jnp.mean(jnp.square(x32_BTM), axis=-1, keepdims=True)
-    return (x32_BTM * jax.lax.rsqrt(mean_square + _NORM_EPSILON)).astype(x_BTM.dtype)
+    return (x32_BTM * jax.lax.rsqrt(mean_square + epsilon)).astype(x_BTM.dtype)
 
 
-def make_rotation(positions_BT: jax.Array, width: int, base: float, dtype: jnp.dtype = jnp.float32) -> Rotation:
+def norm_scale(width: int, axis: str, architecture: Architecture) -> nnx.Param:
+    """The scale [width] of a norm that changes nothing yet; `axis` as in `weight`."""
+    return constant((width,), (axis,), 0.0 if architecture.fixed.gemma else 1.0)
+
+
+def scaled_norm(x_BTM: jax.Array, scale: nnx.Param, architecture: Architecture) -> jax.Array:
+    """RMSNorm over the last axis with its scale, in x's dtype.
+
+    Families differ in what they round first: Gemma multiplies by 1 + scale in float32 and casts the product,
+    the others cast the norm and the scale.
+    """
+    epsilon = architecture.norm_epsilon
+    if not architecture.fixed.gemma:
+        return rms_norm(x_BTM, epsilon) * scale[...].astype(x_BTM.dtype)
+    wide = jnp.promote_types(x_BTM.dtype, jnp.float32)
+    return (rms_norm(x_BTM.astype(wide), epsilon) * (1 + scale[...].astype(wide))).astype(x_BTM.dtype)
+
+
+def make_rotation(
+    positions_BT: jax.Array,
+    width: int,
+    base: float,
+    dtype: jnp.dtype = jnp.float32,
+    scaling: RopeScaling = _UNSCALED,
+) -> Rotation:
     """Rotary tables (arXiv 2104.09864) of integer positions [B or 1, T] for heads of an even `width`."""
-    frequency_E = base ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
+    frequency_E = _scale_frequency(base ** (-jnp.arange(0, width, 2, dtype=dtype) / width), scaling)
     angle_BTE = positions_BT.astype(dtype)[..., None] * frequency_E
     return Rotation(jnp.cos(angle_BTE), jnp.sin(angle_BTE))
+
+
+def _scale_frequency(frequency_E: jax.Array, scaling: RopeScaling) -> jax.Array:
+    if scaling.kind == "none":
+        return frequency_E
+    if scaling.kind == "linear":
+        return frequency_E / scaling.factor
+    # The share of the unscaled frequency, by how many wavelengths fit into the original context.
+    wavelengths_E = scaling.original_context * frequency_E / (2 * math.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    share_E = jnp.clip((wavelengths_E - low) / (high - low), 0, 1)
+    return (1 - share_E) * frequency_E / scaling.factor + share_E * frequency_E
 
 
 def rotate(x_BTHE: jax.Array, rotation: Rotation) -> jax.Array:
@@ -75,16 +119,18 @@ def rotate(x_BTHE: jax.Array, rotation: Rotation) -> jax.Array:
 
 
 class FeedForward(nnx.Module):
-    """SwiGLU: W_down (silu(W_gate x) · W_up x) (arXiv 2002.05202), [B, T, M] to [B, T, M]."""
+    """W_down (silu(W_gate x) · W_up x) (SwiGLU, arXiv 2002.05202), [B, T, M] to [B, T, M]; Gemma's has a GELU."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         M, F = config.d_model, config.d_ff
         self.gate = weight(rngs, (M, F), ("embed", "mlp"), fan_in=M)
         self.up = weight(rngs, (M, F), ("embed", "mlp"), fan_in=M)
         self.down = weight(rngs, (F, M), ("mlp", "embed"), fan_in=F, gain=residual_gain(config))
+        self.gelu = config.architecture.fixed.gemma
 
     def __call__(self, x_BTM: jax.Array) -> jax.Array:
-        inner_BTF = jax.nn.silu(linear(x_BTM, self.gate)) * linear(x_BTM, self.up)
+        activation = functools.partial(jax.nn.gelu, approximate=True) if self.gelu else jax.nn.silu
+        inner_BTF = activation(linear(x_BTM, self.gate)) * linear(x_BTM, self.up)
         return linear(inner_BTF, self.down)
 
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from atlas.data import tasks
 from atlas.errors import UserError, unknown
 
 SOURCES = ("synthetic", "jsonl", "madlad", "text", "tfds")
@@ -18,7 +19,7 @@ class DataConfig:
     MADLAD-400's `<language>/clean_*.jsonl.gz`; `text` one of `<language>/*.txt` (one document a file); each
     may be any fsspec path, such as `gs://bucket/data`. `tfds` a TFDS name such as `wiki40b/{language}`, where
     `{language}` stands for each of `languages` (without it, `languages` is one label for the data set).
-    `synthetic` takes none.
+    `synthetic` takes none. `tasks` adds languages that are no languages: see `atlas.data.tasks`.
     """
 
     source: str = "synthetic"
@@ -29,8 +30,9 @@ class DataConfig:
     tokenizer_temperature: float = 100.0  # of the tokenizer's training mixture: 1 proportional, large uniform
     window: int = 256  # T, input tokens a window
     max_train_windows: int = 0  # cap on a language's unique training windows; 0: all
-    synthetic_tokens: int = 1_000_000  # bytes of training text a language, synthetic source only
-    seed: int = 0  # of the synthetic languages
+    tasks: tuple[str, ...] = ()  # retrieval tasks beside the languages of the source
+    synthetic_tokens: int = 1_000_000  # bytes of training text a language or task, synthetic ones only
+    seed: int = 0  # of the synthetic languages and of the tasks
 
     def validate(self) -> None:
         """Raises UserError naming the first field that no corpus can be made of."""
@@ -44,6 +46,7 @@ class DataConfig:
             raise UserError(f"data.input is missing: data.source={self.source} needs the place of the text")
         self._validate_numbers()
         self._validate_tokenizer()
+        tasks.check(self.tasks, self.window, self.tokenizer)
 
     def _validate_numbers(self) -> None:
         at_least = {

@@ -163,7 +163,8 @@ def _build(config: DataConfig, source: sources.Source, directory: Path, descript
         done += source.work(language)
         # A split may end before its files do, and what was built before is not read at all.
         bar.update(done - bar.n)
-    pairs = synthetic.relatedness(source.languages, config.seed) if config.source == "synthetic" else None
+    spoken = [language for language in source.languages if language not in config.tasks]
+    pairs = synthetic.relatedness(spoken, config.seed) if config.source == "synthetic" else None
     description["relatedness"] = [[*pair, share] for pair, share in pairs.items()] if pairs is not None else None
     description["fingerprint"] = _digest([description["identity"], description["tokenizer"]])
     _write(directory, description)

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import fsspec
 
-from atlas.data import synthetic
+from atlas.data import synthetic, tasks
 from atlas.data.config import DataConfig
 from atlas.errors import UserError, unknown
 
@@ -48,11 +48,12 @@ def open_source(config: DataConfig, on_read: Callable[[int], object] = lambda _:
       UserError: an unknown or missing language, no such input.
     """
     if config.source == "synthetic":
-        return SyntheticSource(config)
-    if config.source == "tfds":
-        return TfdsSource(config)
-    kind = {"jsonl": JsonlSource, "madlad": MadladSource, "text": TextSource}[config.source]
-    return kind(config, on_read)
+        source = SyntheticSource(config)
+    elif config.source == "tfds":
+        source = TfdsSource(config)
+    else:
+        source = {"jsonl": JsonlSource, "madlad": MadladSource, "text": TextSource}[config.source](config, on_read)
+    return WithTasks(source, config) if config.tasks else source
 
 
 class SyntheticSource:
@@ -64,16 +65,43 @@ class SyntheticSource:
         self._config = config
 
     def documents(self, language: str, split: str) -> Iterator[str]:
-        num_bytes = self._config.synthetic_tokens
-        if split != "train":
-            num_bytes = max(_SYNTHETIC_HELD_OUT_LEAST, round(num_bytes * _SYNTHETIC_HELD_OUT))
-        return synthetic.documents(language, split, num_bytes, self._config.seed)
+        return synthetic.documents(language, split, _synthetic_bytes(self._config, split), self._config.seed)
 
     def identity(self) -> dict[str, object]:
         return {"seed": self._config.seed, "synthetic_tokens": self._config.synthetic_tokens}
 
     def work(self, language: str) -> int:
         return self._config.synthetic_tokens
+
+
+class WithTasks:
+    """A source and, as further languages, the tasks of the config, each of `config.synthetic_tokens` bytes."""
+
+    def __init__(self, source: Source, config: DataConfig):
+        if both := set(source.languages) & set(config.tasks):
+            raise UserError(f"data.tasks names {min(both)}, which is a language of the source, too; rename that one")
+        self.languages = (*source.languages, *config.tasks)
+        self._source, self._config = source, config
+
+    def documents(self, language: str, split: str) -> Iterator[str]:
+        config = self._config
+        if language not in config.tasks:
+            return self._source.documents(language, split)
+        return tasks.documents(language, split, _synthetic_bytes(config, split), config.window, config.seed)
+
+    def identity(self) -> dict[str, object]:
+        config = self._config
+        own = {"names": list(config.tasks), "seed": config.seed, "synthetic_tokens": config.synthetic_tokens}
+        return self._source.identity() | {"tasks": own}
+
+    def work(self, language: str) -> int:
+        return self._config.synthetic_tokens if language in self._config.tasks else self._source.work(language)
+
+
+def _synthetic_bytes(config: DataConfig, split: str) -> int:
+    if split == "train":
+        return config.synthetic_tokens
+    return max(_SYNTHETIC_HELD_OUT_LEAST, round(config.synthetic_tokens * _SYNTHETIC_HELD_OUT))
 
 
 class File(NamedTuple):

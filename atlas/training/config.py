@@ -23,6 +23,9 @@ class MeshConfig:
     tensor: int = 1
 
 
+TRAINED = ("all", "indexer")
+
+
 @dataclass
 class TrainConfig:
     """How a run trains: AdamW on a warmup–stable–decay schedule whose decays are branches off one trunk.
@@ -41,6 +44,7 @@ class TrainConfig:
     weight_decay: float = 0.1  # on matrices only
     clip_norm: float = 1.0
     indexer_learning_rate_multiplier: float = 1.0
+    trained: str = "all"  # or "indexer": all else stands still; with k of a whole window it is the dense warm-up
     evaluation_windows: int = 64  # validation windows a language, at most
     evaluate_every: int = 0  # steps between evaluations of the trunk; 0: only the branches' ends
     checkpoint_every: int = 0  # steps between checkpoints; 0: only where branches begin
@@ -51,6 +55,8 @@ class TrainConfig:
             raise UserError(f"train.steps={self.steps}: give one or more ascending positive numbers of steps")
         if not 0 <= self.cooldown_fraction < 1:
             raise UserError(f"train.cooldown_fraction={self.cooldown_fraction}: must lie in [0, 1)")
+        if self.trained not in TRAINED:
+            raise unknown("train.trained", self.trained, TRAINED)
         for name in ("batch_size", "learning_rate", "clip_norm", "evaluation_windows"):
             if getattr(self, name) <= 0:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be positive")
@@ -96,6 +102,12 @@ class RunConfig:
 
 # What changes neither the numbers of a run nor its place in a study.
 _NOT_IDENTITY = ("group", "mesh")
+# Fields younger than the first runs: at their defaults they are left out, so that finished runs keep their ids.
+_YOUNGER = {
+    "data": ("tasks",),
+    "model": ("architecture", "selection", "block", "query_chunk"),
+    "train": ("trained",),
+}
 
 
 def run_id(config: RunConfig) -> str:
@@ -110,6 +122,11 @@ def run_id(config: RunConfig) -> str:
     for key in _NOT_IDENTITY:
         del identity[key]
     del identity["train"]["checkpoint_every"]
+    for part, keys in _YOUNGER.items():
+        default = dataclasses.asdict(type(getattr(config, part))())
+        for key in keys:
+            if identity[part][key] == default[key]:
+                del identity[part][key]
     return f"{config.name}-{digest_of(identity)}"
 
 

@@ -1,10 +1,13 @@
-"""Evaluation by language, in nats per token and in bits per byte."""
+"""Evaluation by language, in nats per token and in bits per byte; retrieval tasks, in exact matches."""
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from atlas.data import Corpus
+from atlas.data import Corpus, tasks
+from models import Decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,3 +47,36 @@ def evaluation_set(corpus: Corpus, windows: int, batch_size: int) -> EvaluationS
     return EvaluationSet(
         np.concatenate(chunks), np.array(languages), np.array(targets, float), np.array(num_bytes, float)
     )
+
+
+def read(model: Decoder, tokens_CBS: jax.Array, separator: int, padding: int) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What a model does with C chunks of windows under teacher forcing.
+
+    Args:
+      model: in evaluation nothing of it moves.
+      tokens_CBS: int32 [C, B, T+1]; a separator opens a document, and attention stays within one.
+      separator, padding: the tokenizer's ids.
+
+    Returns:
+      Which targets are the model's first choice, bool [C, B, T], and the metrics of `models.attention.Attention`,
+      each a float32 mean over chunks (of `largest_activation`: the mean over chunks of a chunk's largest).
+    """
+
+    def chunk(tokens_BS: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        inputs_BT = tokens_BS[:, :-1]
+        segments_BT = jnp.cumsum(inputs_BT == separator, axis=1, dtype=jnp.int32)
+        logits_BTV, metrics = model(inputs_BT, jnp.where(inputs_BT == padding, -1, segments_BT))
+        return jnp.argmax(logits_BTV, axis=-1) == tokens_BS[:, 1:], metrics
+
+    correct_CBT, metrics_C = jax.lax.map(chunk, tokens_CBS)
+    return correct_CBT, jax.tree.map(jnp.mean, metrics_C)
+
+
+def exact_matches(tokens_NS: np.ndarray, correct_NT: np.ndarray, separator: int) -> dict[int, tuple[int, int]]:
+    """(answers that match, documents) of a task by document length in tokens, from whole windows and `read`'s marks.
+
+    A document matches if each token of its scored answer is the model's first choice after all tokens before it.
+    """
+    rows, positions, lengths = tasks.answers(tokens_NS, separator)
+    matches = correct_NT[rows, positions]
+    return {int(n): (int(matches[lengths == n].sum()), int((lengths == n).sum())) for n in np.unique(lengths)}

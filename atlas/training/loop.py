@@ -264,6 +264,7 @@ class Population:
             model = {"params": final.params, "buffers": final.buffers}
             checkpoint.save(directory / MODEL, 0, jax.tree.map(lambda leaf: leaf[run : run + 1], model))  # noqa: B023
             if _writes():
+                self._corpus.tokenizer.save(directory / MODEL)
                 done = {
                     "params_sha256": checkpoint.digest(manifest, run),
                     "skipped_steps": int(jax.device_get(final.skipped)[run]),

@@ -192,6 +192,9 @@ class TrainStep:
         params, optimizer = {}, {}
         groups = self.skeleton.groups(state.params)
         for name, part in self.skeleton.groups(gradients).items():
+            if name != self.config.trained != "all":
+                params, optimizer[name] = params | groups[name], state.optimizer[name]
+                continue
             updates, optimizer[name] = optimizers[name].update(part, state.optimizer[name], groups[name])
             params |= {key: value + rate * updates[key] for key, value in groups[name].items()}
         return params, optimizer, optax.tree.norm(gradients)

@@ -2,7 +2,8 @@
 
 A row of the cache is one document. Its committed tokens stand in slots 0 to length - 1; what stands behind them
 is left over from extensions that were not committed, and is never read: a query sees the slots up to its own
-position, and all of those are written before it reads. Rollback is therefore a shorter length.
+position, and all of those are written before it reads. Rollback is therefore a shorter length. Layers with a
+window keep all slots too and mask those before it: a ring of slots would overwrite what a rollback returns to.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ _COST_OF_GATHERING = 4
 
 
 class LayerCache(NamedTuple):
-    """One layer's slots: rotated keys and gated values [B, S, G, E] and, for sparse kinds, index keys [B, S, I]."""
+    """One layer's slots: rotated keys and gated values [B, S, G, E]; for sparse kinds index keys [B, S, I]; and for
+    block selection the lists of every tile, int32 [B, P, A] (see `models.attention.blocks`)."""
 
     key: jax.Array
     value: jax.Array
-    index_key: jax.Array | None
+    index_key: jax.Array | None = None
+    lists: jax.Array | None = None
 
 
 class Cache(NamedTuple):
@@ -53,16 +56,20 @@ def write(slots_BSx: jax.Array, new_BCx: jax.Array, start_B: jax.Array) -> jax.A
     new_BCx = new_BCx.astype(slots_BSx.dtype)
     if slots_BSx.shape[0] == 1:
         # One slice updates in place, where a scatter over rows need not.
-        origin = (0, start_B[0], *(0,) * (slots_BSx.ndim - 2))
-        return jax.lax.dynamic_update_slice(slots_BSx, new_BCx, origin)
+        return jax.lax.dynamic_update_slice_in_dim(slots_BSx, new_BCx, start_B[0], axis=1)
     return jax.vmap(lambda row, new, start: jax.lax.dynamic_update_slice_in_dim(row, new, start, 0))(
         slots_BSx, new_BCx, start_B
     )
 
 
-def attend(q_BCHE: jax.Array, layer: LayerCache, position_BC: jax.Array) -> jax.Array:
-    """Attention of C queries a row over all slots up to their own; [B, C, H, E]."""
-    return reference.attend(q_BCHE, layer.key, layer.value, _visible(layer, position_BC))[0]
+def attend(
+    q_BCHE: jax.Array, layer: LayerCache, position_BC: jax.Array, window: jax.Array | None = None, softcap: float = 0.0
+) -> jax.Array:
+    """Attention of C queries a row over all slots up to their own, or the latest `window` of them; [B, C, H, E]."""
+    visible_BCS = _visible(layer, position_BC)
+    if window is not None:
+        visible_BCS &= ~_visible(layer, position_BC - window)
+    return reference.attend(q_BCHE, layer.key, layer.value, visible_BCS, softcap)[0]
 
 
 def attend_selected(
@@ -80,10 +87,10 @@ def attend_selected(
     mask the product with all slots.
 
     Args:
-      index: query, gate and bias of the C tokens; its key is not read, since the cache holds it.
+      index: query, gate and bias of the C tokens, and the key of the cache.
     """
     visible_BCS = _visible(layer, position_BC)
-    scores_BCS = reference.index_scores(index._replace(key=layer.index_key), selection.scale)
+    scores_BCS = reference.index_scores(index, selection.scale)
     variance_BC = reference.score_variance(scores_BCS, visible_BCS)
     rule = (selection.k_rule, selection.k_base, selection.k_min, selection.k_max)
     k_BC = reference.adaptive_k(variance_BC, running_variance, *rule)

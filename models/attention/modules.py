@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.attention import cache, reference
+from models.attention import blocks, cache, reference, streamed
+from models.attention.quality import selection_quality
 from models.config import ModelConfig
-from models.layers import Rotation, constant, linear, residual_gain, rotate, weight
+from models.layers import Rotation, constant, linear, norm_scale, residual_gain, rotate, scaled_norm, weight
 
 Metrics = dict[str, jax.Array]
 
 _SINK = 0.3  # arXiv 2410.10781's threshold
+_MEASURED_CHUNK = 128  # queries at a time when selections are measured
+
+_log = logging.getLogger(__name__)
 
 
 class RunningVariance(nnx.Variable):
@@ -61,9 +67,9 @@ class Indexer(nnx.Module):
 class Attention(nnx.Module):
     """Causal self-attention within documents, of any kind that `config.attention` names.
 
-    Called with the normalised block input [B, T, M], segments int32 [B, T] (see `reference`) and rotary
-    tables, it returns the output [B, T, M] and metrics: float32 scalars, each a mean over queries that are
-    not padding.
+    Called with the normalised block input [B, T, M], segments int32 [B, T] (see `reference`), rotary tables and,
+    in a layer with a window, its length in keys, it returns the output [B, T, M] and metrics: float32 scalars,
+    each a mean over queries that are not padding.
       indexer_loss            KL of the indexer in nats (0 without an indexer)
       first_token_attention   probability given to the document's first token, mean over heads; without the
                               queries at that token
@@ -71,6 +77,9 @@ class Attention(nnx.Module):
       mean_k                  selected keys (sparse kinds)
       first_token_selected    share of queries whose set holds the document's first token (sparse kinds)
       output_gate, value_gate mean of the gates (gated kinds, where configured)
+    and with measure=True, where single tokens are selected (see `models.attention.quality`):
+      selection_recall        share of dense attention that falls on the selected keys
+      selection_overlap       share of the selected keys that dense attention would choose
 
     With train=True an adaptive k rule also moves its running variance, which the next step will use.
     """
@@ -81,6 +90,13 @@ class Attention(nnx.Module):
         self.key = weight(rngs, (M, G, E), ("embed", "kv_heads", "head"), fan_in=M)
         self.value = weight(rngs, (M, G, E), ("embed", "kv_heads", "head"), fan_in=M)
         self.out = weight(rngs, (H, E, M), ("heads", "head", "embed"), H * E, residual_gain(config))
+        self.architecture = copy.deepcopy(config.architecture)
+        fixed = config.architecture.fixed
+        self.query_bias = constant((H, E), ("heads", "head"), 0.0) if fixed.qkv_bias else None
+        self.key_bias = constant((G, E), ("kv_heads", "head"), 0.0) if fixed.qkv_bias else None
+        self.value_bias = constant((G, E), ("kv_heads", "head"), 0.0) if fixed.qkv_bias else None
+        self.query_norm = norm_scale(E, "head", config.architecture) if fixed.qk_norm else None
+        self.key_norm = norm_scale(E, "head", config.architecture) if fixed.qk_norm else None
         self.value_gate = _value_gate(config, rngs)
         self.output_gate = _output_gate(config, rngs)
         self.indexer = Indexer(config, rngs=rngs) if config.is_sparse else None
@@ -88,12 +104,27 @@ class Attention(nnx.Module):
         self.running_variance = RunningVariance(jnp.zeros((), jnp.float32)) if adaptive else None
         self.variance_decay = config.variance_decay
         self.selection = _selection(config)
+        self.block = config.block if config.is_sparse and config.selection == "block" else None
+        self.chunk = config.query_chunk
 
     def __call__(
-        self, x_BTM: jax.Array, segments_BT: jax.Array, rotation: Rotation, *, train: bool = False
+        self,
+        x_BTM: jax.Array,
+        segments_BT: jax.Array,
+        rotation: Rotation,
+        window: jax.Array | None = None,
+        *,
+        train: bool = False,
+        measure: bool = False,
     ) -> tuple[jax.Array, Metrics]:
         q_BTHE, k_BSGE, v_BSGE, gate_BSGE = self._project(x_BTM, rotation)
-        o_BTHE, metrics = self._attend(q_BTHE, k_BSGE, v_BSGE, x_BTM, segments_BT, train)
+        if self.indexer is None:
+            o_BTHE, metrics = self._attend(q_BTHE, k_BSGE, v_BSGE, segments_BT, window)
+        else:
+            index = self.indexer(x_BTM)
+            o_BTHE, metrics = self._attend_selected(q_BTHE, k_BSGE, v_BSGE, index, segments_BT, train)
+            if measure and self.block is None:
+                metrics |= self._measure(q_BTHE, k_BSGE, index, segments_BT)
         if gate_BSGE is not None:
             metrics["value_gate"] = _gate_mean(gate_BSGE, segments_BT >= 0)
         if self.output_gate is not None:
@@ -106,14 +137,24 @@ class Attention(nnx.Module):
         """Empty slots for `batch` rows of at most `capacity` tokens."""
         G, E = self.key.shape[-2:]
         slots = (batch, capacity, G, E)
-        layer = cache.LayerCache(jnp.zeros(slots, dtype), jnp.zeros(slots, dtype), None)
+        layer = cache.LayerCache(jnp.zeros(slots, dtype), jnp.zeros(slots, dtype))
         if self.indexer is None:
             return layer
         index_slots = (batch, capacity, self.indexer.key.shape[-1])
-        return layer._replace(index_key=jnp.zeros(index_slots, jnp.promote_types(dtype, jnp.float32)))
+        layer = layer._replace(index_key=jnp.zeros(index_slots, jnp.promote_types(dtype, jnp.float32)))
+        if self.block is None:
+            return layer
+        blocks.check_block(self.block, capacity)
+        entries = blocks.list_length(self.selection, capacity, block=self.block)
+        return layer._replace(lists=jnp.full((batch, capacity // self.block, entries), -1, jnp.int32))
 
     def extend(
-        self, x_BCM: jax.Array, layer: cache.LayerCache, position_BC: jax.Array, rotation: Rotation
+        self,
+        x_BCM: jax.Array,
+        layer: cache.LayerCache,
+        position_BC: jax.Array,
+        rotation: Rotation,
+        window: jax.Array | None = None,
     ) -> tuple[jax.Array, cache.LayerCache]:
         """The output [B, C, M] at C more tokens of every row, and the slots with them written.
 
@@ -126,11 +167,19 @@ class Attention(nnx.Module):
             key=cache.write(layer.key, k_BCGE, start_B), value=cache.write(layer.value, v_BCGE, start_B)
         )
         if self.indexer is None:
-            o_BCHE = cache.attend(q_BCHE, layer, position_BC)
+            o_BCHE = cache.attend(q_BCHE, layer, position_BC, window, self.architecture.attention_softcap)
         else:
             index = self.indexer(x_BCM)
             layer = layer._replace(index_key=cache.write(layer.index_key, index.key, start_B))
-            o_BCHE = cache.attend_selected(q_BCHE, layer, index, position_BC, self._running(), self.selection)
+            index = index._replace(key=layer.index_key)
+            chosen_by = (position_BC, self._running(), self.selection)
+            if self.block is None:
+                o_BCHE = cache.attend_selected(q_BCHE, layer, index, *chosen_by)
+            else:
+                lists_BPA = blocks.extend_lists(layer.lists, index, *chosen_by, block=self.block)
+                layer = layer._replace(lists=lists_BPA)
+                slots = (layer.key, layer.value, lists_BPA)
+                o_BCHE = blocks.attend_cached(q_BCHE, *slots, position_BC, block=self.block)
         if self.output_gate is not None:
             o_BCHE *= self.output_gate(x_BCM)
         return linear(o_BCHE, self.out, inputs=2), layer
@@ -139,41 +188,79 @@ class Attention(nnx.Module):
         self, x_BTM: jax.Array, rotation: Rotation
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
         """Rotated queries and keys, gated values, and the gate."""
-        q_BTHE = rotate(linear(x_BTM, self.query), rotation)
-        k_BTGE = rotate(linear(x_BTM, self.key), rotation)
-        v_BTGE = linear(x_BTM, self.value)
+        q_BTHE = rotate(self._heads(x_BTM, self.query, self.query_bias, self.query_norm), rotation)
+        k_BTGE = rotate(self._heads(x_BTM, self.key, self.key_bias, self.key_norm), rotation)
+        v_BTGE = self._heads(x_BTM, self.value, self.value_bias, None)
+        if self.architecture.query_width:
+            # `reference` divides by sqrt(E).
+            q_BTHE *= (q_BTHE.shape[-1] / self.architecture.query_width) ** 0.5
         if self.value_gate is None:
             return q_BTHE, k_BTGE, v_BTGE, None
         gate_BTGE = self.value_gate(x_BTM)
         return q_BTHE, k_BTGE, v_BTGE * gate_BTGE, gate_BTGE
+
+    def _heads(self, x_BTM: jax.Array, w: nnx.Param, bias: nnx.Param | None, norm: nnx.Param | None) -> jax.Array:
+        y_BTHE = linear(x_BTM, w)
+        if bias is not None:
+            y_BTHE += bias[...].astype(y_BTHE.dtype)
+        return y_BTHE if norm is None else scaled_norm(y_BTHE, norm, self.architecture)
 
     def _attend(
         self,
         q_BTHE: jax.Array,
         k_BSGE: jax.Array,
         v_BSGE: jax.Array,
-        x_BTM: jax.Array,
+        segments_BT: jax.Array,
+        window: jax.Array | None,
+    ) -> tuple[jax.Array, Metrics]:
+        if self.chunk:
+            _log.info("dense attention in tiles of %d queries", self.chunk)
+            o_BTHE, first_BTH = streamed.attend(q_BTHE, k_BSGE, v_BSGE, segments_BT, chunk=self.chunk)
+        else:
+            _log.info("dense attention at once")
+            mask_BTS = reference.visible_mask(segments_BT, window)
+            softcap = self.architecture.attention_softcap
+            o_BTHE, p_BGRTS = reference.attend(q_BTHE, k_BSGE, v_BSGE, mask_BTS, softcap)
+            first_BTH = reference.first_token_probability(p_BGRTS, segments_BT)
+        metrics = {"indexer_loss": jnp.zeros((), jnp.float32)}
+        return o_BTHE, metrics | _first_token_metrics(first_BTH, segments_BT)
+
+    def _attend_selected(
+        self,
+        q_BTHE: jax.Array,
+        k_BSGE: jax.Array,
+        v_BSGE: jax.Array,
+        index: reference.IndexInputs,
         segments_BT: jax.Array,
         train: bool,
     ) -> tuple[jax.Array, Metrics]:
-        valid_BT = segments_BT >= 0
-        if self.indexer is None:
-            o_BTHE, p_BGRTS = reference.attend(q_BTHE, k_BSGE, v_BSGE, reference.visible_mask(segments_BT))
-            metrics = {"indexer_loss": jnp.zeros((), jnp.float32)}
-            first_BTH = reference.first_token_probability(p_BGRTS, segments_BT)
-            return o_BTHE, metrics | _first_token_metrics(first_BTH, segments_BT)
         running = self._running()
-        o_BTHE, statistics = reference.sparse_attention(
-            q_BTHE, k_BSGE, v_BSGE, self.indexer(x_BTM), segments_BT, running, self.selection
-        )
+        arguments = (q_BTHE, k_BSGE, v_BSGE, index, segments_BT, running, self.selection)
+        if self.block is not None:
+            _log.info("attention to selected blocks of %d keys", self.block)
+            o_BTHE, statistics = blocks.block_attention(*arguments, block=self.block)
+        elif self.chunk:
+            _log.info("attention to selected tokens in tiles of %d queries", self.chunk)
+            o_BTHE, statistics = streamed.sparse_attention(*arguments, chunk=self.chunk)
+        else:
+            _log.info("attention to selected tokens at once")
+            o_BTHE, statistics = reference.sparse_attention(*arguments)
         if train and self.running_variance is not None:
             self.running_variance[...] = self._next_variance(running, statistics.variance, segments_BT)
+        valid_BT = segments_BT >= 0
         metrics = {
             "indexer_loss": _mean(statistics.indexer_loss, valid_BT),
             "mean_k": _mean(statistics.selected, valid_BT),
         }
         first_BTH, first_selected_BT = statistics.first_token, statistics.first_token_selected
         return o_BTHE, metrics | _first_token_metrics(first_BTH, segments_BT, first_selected_BT)
+
+    def _measure(
+        self, q_BTHE: jax.Array, k_BSGE: jax.Array, index: reference.IndexInputs, segments_BT: jax.Array
+    ) -> Metrics:
+        chunk = self.chunk or _MEASURED_CHUNK
+        quality = selection_quality(q_BTHE, k_BSGE, index, segments_BT, self._running(), self.selection, chunk=chunk)
+        return {f"selection_{name}": _mean(value, segments_BT >= 0) for name, value in quality._asdict().items()}
 
     def variance(self) -> jax.Array | None:
         """The running variance, if this attention keeps one."""
@@ -185,6 +272,8 @@ class Attention(nnx.Module):
     def _next_variance(self, running: jax.Array, variance_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         # The first token of a document sees one score, whose variance says nothing.
         counted_BT = (segments_BT >= 0) & ~reference.document_start(segments_BT)
+        if self.block is not None:
+            counted_BT = blocks.counts_variance(segments_BT, block=self.block)
         now = jax.lax.stop_gradient(_mean(variance_BT, counted_BT))
         moved = running + (1 - self.variance_decay) * (now - running)
         return jnp.where(jnp.any(counted_BT), jnp.where(running > 0, moved, now), running)

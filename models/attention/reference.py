@@ -89,14 +89,17 @@ def visible_keys(position_BT: jax.Array, first_BT: jax.Array, position_S: jax.Ar
     return (first_BT[:, :, None] <= position_S) & (position_S <= position_BT[:, :, None])
 
 
-def visible_mask(segments_BT: jax.Array) -> jax.Array:
-    """`visible_keys` of whole sequences, [B, T, S].
+def visible_mask(segments_BT: jax.Array, window: jax.Array | int | None = None) -> jax.Array:
+    """`visible_keys` of whole sequences, [B, T, S]; with a window, only the latest so many, the query included.
 
     >>> visible_mask(jnp.array([[0, 0, 1]])).astype(int).tolist()
     [[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]
     """
     position_T = jnp.arange(segments_BT.shape[1])
-    return visible_keys(position_T[None], first_position(segments_BT), position_T)
+    first_BT = first_position(segments_BT)
+    if window is not None:
+        first_BT = jnp.maximum(first_BT, position_T - window + 1)
+    return visible_keys(position_T[None], first_BT, position_T)
 
 
 def kept_keys(
@@ -113,10 +116,13 @@ def kept_keys(
     return near_start | (position_BT[:, :, None] - position_S < keep_local)
 
 
-def attend(q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, mask_BTS: jax.Array) -> tuple[jax.Array, jax.Array]:
+def attend(
+    q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, mask_BTS: jax.Array, softcap: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
     """Softmax attention over the masked-in keys, scaled by 1/sqrt(E).
 
-    Query head h reads key/value head h // (H/G). Every query must have a key in its mask.
+    Query head h reads key/value head h // (H/G). Every query must have a key in its mask. A softcap c bounds the
+    logits x by c · tanh(x / c).
 
     Returns:
       The output [B, T, H, E] in v's dtype, and the probabilities [B, G, H/G, T, S] in float32.
@@ -130,6 +136,8 @@ def attend(q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, mask_BTS: ja
     q_BGNE = (q_BTHE * E**-0.5).reshape(B, T, G, R, E).transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, E)
     k_BGES, v_BGSE = k_BSGE.transpose(0, 2, 3, 1), v_BSGE.transpose(0, 2, 1, 3)
     logits_BGNS = jnp.matmul(q_BGNE, k_BGES, preferred_element_type=accumulate)
+    if softcap:
+        logits_BGNS = softcap * jnp.tanh(logits_BGNS / softcap)
     logits_BGRTS = jnp.where(mask_BTS[:, None, None], logits_BGNS.reshape(B, G, R, T, S), -jnp.inf)
     largest_BGRT1 = jax.lax.stop_gradient(jnp.max(logits_BGRTS, axis=-1, keepdims=True))
     weight_BGRTS = jnp.exp(logits_BGRTS - largest_BGRT1)
@@ -195,6 +203,13 @@ def adaptive_k(
     return jnp.where(running_variance > 0, k_BT, k_base).astype(jnp.int32)
 
 
+def choose_k(variance_BT: jax.Array, running_variance: jax.Array, selection: Selection) -> jax.Array:
+    """`adaptive_k` by the rule of a selection."""
+    return adaptive_k(
+        variance_BT, running_variance, selection.k_rule, selection.k_base, selection.k_min, selection.k_max
+    )
+
+
 def indexer_divergence(
     scores_BTS: jax.Array, target_BTS: jax.Array, selected_BTS: jax.Array, temperature: float
 ) -> jax.Array:
@@ -209,8 +224,9 @@ def indexer_divergence(
     target_BTS = jax.lax.stop_gradient(target_BTS)
     logits_BTS = scores_BTS / temperature
     normaliser_BT = jax.nn.logsumexp(jnp.where(selected_BTS, logits_BTS, -jnp.inf), axis=-1)
-    cross_entropy_BT = normaliser_BT - jnp.sum(target_BTS * logits_BTS, axis=-1)
-    return cross_entropy_BT + jnp.sum(jax.scipy.special.xlogy(target_BTS, target_BTS), axis=-1)
+    # Target and prediction are close, so each term is small; their two sums apart would be large.
+    log_ratio_BTS = jnp.log(jnp.where(target_BTS > 0, target_BTS, 1)) - (logits_BTS - normaliser_BT[..., None])
+    return jnp.sum(target_BTS * log_ratio_BTS, axis=-1)
 
 
 def select_keys(
@@ -220,9 +236,7 @@ def select_keys(
     visible_BTS = visible_mask(segments_BT)
     scores_BTS = index_scores(index, selection.scale)
     variance_BT = score_variance(jax.lax.stop_gradient(scores_BTS), visible_BTS)
-    k_BT = adaptive_k(
-        variance_BT, running_variance, selection.k_rule, selection.k_base, selection.k_min, selection.k_max
-    )
+    k_BT = choose_k(variance_BT, running_variance, selection)
     position_T = jnp.arange(segments_BT.shape[1])
     keep = selection.keep_first, selection.keep_local
     keep_BTS = kept_keys(position_T[None], first_position(segments_BT), position_T, *keep)

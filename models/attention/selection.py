@@ -43,14 +43,28 @@ def select_mask(
     >>> select_mask(scores, jnp.array([[2]]), jnp.ones((1, 1, 4), bool)).astype(int).tolist()
     [[[1, 1, 0, 0]]]
     """
-    kept_BTS = visible_BTS & keep_BTS if keep_BTS is not None else None
+    return selected_by(select_threshold(scores_BTS, k_BT, visible_BTS, keep_BTS), scores_BTS, visible_BTS, keep_BTS)
+
+
+def select_threshold(
+    scores_BTS: jax.Array, k_BT: jax.Array, visible_BTS: jax.Array, keep_BTS: jax.Array | None = None
+) -> Threshold:
+    """The set of `select_mask` in O(T) numbers, from which `selected_by` finds it again without a search."""
     candidate_BTS = visible_BTS
-    if kept_BTS is not None:
-        candidate_BTS = visible_BTS & ~kept_BTS
-        k_BT = jnp.maximum(k_BT - _count(kept_BTS), 0)
-    bits_BTS = ordered_bits(scores_BTS, candidate_BTS)
-    chosen_BTS = apply_threshold(bits_BTS, find_threshold(bits_BTS, k_BT))
-    return chosen_BTS if kept_BTS is None else chosen_BTS | kept_BTS
+    if keep_BTS is not None:
+        candidate_BTS = visible_BTS & ~keep_BTS
+        k_BT = jnp.maximum(k_BT - _count(visible_BTS & keep_BTS), 0)
+    return find_threshold(ordered_bits(scores_BTS, candidate_BTS), k_BT)
+
+
+def selected_by(
+    threshold: Threshold, scores_BTS: jax.Array, visible_BTS: jax.Array, keep_BTS: jax.Array | None = None
+) -> jax.Array:
+    """The mask [B, T, S] of a `select_threshold` of the same arguments."""
+    if keep_BTS is None:
+        return apply_threshold(ordered_bits(scores_BTS, visible_BTS), threshold)
+    chosen_BTS = apply_threshold(ordered_bits(scores_BTS, visible_BTS & ~keep_BTS), threshold)
+    return chosen_BTS | (visible_BTS & keep_BTS)
 
 
 def ordered_bits(scores: jax.Array, candidate: jax.Array) -> jax.Array:

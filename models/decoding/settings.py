@@ -56,13 +56,14 @@ class Sampling:
         return [Sampling(*row) for row in zip(*columns, strict=True)]
 
     def settings(self, batch: int, stop: Sequence[int]) -> Settings:
-        rows = self.rows(batch)
-        temperature, top_k, top_p, seed = (
-            np.array([getattr(r, f.name) for r in rows]) for f in dataclasses.fields(self)
+        """As arrays of a batch, with the ids that end a row."""
+        spread = lambda values, dtype: jnp.broadcast_to(jnp.asarray(values, dtype), (batch,))  # noqa: E731
+        keys_B = jax.vmap(jax.random.key)(spread(self.seed, jnp.uint32))
+        # An id that no token has stands for "no stop".
+        stop_X = jnp.array(list(stop) or [-1], jnp.int32)
+        return Settings(
+            spread(self.temperature, float), spread(self.top_k, jnp.int32), spread(self.top_p, float), keys_B, stop_X
         )
-        keys_B = jax.vmap(jax.random.key)(jnp.asarray(seed, jnp.uint32))
-        arrays = (jnp.asarray(temperature, float), jnp.asarray(top_k, jnp.int32), jnp.asarray(top_p, float))
-        return Settings(*arrays, keys_B, jnp.array(list(stop) or [-1], jnp.int32))
 
 
 def require(condition: bool, name: str, value: object, constraint: str) -> None:

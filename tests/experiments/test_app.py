@@ -35,7 +35,7 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["study", "prepare", "train", "sweep", "fit", "plan"])
+@pytest.mark.parametrize("name", ["study", "prepare", "train", "sweep", "fit", "plan", "compare_attention"])
 def test_help_shows_the_flags(name):
     done = run_binary(f"experiments.{name}", "--help")
     assert done.returncode == 0

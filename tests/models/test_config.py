@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from models import Decoder, ModelConfig, count_params, shape_config, shape_table
-from models.config import ATTENTION_KINDS, OUTPUT_GATES, VALUE_GATES
+from models.config import ATTENTION_KINDS, FAMILIES, OUTPUT_GATES, VALUE_GATES, Architecture, RopeScaling
 
 
 def leaf_sizes(config):
@@ -42,6 +42,15 @@ def test_count_equals_the_tree_of_every_kind(tiny, attention, output_gate, value
     assert count_params(config) == {"total": total, "non_embedding": total - embedding}
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_count_equals_the_tree_of_every_family(tiny, family, tied_head):
+    config = tiny(architecture=Architecture(family=family, tied_head=tied_head), attention="gated")
+    total = sum(leaf_sizes(config).values())
+    embeddings = config.vocab_size * config.d_model * (1 if tied_head else 2)
+    assert count_params(config) == {"total": total, "non_embedding": total - embeddings}
+
+
 def test_the_indexer_keeps_the_proportions_of_the_paper():
     config = dataclasses.replace(shape_config(32), attention="gated_sparse")
     assert (config.heads, config.head_width) == (16, 128)
@@ -72,6 +81,13 @@ def test_unknown_scale(scale):
         ({"attention": "sparse", "indexer_temperature": 0.0}, "model.indexer_temperature=0.0 must be pos"),
         ({"attention": "sparse", "variance_decay": 1.0}, "model.variance_decay=1.0 must be"),
         ({"attention": "sparse", "keep_local": -2}, "model.keep_local=-2 must not be negative"),
+        ({"architecture": Architecture("gemma")}, "model.architecture.family='gemma' must be one of atlas, llama,"),
+        ({"architecture": Architecture(norm_epsilon=0.0)}, "model.architecture.norm_epsilon=0.0 must be positive"),
+        ({"architecture": Architecture(window=-1)}, "model.architecture.window=-1 must not be negative"),
+        ({"architecture": Architecture(full_layers=(2,))}, r"full_layers=\(2,\) must be from 0 to 1"),
+        ({"architecture": Architecture(rope_scaling=RopeScaling("yarn"))}, "kind='yarn' must be one of none, linear"),
+        ({"architecture": Architecture(rope_scaling=RopeScaling(factor=0.0))}, "scaling.factor=0.0 must be positive"),
+        ({"attention": "sparse", "architecture": Architecture(window=4)}, "window=4 must be 0 for attention='sparse'"),
     ],
 )
 def test_bad_fields_are_named(tiny, fields, message):

@@ -165,3 +165,36 @@ def test_only_adaptive_rules_keep_a_variance(tiny):
 
     assert len(variances(attention="sparse")) == 1
     assert not variances(attention="sparse", k_rule="fixed") and not variances(attention="gated")
+
+
+@pytest.mark.parametrize("attention", ["gated", "gated_sparse"])
+def test_tiles_of_queries_change_nothing(tiny, attention):
+    whole, tiled = (build(tiny(attention=attention, query_chunk=chunk)) for chunk in (0, 4))
+    expected, expected_metrics = run(whole, make_input(), train=True)
+    actual, metrics = run(tiled, make_input(), train=True)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    assert metrics.keys() == expected_metrics.keys()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, expected_metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    by_output = [
+        gradients(m, lambda m: sum(jnp.sum(x) for x in jax.tree.leaves(m(make_input(), SEGMENTS, ROTATION))))
+        for m in (whole, tiled)
+    ]
+    for path, gradient in by_output[0].items():
+        np.testing.assert_allclose(by_output[1][path], gradient, rtol=1e-3, atol=1e-5, err_msg=path)
+
+
+def test_selecting_every_block_equals_selecting_every_token(tiny):
+    everything = {"attention": "gated_sparse", "k_rule": "fixed", "k_base": 16}
+    tokens, blocks = build(tiny(**everything)), build(tiny(**everything, selection="block", block=4))
+    expected, actual = (run(module, make_input())[0] for module in (tokens, blocks))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_measuring_adds_the_quality_of_the_selection(tiny):
+    for k, complete in [(16, True), (2, False)]:
+        module = build(tiny(attention="sparse", k_rule="fixed", k_base=k))
+        metrics = module(make_input(), SEGMENTS, ROTATION, measure=True)[1]
+        assert (metrics["selection_recall"] > 0.9999) == complete
+        assert 0 < metrics["selection_overlap"] <= 1.0001
+    assert "selection_recall" not in module(make_input(), SEGMENTS, ROTATION)[1]

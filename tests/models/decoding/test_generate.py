@@ -92,11 +92,9 @@ DRAWS = 100_000
 SAMPLERS = [
     ("ar", "exact", None),
     ("tli", "exact", 2),
-    ("tli", "rejection", 1),
     ("tli", "rejection", 3),
     ("tli", "block", 3),
     ("same", "rejection", 2),
-    ("same", "block", 2),
     ("lookup", "exact", 2),
 ]
 # On the host a row costs about a millisecond.
@@ -105,9 +103,9 @@ HOST_SAMPLERS = [("slem", "exact", 2), ("slrs", "rejection", 2), ("slrs", "block
 
 def chi_square(method, verify, length, draws, batch):
     """z of the chi-square statistic of the joint law of three tokens, against the exact law."""
-    target = voice(TARGET[:4], 0, end=False, dtype="float32", peak=2.0)
+    target = voice(TARGET[:4], 0, end=False, dtype="float32", peak=0.7)
     words, seed = (TARGET[:4], 5) if method == "same" else (DRAFT, 1)
-    drafter = voice(words, seed, end=False, dtype="float32", peak=2.0)
+    drafter = voice(words, seed, end=False, dtype="float32", peak=0.7)
     options = {"drafter": drafter, "method": "tli" if method == "same" else method, "verify": verify}
     prompt, counts = [0, 1, 0], np.zeros((4,) * 3)
     for start in range(0, draws, batch):
@@ -121,14 +119,13 @@ def chi_square(method, verify, length, draws, batch):
 
 @pytest.mark.parametrize("method, verify, length", SAMPLERS)
 def test_whole_generation_obeys_the_targets_law(method, verify, length):
-    """z < 4.5 has a chance of about 2e-5 to fail a right sampler; a wrong one of total variation 0.01 has z near 9.
+    """|z| < 4.5 fails a right sampler about once in 1e5; one at a total variation of 0.015 has z near 8.
 
-    A law at distance d from the expected one adds at least 4·n·d² to the statistic (Cauchy–Schwarz), 40 for n = 1e5
-    and d = 0.01, and sqrt(2·63) = 11.2 is one unit of z; the public implementation with a permuted q is at
-    d = 0.09 or more, z > 280.
+    A law at distance d from the expected one adds at least 4·n·d² to the statistic (Cauchy–Schwarz): 90 for n = 1e5
+    and d = 0.015, where one unit of z is sqrt(2·63) = 11.2.
     """
     with jax.enable_x64(False):
-        z, expected = chi_square(method, verify, length, DRAWS, 20_000)
+        z, expected = chi_square(method, verify, length, DRAWS, 50_000)
     assert expected.min() > 5
     assert abs(z) < 4.5
 
@@ -136,7 +133,7 @@ def test_whole_generation_obeys_the_targets_law(method, verify, length):
 @pytest.mark.parametrize("method, verify, length", HOST_SAMPLERS)
 def test_drafts_by_text_obey_the_targets_law(method, verify, length):
     with jax.enable_x64(False):
-        z, _ = chi_square(method, verify, length, 10_000, 2_000)
+        z, _ = chi_square(method, verify, length, 10_000, 5_000)
     assert abs(z) < 4.5
 
 

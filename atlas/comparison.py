@@ -1,0 +1,260 @@
+"""Attention kinds side by side: trains them, measures the trained models, and tabulates what differs."""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from atlas.data import Corpus
+from atlas.files import write_atomically
+from atlas.report import comparison as figures
+from atlas.training import RunConfig, SweepConfig, load_model, run_id, run_sweep, runs_table, stability
+from atlas.training.config import shape_key
+from atlas.training.evaluation import evaluation_set, exact_matches, read
+from atlas.training.loop import COOLDOWN, METRICS, TRUNK
+from atlas.training.metrics import JsonLines, Record
+from atlas.training.step import Skeleton
+from atlas.training.sweep import prepare_corpus
+
+RATES = "learning_rates"  # the group of a comparison's short runs
+TABLE, SUMMARY = "table.csv", "summary.json"
+
+_MEASUREMENTS = "measurements.json"
+_CONSTANTS = ("num_params", "d_ff")  # numbers of a kind, the same for every seed
+_CURVE_STEPS = 20  # steps that a point of a curve is the mean of
+_UNDISTURBED = 0.1  # quantile of the times between steps
+_IDLE_SECONDS = 60.0  # longer gaps between log lines are interruptions, not training
+_DPI = 150
+_CURVES = {
+    "loss": "loss, nats per token",
+    "first_token_attention": "first-token attention",
+    "largest_activation": "largest activation",
+    "indexer_loss": "indexer's loss, nats",
+}
+
+
+@dataclass
+class ComparisonConfig(SweepConfig):
+    """A base run, and what is compared: every attention kind at several seeds and learning rates."""
+
+    title: str = "A comparison"
+    seeds: int = 3  # runs of each kind
+    text_share: float = 0.3  # of the training windows; the others are tasks
+    learning_rates: tuple[float, ...] = (1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)  # of the short runs
+    rate_steps: int = 80  # of each short run
+    measured_windows: int = 256  # validation windows a language or task that trained models are measured on
+
+
+def run_comparison(
+    config: ComparisonConfig, runs: Sequence[RunConfig], workdir: pathlib.Path, command: str = ""
+) -> str:
+    """Trains and measures what is not done yet, and leaves TABLE, SUMMARY and their sources in `workdir`.
+
+    runs: those of group RATES tell the largest stable learning rate of their kind, all others everything else.
+    command: how it was started, for the summary.
+
+    Files: `runs.csv` (the runs table), `results.csv` (a row a run), `accuracy.csv` (a row a run, task and document
+    length), `learning_rates.csv` (a row a short run), `curves.csv` (means of 20 steps), figures/*.png.
+
+    Returns:
+      The table in words.
+    """
+    run_sweep(runs, workdir, config.population, shard="0/1")
+    corpus = prepare_corpus(config, workdir)
+    full, short = ([run for run in runs if (run.group == RATES) is wanted] for wanted in (False, True))
+    measured = measure(full, corpus, workdir, config)
+    evaluations = runs_table(full, workdir)
+    evaluations = evaluations[(evaluations.phase == COOLDOWN) & (evaluations.step == evaluations.step.max())]
+    losses = evaluations[~evaluations.language.isin(config.data.tasks)].groupby("run").loss.mean()
+    results = pd.DataFrame(_row(run, measured[run_id(run)], losses[run_id(run)], workdir) for run in full)
+    rates = pd.DataFrame(_rate_row(run, workdir) for run in short)
+    accuracy = pd.DataFrame(row for run in full for row in _accuracy_rows(run, measured[run_id(run)]))
+    curves = pd.DataFrame(row for run in full for row in _curve_rows(run, workdir))
+    table = tabulate(results, rates)
+    frames = {"results": results, "accuracy": accuracy, "learning_rates": rates, "curves": curves}
+    for name, frame in (frames | {"runs": runs_table(full, workdir)}).items():
+        write_atomically(workdir / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
+    write_atomically(workdir / TABLE, table.to_csv(float_format="%.6g"))
+    _draw(workdir / "figures", curves, accuracy, rates)
+    write_atomically(workdir / SUMMARY, json.dumps(_summary(config, runs, table, workdir, command), indent=1))
+    return f"{config.title}: mean ± standard deviation over seeds\n{describe(table)}\ntable: {workdir / TABLE}"
+
+
+def measure(
+    runs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path, config: ComparisonConfig
+) -> dict[str, Record]:
+    """Measurements of trained runs by id, read back where they were made before.
+
+    Each has `metrics`, those of the attention on validation text, and `matches`, {task: {document length: (answers
+    that match, documents)}} on validation windows of the tasks.
+    """
+    missing = [run for run in runs if not _measurements(workdir, run).exists()]
+    readers: dict[str, _Reader] = {}
+    for run in tqdm(missing, desc="measure", unit="run", disable=not missing):
+        key = shape_key(run)
+        if key not in readers:
+            readers = {key: _Reader(run, corpus, config)}
+        found = readers[key](load_model(workdir, run_id(run)))
+        write_atomically(_measurements(workdir, run), json.dumps(found))
+    return {run_id(run): json.loads(_measurements(workdir, run).read_text()) for run in runs}
+
+
+class _Reader:
+    """Measures trained models of one shape, compiled once."""
+
+    def __init__(self, run: RunConfig, corpus: Corpus, config: ComparisonConfig):
+        self._separator = corpus.tokenizer.separator
+        skeleton = Skeleton(dataclasses.replace(run.model, vocab_size=corpus.tokenizer.vocab_size))
+        ids = self._separator, corpus.tokenizer.padding
+        self._read = jax.jit(lambda params, buffers, tokens: read(skeleton.merge(params, buffers), tokens, *ids))
+        windows = evaluation_set(corpus, config.measured_windows, run.train.batch_size)
+        languages = np.asarray(corpus.languages)[windows.language]
+        self._text = windows.tokens[~np.isin(languages, config.data.tasks)]
+        self._tasks = {task: windows.tokens[languages == task] for task in config.data.tasks}
+
+    def __call__(self, model: dict) -> Record:
+        _, metrics = self._read(model["params"], model["buffers"], self._text)
+        matches = {task: self._matches(model, tokens) for task, tokens in self._tasks.items()}
+        return {"metrics": {name: float(value) for name, value in metrics.items()}, "matches": matches}
+
+    def _matches(self, model: dict, tokens_CBS: np.ndarray) -> dict[int, tuple[int, int]]:
+        correct_CBT, _ = self._read(model["params"], model["buffers"], tokens_CBS)
+        rows = tokens_CBS.reshape(-1, tokens_CBS.shape[-1])
+        return exact_matches(rows, np.asarray(correct_CBT).reshape(len(rows), -1), self._separator)
+
+
+def tabulate(results: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
+    """One row a kind: each number of `results` as the mean over seeds, and `<number>_sd`, its deviation (n - 1).
+
+    `largest_stable_rate` is that of the short runs; see `atlas.training.stability`.
+    """
+    kinds = results.groupby("kind", sort=False)
+    numbers = [name for name in results if name not in ("run", "kind", "seed", *_CONSTANTS)]
+    columns = {"runs": kinds.size()} | {name: kinds[name].first() for name in _CONSTANTS}
+    for name in numbers:
+        columns |= {name: kinds[name].mean(), f"{name}_sd": kinds[name].std()}
+    table = pd.DataFrame(columns)
+    by_kind = {kind: dict(zip(part.learning_rate, part.diverged, strict=True)) for kind, part in rates.groupby("kind")}
+    stable = {kind: stability.largest_stable_rate(runs) for kind, runs in by_kind.items()}
+    table["largest_stable_rate"] = pd.Series(stable, dtype=float)
+    return table
+
+
+def describe(table: pd.DataFrame) -> str:
+    """The table with a column a kind and a line a number, as text."""
+    lines = {}
+    for name in table:
+        if f"{name}_sd" in table:
+            lines[name] = [
+                "" if np.isnan(mean) else f"{mean:.4g} ± {sd:.2g}"
+                for mean, sd in zip(table[name], table[f"{name}_sd"], strict=True)
+            ]
+        elif not name.endswith("_sd"):
+            lines[name] = [f"{value:.4g}" for value in table[name]]
+    return pd.DataFrame(lines, index=table.index).T.to_string()
+
+
+def _row(run: RunConfig, measured: Record, bits_per_byte: float, workdir: pathlib.Path) -> Record:
+    records = _records(run, workdir)
+    losses = stability.losses_of(records)
+    matches = {task: np.sum(list(counts.values()), axis=0) for task, counts in measured["matches"].items()}
+    description = json.loads((workdir / "runs" / run_id(run) / "config.json").read_text())
+    return {
+        "run": run_id(run),
+        "kind": run.model.attention,
+        "seed": run.seed,
+        "num_params": description["num_params"],
+        "d_ff": run.model.d_ff,
+        "bits_per_byte": bits_per_byte,
+        **{task: float(right / documents) for task, (right, documents) in matches.items()},
+        **{name: value for name, value in measured["metrics"].items() if _concerns(run, name)},
+        "spike_score": stability.spike_score(losses),
+        "spike_events_per_100k": stability.spike_events_per_100k(losses),
+        "steps_per_second": _steps_per_second(records),
+    }
+
+
+def _rate_row(run: RunConfig, workdir: pathlib.Path) -> Record:
+    losses = stability.losses_of(_records(run, workdir))
+    last = [np.nan if loss is None else loss for loss in losses[-max(1, len(losses) // 10) :]]
+    return {
+        "kind": run.model.attention,
+        "learning_rate": run.train.learning_rate,
+        "loss": float(np.mean(last)),
+        "diverged": stability.diverged(losses),
+    }
+
+
+def _accuracy_rows(run: RunConfig, measured: Record) -> Iterator[Record]:
+    for task, counts in measured["matches"].items():
+        for length, (right, documents) in counts.items():
+            place = {"run": run_id(run), "kind": run.model.attention, "seed": run.seed, "task": task}
+            yield place | {"length": int(length), "documents": documents, "accuracy": right / documents}
+
+
+def _curve_rows(run: RunConfig, workdir: pathlib.Path) -> Iterator[Record]:
+    records = _records(run, workdir)
+    frame = pd.DataFrame(records).sort_values("step")
+    columns = [name for name in _CURVES if name in frame and _concerns(run, name)]
+    for step, part in frame.groupby(-(-frame.step // _CURVE_STEPS) * _CURVE_STEPS):
+        yield {"kind": run.model.attention, "seed": run.seed, "step": step} | part[columns].mean().to_dict()
+
+
+def _concerns(run: RunConfig, metric: str) -> bool:
+    """Attention without an indexer logs a loss of 0 for it."""
+    return run.model.is_sparse or metric != "indexer_loss"
+
+
+def _steps_per_second(records: Sequence[Record]) -> float:
+    """From the 10th percentile of the times between two steps of the trunk.
+
+    Checkpoints, interruptions and other work on the machine lengthen some steps and shorten none, so the short ones
+    say most about the run.
+    """
+    times = [r["time"] for r in sorted(records, key=lambda r: r["step"]) if r["phase"] == TRUNK]
+    return float(1 / np.quantile(np.diff(times), _UNDISTURBED)) if len(times) > 1 else float("nan")
+
+
+def _records(run: RunConfig, workdir: pathlib.Path) -> list[Record]:
+    return JsonLines(workdir / "runs" / run_id(run) / METRICS).read()
+
+
+def _measurements(workdir: pathlib.Path, run: RunConfig) -> pathlib.Path:
+    return workdir / "runs" / run_id(run) / _MEASUREMENTS
+
+
+def _draw(directory: pathlib.Path, curves: pd.DataFrame, accuracy: pd.DataFrame, rates: pd.DataFrame) -> None:
+    drawn = {
+        "training": figures.training_curves(curves, _CURVES),
+        "accuracy": figures.accuracy_by_length(accuracy),
+        "learning_rates": figures.learning_rates(rates),
+    }
+    for name, figure in drawn.items():
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=_DPI)
+        write_atomically(directory / f"{name}.png", image.getvalue())
+
+
+def _summary(
+    config: ComparisonConfig, runs: Sequence[RunConfig], table: pd.DataFrame, workdir: pathlib.Path, command: str
+) -> Record:
+    times = [np.sort([r["time"] for r in _records(run, workdir)]) for run in runs]
+    gaps = np.concatenate([np.diff(times_of_run) for times_of_run in times])
+    return {
+        "title": config.title,
+        "command": command,
+        "hardware": f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+        "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
+        "training_minutes": round(float(gaps[gaps < _IDLE_SECONDS].sum()) / 60, 1),
+        "tokens_a_run": config.train.planned_steps * config.train.batch_size * config.data.window,
+        "kinds": json.loads(table.to_json(orient="index", double_precision=6)),
+    }

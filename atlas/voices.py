@@ -1,0 +1,80 @@
+"""Trained models with their tokenizers, ready to write: runs of ours and Hugging Face directories."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+
+from atlas.data import tokenizers
+from atlas.errors import UserError
+from atlas.training.loop import MODEL, load_model
+from atlas.training.step import Skeleton
+from models.config import Architecture, ModelConfig, RopeScaling
+from models.decoding import ByteTokenizer, Voice, load_tokenizer, make_voice
+from models.pretrained import load_pretrained
+
+
+def load_voice(path: pathlib.Path | str, dtype: str = "float32") -> Voice:
+    """A model that writes.
+
+    Args:
+      path: a finished run of ours (`WORKDIR/runs/RUN`), or a directory in Hugging Face's layout (config.json,
+        safetensors, tokenizer.json) of an architecture that `models.pretrained` knows.
+      dtype: of activations.
+
+    Raises:
+      UserError: the directory is neither, or its parts do not fit together.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise UserError(f"model directory {str(path)!r} does not exist; give a run (WORKDIR/runs/RUN) or a checkpoint")
+    description = _description(path)
+    try:
+        if "config" in description and "weights" in description:
+            return _own(path, description["config"], dtype)
+        pretrained = load_pretrained(path, dtype)
+        tokenizer = load_tokenizer(path)
+        return make_voice(pretrained.model, tokenizer, pretrained.max_length or None)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _description(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / 'config.json'} cannot be read ({error}); give the directory of a model") from error
+
+
+def _own(path: pathlib.Path, config: dict[str, Any], dtype: str) -> Voice:
+    arrays = load_model(path.parent.parent, path.name)
+    rows = arrays["params"]["embedding"].shape[0]
+    model = dataclasses.replace(_model_config(config["model"]), vocab_size=rows, dtype=dtype)
+    arrays = {part: {name: jnp.asarray(a) for name, a in values.items()} for part, values in arrays.items()}
+    decoder = Skeleton(model).merge(arrays["params"], arrays["buffers"])
+    return make_voice(decoder, _own_tokenizer(path, config["data"]["tokenizer"]), config["data"]["window"])
+
+
+def _model_config(values: dict[str, Any]) -> ModelConfig:
+    """A config from JSON, which knows neither dataclasses nor tuples; what is younger than the run has its default."""
+    architecture = dict(values.get("architecture", {}))
+    if architecture:
+        architecture["rope_scaling"] = RopeScaling(**architecture["rope_scaling"])
+        architecture["full_layers"] = tuple(architecture["full_layers"])
+    return ModelConfig(**{**values, "architecture": Architecture(**architecture)})
+
+
+def _own_tokenizer(path: pathlib.Path, name: str) -> ByteTokenizer:
+    """The tokenizer of a run, with the separator that goes before and behind every document."""
+    if name == "bytes":
+        plain = tokenizers.ByteTokenizer()
+        table, encoder = tuple(bytes([i]) for i in range(256)), lambda text, left: list(text)
+    else:
+        file = path / MODEL / tokenizers.FILE
+        plain, loaded = tokenizers.from_file(file), load_tokenizer(file)
+        table, encoder = loaded.table, loaded.encoder
+    ends = {"bos": (plain.separator,), "eos": (plain.separator,), "pad": (plain.padding,), "unk": ()}
+    table = (*table, *(None,) * (plain.padding + 1 - len(table)))
+    return ByteTokenizer(table, encoder, roles=ends, begin=(plain.separator,))

@@ -1,0 +1,88 @@
+"""Speed and memory of the parts, each against a peer measured in the same run.
+
+    python -m experiments.benchmark --suite=attention [--lengths=2048,4096] [--json=FILE]
+
+Prints a table; --json=FILE writes the same for programs, with hardware, versions and the command. The times are
+medians; runs of the programs compared are interleaved. Expect minutes, most of them spent in the peer.
+"""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import pandas as pd
+from absl import flags
+
+from atlas.errors import UserError, unknown
+from atlas.files import write_atomically
+from experiments import _app
+from experiments.benchmarks import attention
+
+Result = tuple[list[dict[str, Any]], dict[str, Any]]
+
+_SUITES: dict[str, Callable[[], Result]] = {"attention": lambda: attention.run(_lengths())}
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+
+_SUITE = flags.DEFINE_string("suite", "", f"what to measure: {', '.join(_SUITES)}")
+_LENGTHS = flags.DEFINE_list("lengths", [], "attention: sequence lengths in tokens; default: by the device")
+_JSON = flags.DEFINE_string("json", "", "file for the result as JSON")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the suite that --suite names."""
+    _app.require(suite=_SUITE.value)
+    if _SUITE.value not in _SUITES:
+        raise unknown("suite", _SUITE.value, _SUITES)
+    rows, facts = _SUITES[_SUITE.value]()
+    facts = _environment() | facts
+    for name, value in facts.items():
+        print(f"{name}: {value}")
+    print(_table(rows))
+    if _JSON.value:
+        document = {"suite": _SUITE.value, "command": sys.argv, **facts, "rows": rows}
+        write_atomically(pathlib.Path(_JSON.value), json.dumps(document, indent=1))
+
+
+def _lengths() -> list[int]:
+    try:
+        return [int(text) for text in _LENGTHS.value]
+    except ValueError:
+        raise UserError(f"--lengths={','.join(_LENGTHS.value)} is no list of integers; for example 2048,4096") from None
+
+
+def _environment() -> dict[str, Any]:
+    device = jax.devices()[0]
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": f"{device.platform}: {device.device_kind}",
+        "machine": f"{platform.machine()}, {_cores()} cores",
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """The rows in milliseconds and MiB; what was not measured is left blank."""
+    table = pd.DataFrame(rows)
+    for column, unit, scale in (
+        ("seconds", "ms", 1e3),
+        ("cpu_seconds", "cpu_ms", 1e3),
+        ("temp_bytes", "temp_MiB", 2**-20),
+    ):
+        table[column] = table[column].astype(float) * scale
+        table = table.rename(columns={column: unit})
+    return table.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.4g}")
+
+
+if __name__ == "__main__":
+    _app.run(main)

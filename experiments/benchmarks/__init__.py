@@ -1,0 +1,1 @@
+"""Suites of `experiments.benchmark`, one module each."""

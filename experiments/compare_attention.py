@@ -1,0 +1,32 @@
+"""Trains the attention kinds at equal parameters and data, and tabulates loss, retrieval, sinks, stability and speed.
+
+    python -m experiments.compare_attention --config=configs/attention_comparison.py --workdir=DIR
+
+Leaves DIR/table.csv, summary.json, the tables behind them and figures/. Interrupted, the same command continues;
+finished runs are never repeated.
+"""
+
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from atlas import comparison
+from experiments import _app
+
+_CONFIG = _app.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory for the corpus, the runs and the results")
+
+
+def main(_: Sequence[str]) -> None:
+    """Trains, measures and tabulates."""
+    _app.require(config=_CONFIG.value, workdir=_WORKDIR.value)
+    runs = _app.config_module(_CONFIG).get_sweep(_CONFIG.value)
+    command = "python -m experiments.compare_attention " + shlex.join(sys.argv[1:])
+    print(comparison.run_comparison(_CONFIG.value, runs, pathlib.Path(_WORKDIR.value), command))
+
+
+if __name__ == "__main__":
+    _app.run(main)

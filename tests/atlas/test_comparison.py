@@ -1,0 +1,157 @@
+import json
+import pathlib
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from atlas import comparison
+from atlas.comparison import RATES
+from atlas.errors import UserError
+from atlas.training import RunConfig, run_id
+from configs import attention_comparison
+from models.config import ATTENTION_KINDS, count_params
+
+KINDS = ("dense", "gated_sparse")  # between them they have every number
+
+
+def tiny() -> comparison.ComparisonConfig:
+    """The config of the experiment at a size that trains in seconds, with one rate at which nothing holds."""
+    config = attention_comparison.get_config()
+    config.seeds, config.learning_rates, config.rate_steps, config.measured_windows = 2, (1e6,), 20, 8
+    config.data.window, config.data.synthetic_tokens, config.data.languages = 32, 40_000, ("a1",)
+    model, train = config.model, config.train
+    model.d_model, model.d_ff, model.layers, model.heads, model.kv_heads, model.indexer_heads = 16, 64, 1, 1, 1, 1
+    model.k_base, model.k_min, model.k_max = 8, 2, 16
+    train.batch_size, train.steps, train.warmup_steps, train.evaluation_windows = 4, (40,), 2, 8
+    return config
+
+
+def some_runs(config: comparison.ComparisonConfig) -> list[RunConfig]:
+    """The runs of KINDS, and the rates of the first: compiling is what takes the time."""
+    runs = attention_comparison.get_sweep(config)
+    return [run for run in runs if run.model.attention in KINDS and (run.group != RATES or run.model == runs[0].model)]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    directory = tmp_path_factory.mktemp("comparison")
+    config = tiny()
+    text = comparison.run_comparison(config, some_runs(config), directory, "a command")
+    assert all(kind in text for kind in KINDS)
+    return directory
+
+
+def test_table_has_every_kind_and_number(workdir):
+    table = pd.read_csv(workdir / "table.csv", index_col="kind")
+    assert tuple(table.index) == KINDS
+    assert (table.runs == 2).all()
+    everywhere = [
+        "num_params",
+        "bits_per_byte",
+        "needle",
+        "multikey",
+        "tracking",
+        "first_token_attention",
+        "sink_rate",
+        "largest_activation",
+        "spike_score",
+        "spike_events_per_100k",
+        "steps_per_second",
+    ]
+    assert np.isfinite(table[everywhere]).all(axis=None)
+    for name in ("mean_k", "first_token_selected", "indexer_loss", "output_gate", "value_gate"):
+        assert list(table[name].notna()) == [False, True], name
+    assert table.largest_stable_rate.isna().all(), "nothing holds at a rate of a million"
+    assert list(pd.read_csv(workdir / "learning_rates.csv").diverged) == [True]
+
+
+def test_numbers_are_those_of_the_runs(workdir):
+    config = tiny()
+    table = pd.read_csv(workdir / "table.csv", index_col="kind")
+    runs = pd.read_csv(workdir / "runs.csv").query("language == 'a1' and step == 40 and model == 'gated_sparse'")
+    assert len(runs) == 2
+    np.testing.assert_allclose(table.bits_per_byte["gated_sparse"], runs.loss.mean(), rtol=1e-5)
+    np.testing.assert_allclose(table.bits_per_byte_sd["gated_sparse"], runs.loss.std(), rtol=1e-3)
+    accuracy = pd.read_csv(workdir / "accuracy.csv").query("kind == 'dense' and task == 'multikey'")
+    assert set(accuracy.length) == {32}
+    assert (accuracy.documents == 8).all()
+    np.testing.assert_allclose(table.multikey["dense"], accuracy.accuracy.mean(), rtol=1e-5)
+    curves = pd.read_csv(workdir / "curves.csv")
+    assert sorted(curves.step.unique()) == [20, 40]
+    run = next(run for run in attention_comparison.get_sweep(config) if run.model.attention == "dense")
+    losses = [json.loads(line)["loss"] for line in (workdir / "runs" / run_id(run) / "metrics.jsonl").open()]
+    np.testing.assert_allclose(
+        curves.query("kind == 'dense' and seed == 0").loss.iloc[0], np.mean(losses[:20]), rtol=1e-5
+    )
+
+
+def test_leaves_figures_and_a_summary(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["command"] == "a command"
+    assert set(summary["kinds"]) == set(KINDS)
+    assert summary["tokens_a_run"] == 40 * 4 * 32
+    assert 0 < summary["training_minutes"] < 60
+    assert {path.name for path in (workdir / "figures").iterdir()} == {
+        "training.png",
+        "accuracy.png",
+        "learning_rates.png",
+    }
+
+
+def test_finished_comparison_trains_and_measures_nothing(workdir, monkeypatch):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a finished run was read again")
+
+    monkeypatch.setattr(comparison, "load_model", fail)
+    config = tiny()
+    before = (workdir / "table.csv").read_text()
+    comparison.run_comparison(config, some_runs(config), workdir)
+    assert (workdir / "table.csv").read_text() == before
+
+
+def test_sweep_trains_every_kind_at_equal_parameters_and_data():
+    config = attention_comparison.get_config()
+    runs = attention_comparison.get_sweep(config)
+    full = [run for run in runs if run.group != RATES]
+    assert [run.model.attention for run in full] == [kind for kind in ATTENTION_KINDS for _ in range(3)]
+    assert len(runs) - len(full) == len(ATTENTION_KINDS) * len(config.learning_rates)
+    counts = [count_params(run.model)["non_embedding"] for run in full]
+    assert max(counts) / min(counts) < 1.01
+    assert len({(run.mixture, str(run.train), str(run.data)) for run in full}) == 1
+    weights = {name: float(share) for name, share in (part.split(":") for part in full[0].mixture.split(","))}
+    assert sum(weights.values()) == pytest.approx(1)
+    assert sum(weights[name] for name in config.data.languages) == pytest.approx(config.text_share)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_share": 1.0}, "text_share=1.0"),
+        ({"data.languages": ()}, "name the languages"),
+        ({"data.tasks": ()}, "name the languages"),
+        ({"model.d_ff": 8}, "d_ff=8"),
+    ],
+)
+def test_mistakes_of_the_config(change, message):
+    config = attention_comparison.get_config()
+    for key, value in change.items():
+        *parents, last = key.split(".")
+        setattr(getattr(config, parents[0]) if parents else config, last, value)
+    with pytest.raises(UserError, match=message):
+        attention_comparison.get_sweep(config)
+
+
+def test_table_is_mean_and_deviation_over_seeds():
+    results = pd.DataFrame({"run": list("abcd"), "kind": ["x", "x", "y", "y"], "seed": [0, 1, 0, 1]})
+    results = results.assign(num_params=[7, 7, 8, 8], d_ff=4, loss=[1, 3, 5, 5])
+    rates = pd.DataFrame(
+        {"kind": ["y", "x", "y"], "learning_rate": [0.1, 0.3, 0.2], "loss": [1, 1, 1], "diverged": [False, True, False]}
+    )
+    table = comparison.tabulate(results, rates)
+    assert table.loss.to_dict() == {"x": 2.0, "y": 5.0}
+    np.testing.assert_allclose(table.loss_sd, [np.sqrt(2), 0])
+    assert table.num_params.to_dict() == {"x": 7, "y": 8}
+    assert np.isnan(table.largest_stable_rate["x"])
+    assert table.largest_stable_rate["y"] == 0.2
+    assert "2 ± 1.4" in comparison.describe(table)

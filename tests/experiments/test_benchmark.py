@@ -1,0 +1,55 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from experiments.benchmarks import timing
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def benchmark(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "experiments.benchmark", *arguments]
+    quick = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # these programs compile for longer than they run
+    return subprocess.run(command, cwd=ROOT, env=quick, capture_output=True, text=True, timeout=600)
+
+
+def test_attention_compares_every_path_with_the_peer(tmp_path):
+    done = benchmark("--suite=attention", "--lengths=128", f"--json={tmp_path / 'speed.json'}")
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "speed.json").read_text())
+    assert document["command"][1] == "--suite=attention" and document["device"] and document["versions"]["jax"]
+    rows = {(row["pass"], row["path"]): row for row in document["rows"]}
+    for kind in ("forward", "training"):
+        for path in ("dense (xla)", "streamed dense", "token", "block"):
+            row = rows[kind, path]
+            assert row["length"] == 128 and row["runs"] > 0 and row["temp_bytes"] > 0
+            assert row["ratio"] == pytest.approx(rows[kind, "dense (xla)"]["seconds"] / row["seconds"])
+    assert {(kind, path) for kind in ("index", "index+select", "attend") for path in ("token", "block")} < set(rows)
+    assert all(path in done.stdout for _, path in rows) and 0 < document["overlap"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--suite is missing"),
+        (("--suite=atention",), "did you mean 'attention'"),
+        (("--suite=attention", "--lengths=2K"), "--lengths=2K is no list of integers"),
+        (("--suite=attention", "--lengths=64"), "64 is too short"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message):
+    done = benchmark(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_what_does_not_fit_is_not_run(monkeypatch):
+    monkeypatch.setattr(timing, "_free_bytes", lambda: 0)
+    (row,) = timing.measure([timing.Program({"path": "x"}, lambda x: x @ x, (jnp.ones((8, 8)),))])
+    assert row["path"] == "x" and row["runs"] == 0 and row["seconds"] is None
+    assert row["note"].startswith("not run: needs")

@@ -1,0 +1,210 @@
+"""Directories as a user may bring them: every fault is one line that names it."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from models import Decoder, ModelConfig
+from models.config import Architecture, RopeScaling
+from models.pretrained import Pretrained, load_pretrained, save_pretrained
+
+SHAPE = {"d_model": 12, "layers": 2, "heads": 2, "kv_heads": 1, "head_width": 4, "d_ff": 20, "vocab_size": 16}
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+
+
+def make(**architecture):
+    config = ModelConfig(**SHAPE, architecture=Architecture(**{"family": "llama"} | architecture))
+    return Pretrained(Decoder(config, rngs=nnx.Rngs(0)), config, 32, (2,), 1)
+
+
+@pytest.fixture(name="directory")
+def make_directory(tmp_path):
+    save_pretrained(make(tied_head=False), tmp_path)
+    return tmp_path
+
+
+def change_config(directory, **changes):
+    path = directory / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+
+
+def change_tensors(directory, change):
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def refused(directory, message, **arguments):
+    with pytest.raises(ValueError, match=message) as raised:
+        load_pretrained(directory, **arguments)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 64), "norm_epsilon": 1e-5},
+        {"family": "mistral", "tied_head": False, "window": 6},
+        {"family": "qwen2", "window": 6, "full_layers": (0,)},
+        {"family": "gemma2", "attention_softcap": 5.0, "logit_softcap": 3.0, "query_width": 6},
+        {"family": "gemma3", "window": 6, "full_layers": (1,), "window_rope_base": 100.0, "query_width": 4},
+    ],
+)
+def test_a_round_trip_is_exact(architecture, tmp_path):
+    saved = make(**architecture)
+    save_pretrained(saved, tmp_path, shard_bytes=2_000)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    loaded = load_pretrained(tmp_path)
+    assert loaded.config == saved.config
+    assert (loaded.max_length, loaded.eos_ids, loaded.bos_id) == (32, (2,), 1)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded.model), nnx.state(saved.model))
+    axes = [jax.tree.map(lambda v: v.get_metadata("axes"), s, is_leaf=is_variable) for s in map(flat, (loaded, saved))]
+    assert axes[0] == axes[1]
+    save_pretrained(saved, tmp_path)
+    for shard in tmp_path.glob("model-*.safetensors"):
+        shard.unlink()
+    assert load_pretrained(tmp_path).config == saved.config
+
+
+def is_variable(x):
+    return isinstance(x, nnx.Variable)
+
+
+def flat(pretrained):
+    return dict(nnx.to_flat_state(nnx.state(pretrained.model)))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            "config.json: architecture 'GPT2LMHeadModel' is not supported; supported are LlamaForCausalLM, Mistral",
+        ),
+        ({"architectures": ["MambaForCausalLM"]}, "'MambaForCausalLM' is recurrent, .* supported are LlamaForCausalLM"),
+        ({"architectures": ..., "model_type": "rwkv"}, "'rwkv' is recurrent"),
+        ({"architectures": ..., "model_type": ...}, "architecture None is not supported"),
+        ({"hidden_size": ...}, "config.json: hidden_size is missing"),
+        ({"max_position_embeddings": ...}, "config.json: max_position_embeddings is missing"),
+        ({"hidden_size": "12"}, "hidden_size='12' must be a positive integer"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0 must be a positive integer"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps='small' must be a number"),
+        ({"hidden_act": "relu"}, "hidden_act='relu' must be 'silu'"),
+        ({"attention_bias": True}, "attention_bias=True is not supported"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config=.* is not supported"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type='yarn' is not supported; supported are default"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor is missing"),
+        ({"rope_parameters": {"full_attention": {}}}, "rope_parameters=.* is not of the form that llama has"),
+        ({"num_key_value_heads": 3}, "kv_heads=3 must divide heads=2"),
+        ({"head_dim": 5}, "head_width=5 must be even"),
+        ({"num_hidden_layers": 3}, r"has no tensor model.layers.2.input_layernorm.weight, .* and 6 more"),
+        ({"num_hidden_layers": 1}, r"does not ask for: model.layers.1.input_layernorm.weight, .* and 6 more"),
+        ({"intermediate_size": 21}, r"mlp.down_proj.weight has shape \(12, 20\), but config.json asks for \(12, 21\)"),
+        ({"vocab_size": 17}, r"lm_head.weight has shape \(16, 12\)|embed_tokens.weight has shape \(16, 12\)"),
+        ({"tie_word_embeddings": True}, "lm_head.weight is not the embedding, but config.json ties them"),
+        (
+            {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
+            "has no tensor model.layers.0.self_attn.k_proj.b",
+        ),
+    ],
+)
+def test_a_config_that_does_not_fit(directory, changes, message):
+    change_config(directory, **changes)
+    refused(directory, message)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop(QUERY), f"has no tensor {QUERY}$"),
+        (lambda t: t.update(extra=np.zeros(2, np.float32)), "does not ask for: extra$"),
+        (
+            lambda t: t.update({QUERY: t[QUERY].T.copy()}),
+            rf"{QUERY} has shape \(12, 8\), but .* asks for \(8, 12\)",
+        ),
+        (lambda t: t.update({QUERY: t[QUERY].astype(np.int8)}), f"{QUERY} is of type I8; supported are F64, F32"),
+    ],
+)
+def test_tensors_that_do_not_fit(directory, change, message):
+    change_tensors(directory, change)
+    refused(directory, message)
+
+
+def test_what_files_hold_beside_the_weights(directory):
+    def add(tensors):
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(2, np.float32)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+
+    change_tensors(directory, add)
+    change_config(directory, tie_word_embeddings=True)
+    assert load_pretrained(directory).model.head is None
+
+
+@pytest.mark.parametrize(
+    "generation, expected",
+    [
+        ({"eos_token_id": 5, "bos_token_id": 4}, ((5,), 4)),
+        ({"eos_token_id": [5, 6], "bos_token_id": None}, ((5, 6), 1)),
+        ({}, ((2,), 1)),
+    ],
+)
+def test_special_tokens_are_those_of_generation_config_first(directory, generation, expected):
+    (directory / "generation_config.json").write_text(json.dumps(generation))
+    loaded = load_pretrained(directory)
+    assert (loaded.eos_ids, loaded.bos_id) == expected
+
+
+def test_missing_and_broken_files(directory):
+    refused(directory / "nowhere", "nowhere has no config.json")
+    refused(directory, "param_dtype='float16' must be one of float32, bfloat16", param_dtype="float16")
+    refused(directory, "model.dtype='half' must be one of", dtype="half")
+    weights = directory / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    refused(directory, "model.safetensors is not a complete safetensors file")
+    weights.unlink()
+    refused(directory, "has neither model.safetensors nor model.safetensors.index.json")
+    (directory / "pytorch_model.bin").touch()
+    refused(directory, "pytorch_model.bin may execute code when read")
+    (directory / "config.json").write_text("{")
+    refused(directory, "config.json is not JSON")
+    (directory / "config.json").write_text("[]")
+    refused(directory, "config.json must be a JSON object")
+
+
+def test_missing_and_foreign_shards(directory):
+    save_pretrained(make(tied_head=False), directory, shard_bytes=2_000)
+    index = directory / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": places | {"extra": places[QUERY]}}))
+    refused(directory, "has no tensor extra, which model.safetensors.index.json names")
+    index.write_text(json.dumps({"weight_map": places | {QUERY: "../secret.safetensors"}}))
+    refused(directory, "names '../secret.safetensors', which is not a file of the same directory")
+    index.write_text(json.dumps({"weight_map": places}))
+    (directory / places[QUERY]).unlink()
+    refused(directory, f"has no {places[QUERY]}, which model.safetensors.index.json names")
+    index.write_text("{}")
+    refused(directory, "has no weight_map")
+
+
+def test_what_others_cannot_compute_is_not_written(tmp_path):
+    def reason(pretrained):
+        with pytest.raises(ValueError) as raised:
+            save_pretrained(pretrained, tmp_path)
+        assert not list(tmp_path.iterdir())
+        return str(raised.value)
+
+    ours = make(family="atlas")
+    assert "family='atlas' is our own, so it has no Hugging Face layout" in reason(ours)
+    llama = make()
+    gated = dataclasses.replace(llama, config=dataclasses.replace(llama.config, attention="gated"))
+    assert "attention='gated' is our own" in reason(gated)
+    assert "settings that llama does not" in reason(make(window=4))
+    assert "unstacked" in reason(dataclasses.replace(llama, model=llama.model.unstack()))
