@@ -32,6 +32,7 @@ _MEASUREMENTS = "measurements.json"
 _CONSTANTS = ("num_params", "d_ff")  # numbers of a kind, the same for every seed
 _CURVE_STEPS = 20  # steps that a point of a curve is the mean of
 _UNDISTURBED = 0.1  # quantile of the times between steps
+_CLOCK_SECONDS = 1e-3  # to which log lines tell the time
 _IDLE_SECONDS = 60.0  # longer gaps between log lines are interruptions, not training
 _DPI = 150
 _CURVES = {
@@ -159,7 +160,7 @@ def describe(table: pd.DataFrame) -> str:
                 for mean, sd in zip(table[name], table[f"{name}_sd"], strict=True)
             ]
         elif not name.endswith("_sd"):
-            lines[name] = [f"{value:.4g}" for value in table[name]]
+            lines[name] = [f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" for value in table[name]]
     return pd.DataFrame(lines, index=table.index).T.to_string()
 
 
@@ -221,7 +222,9 @@ def _steps_per_second(records: Sequence[Record]) -> float:
     say most about the run.
     """
     times = [r["time"] for r in sorted(records, key=lambda r: r["step"]) if r["phase"] == TRUNK]
-    return float(1 / np.quantile(np.diff(times), _UNDISTURBED)) if len(times) > 1 else float("nan")
+    if len(times) < 2:
+        return float("nan")
+    return float(1 / max(np.quantile(np.diff(times), _UNDISTURBED), _CLOCK_SECONDS))
 
 
 def _records(run: RunConfig, workdir: pathlib.Path) -> list[Record]:

@@ -63,9 +63,12 @@ def accuracy_by_length(accuracy: pd.DataFrame) -> Figure:
 def learning_rates(rates: pd.DataFrame) -> Figure:
     """Loss at the end of short runs over their learning rate; a cross marks a run that diverged.
 
-    rates: columns kind, learning_rate, loss (nats per token, NaN where it is not finite), diverged.
+    rates: columns kind, learning_rate, loss (nats per token; a run where it is NaN is not drawn), diverged.
     """
     figure, (axis,) = style.panels(1, height=3.4)
+    if not np.isfinite(rates.loss).any():
+        style.say(axis, "no short run ended with a finite loss")
+        return figure
     for kind, colour in _colours(rates).items():
         mine = rates[rates.kind == kind].sort_values("learning_rate")
         axis.plot(mine.learning_rate, mine.loss, color=colour)
@@ -73,6 +76,7 @@ def learning_rates(rates: pd.DataFrame) -> Figure:
             part = mine[mine.diverged == diverged]
             axis.plot(part.learning_rate, part.loss, marker, color=colour, ms=5)
     style.log_axis(axis.xaxis, rates.learning_rate, most=len(rates.learning_rate.unique()))
+    style.log_axis(axis.yaxis, rates.loss)
     axis.set(xlabel="learning rate", ylabel="loss at the end, nats per token")
     _legend(figure, rates)
     return figure

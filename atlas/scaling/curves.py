@@ -118,3 +118,22 @@ def _end_slope(h0: float, h1: float, secant0: float, secant1: float) -> float:
     if slope * secant0 <= 0:
         return 0.0
     return 3 * secant0 if secant0 * secant1 <= 0 and abs(slope) > 3 * abs(secant0) else slope
+
+
+def annealing_areas(rates: np.ndarray, decay: float = 0.999) -> tuple[np.ndarray, np.ndarray]:
+    """Areas S1 and S2 [T] after each step of a learning-rate schedule [T] (Tissue et al., arXiv 2408.11029).
+
+    S1 is the sum of the rates so far. S2 sums over steps the momentum m_i = decay·m_{i−1} + (η_{i−1} − η_i) of
+    the rate's fall; the warm-up, up to the first peak, has none.
+
+    >>> S1, S2 = annealing_areas([1.0, 2.0, 2.0, 1.0, 0.0], decay=0.5)
+    >>> S1.tolist(), S2.tolist()
+    ([1.0, 3.0, 5.0, 6.0, 6.0], [0.0, 0.0, 0.0, 1.0, 2.5])
+    """
+    rates = np.asarray(rates, np.float64)
+    fall = np.concatenate([[0.0], -np.diff(rates)])
+    fall[: int(np.argmax(rates >= rates.max())) + 1] = 0.0
+    momentum = np.zeros(len(rates))
+    for i in range(1, len(rates)):
+        momentum[i] = decay * momentum[i - 1] + fall[i]
+    return np.cumsum(rates), np.cumsum(momentum)

@@ -8,18 +8,20 @@ import pandas as pd
 
 from atlas.errors import UserError, unknown
 from atlas.scaling.joint import fit_joint
+from atlas.scaling.library import LAWS
 from atlas.scaling.runs import Runs
 from atlas.scaling.series import fit
 
-SPLITS = ("largest_n", "largest_d", "top_compute", "mixture", "random")
+SPLITS = ("largest_n", "largest_d", "top_compute", "mixture", "random", "guide", "smallest_n")
 _FRACTION = 0.2  # of the runs, as in ATLAS's own protocol
+_WARM_UP = 1e10  # tokens before which the guide drops checkpoints
+_TAIL = 0.7  # part of the target's run after which the guide predicts it
 
 # name -> law of one language and what it takes for its tokens
 BASELINES: Mapping[str, tuple[str, str]] = {
     "chinchilla_total": ("chinchilla", "total"),
     "chinchilla_own": ("chinchilla", "own"),
-    "data_constrained": ("data_constrained", "own"),
-}
+} | {name: (name, law.tokens) for name, law in LAWS.items()}
 
 
 def heldout(
@@ -34,15 +36,18 @@ def heldout(
     """Fits a law without some runs and scores its predictions of them.
 
     Whole runs are held out, never single rows: checkpoints of a run are too much alike. R² is taken within
-    each language and averaged, since pooling languages of different loss hides failures.
+    each language and averaged, since pooling languages of different loss hides failures. Split "guide" is
+    the protocol of A Hitchhiker's Guide to Scaling Law Estimation (arXiv 2410.11840): fit the smaller models
+    after the warm-up, predict the last 30 % of the largest one's run.
 
     Args:
       runs: the table; rows that evaluate a language which their run does not train are ignored.
       split: what is held out: "largest_n" (runs of the largest model), "largest_d" (the fifth of the runs
         with the most tokens), "top_compute" (with the most N·D), "mixture" (`held`, or every run that is
-        neither monolingual, bilingual nor uniform), "random" (a fifth of the runs).
-      law: "atlas", "chinchilla_total", "chinchilla_own" (tokens of the mixture, or of the language) or
-        "data_constrained".
+        neither monolingual, bilingual nor uniform), "random" (a fifth of the runs), "guide", "smallest_n" (runs
+        of the smallest model: scaling down).
+      law: "atlas", "chinchilla_total", "chinchilla_own" (tokens of the mixture, or of the language), or a
+        law of one language by name.
       held: ids of the runs to hold out by split "mixture".
       seed: of the random split.
       options: for `fit_joint` or `fit`.
@@ -55,7 +60,7 @@ def heldout(
     Raises:
       UserError: unknown split or law, or nothing left to train on or to predict.
     """
-    frame = heldout_predictions(runs, split, law, held=held, seed=seed, **options)
+    train, _, frame = _predicted(runs, split, law, held, seed, options)
     known = frame[np.isfinite(frame["predicted"])]
     scores = {
         name: _score(rows["loss"].to_numpy(), rows["predicted"].to_numpy())
@@ -66,7 +71,7 @@ def heldout(
         raise UserError(f"split {split!r} leaves no language both to train on and to predict")
     means = {key: _mean([score[key] for score in scores.values()]) for key in ("r2", "are", "rmse_log")}
     sizes = {
-        "n_train": len(_trained(runs)) - len(frame),
+        "n_train": len(train),
         "n_heldout": len(known),
         "runs": list(frame["run"].unique()),
     }
@@ -83,22 +88,47 @@ def heldout_predictions(
     **options: Any,
 ) -> pd.DataFrame:
     """The rows that `heldout` scores: run, language, loss, predicted (NaN where training lacks the language)."""
-    for kind, name, valid in (("split", split, SPLITS), ("law", law, ("atlas", *BASELINES))):
-        if name not in valid:
-            raise unknown(kind, name, valid)
+    return _predicted(runs, split, law, held, seed, options)[2]
+
+
+def split_runs(runs: Runs, split: str, *, held: Iterable[str] = (), seed: int = 0) -> tuple[Runs, Runs]:
+    """The rows to train on and those to predict; see `heldout`."""
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
     runs = _trained(runs)
     out = _held_rows(runs, split, set(held), seed)
-    if not out.any() or out.all():
+    train = ~out
+    if split == "guide":
+        train &= after_warm_up(runs)
+        out &= runs.total_tokens >= _TAIL * runs.total_tokens[out].max()
+    if not out.any() or not train.any():
         raise UserError(f"split {split!r} holds out {int(out.sum())} of {len(runs)} rows; both parts need some")
-    test = runs.where(out)
-    return pd.DataFrame(
+    return runs.where(train), runs.where(out)
+
+
+def after_warm_up(runs: Runs, tokens: float = _WARM_UP, fraction: float = 0.1) -> np.ndarray:
+    """[n] whether a row lies behind the warm-up: its first `tokens`, or `fraction` of its run if that is less.
+
+    The guide's cut (arXiv 2410.11840): early checkpoints fit no power law and spoil those that do.
+    """
+    seen = runs.total_tokens
+    return seen > np.minimum(tokens, fraction * _by_run(runs, seen)[runs.run])
+
+
+def _predicted(runs: Runs, split: str, law: str, held: Iterable[str], seed: int, options: Mapping[str, Any]):
+    """Rows trained on, rows held out, and the latter with their predictions."""
+    if law not in ("atlas", *BASELINES):
+        raise unknown("law", law, ("atlas", *BASELINES))
+    train, test = split_runs(runs, split, held=held, seed=seed)
+    frame = pd.DataFrame(
         {
             "run": np.asarray(test.run_ids)[test.run],
             "language": np.asarray(runs.languages)[test.target],
             "loss": test.loss,
-            "predicted": _predict(law, runs.where(~out), test, options),
+            "predicted": _predict(law, train, test, options),
         }
     )
+    return train, test, frame
 
 
 def _trained(runs: Runs) -> Runs:
@@ -111,9 +141,11 @@ def _held_rows(runs: Runs, split: str, held: set[str], seed: int) -> np.ndarray:
     for name in held - set(runs.run_ids):
         raise unknown("run", name, runs.run_ids)
     count = len(runs.run_ids)
-    if split == "largest_n":
+    if split in ("largest_n", "guide"):
         sizes = _by_run(runs, runs.N)
         chosen = sizes > 0.99 * sizes.max()
+    elif split == "smallest_n":
+        chosen = _by_run(runs, runs.N) < 1.01 * runs.N.min()
     elif split == "largest_d":
         chosen = _top(_by_run(runs, runs.total_tokens))
     elif split == "top_compute":
@@ -156,10 +188,11 @@ def _predict(law: str, train: Runs, test: Runs, options: Mapping[str, Any]) -> n
         predicted[rows] = fit_joint(train, **options).predict_runs(test.where(rows))[0]
         return predicted
     name, tokens = BASELINES[law]
+    options = {"tokens": tokens} | options
     for language in known:
         rows = test.target == language
         if rows.any():
-            series = fit(name, train.where(train.target == language), tokens=tokens, **options)
+            series = fit(name, train.where(train.target == language), **options)
             predicted[rows] = series.predict_runs(test.where(rows))[0]
     return predicted
 

@@ -1,54 +1,68 @@
-"""Fits of laws for one series of runs: Chinchilla and the data-constrained law."""
+"""Fits of one law to one series of runs."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from atlas.errors import UserError, unknown
-from atlas.scaling import laws
+from atlas.scaling import robust
 from atlas.scaling.arrays import bucket, padded
-from atlas.scaling.estimates import Estimate, diagnose_sizes, document
+from atlas.scaling.estimates import Estimate, document, t_quantile
+from atlas.scaling.library import LAWS
+from atlas.scaling.robust import Problem
 from atlas.scaling.runs import Runs
-from atlas.scaling.solver import levenberg_marquardt
+from atlas.scaling.specification import Law
 
 OBJECTIVES = ("huber", "least_squares", "lad")
+RESIDUALS = ("log", "raw")
 _LAD_DELTA = 1e-5  # a Huber corner this small is least absolute deviations for any real noise
-_STARTS = 6
-_DESCENT, _POLISH = 150, 60  # most steps with reweighted and with exact second derivatives
-_OPEN = 100.0  # standard deviation of the log of a parameter that nothing determines
-_OPTIMAL = 1e-10  # Newton decrement over objective below which a gradient counts as zero
+_SAMPLE = 4096  # rows on which the starts of a longer table compete
+
+# Half is the rate of parametric estimation, which Hoffmann et al. (App. D.2) expect of both terms; fits to
+# published families lie between 0.15 and 0.75.
+_USUAL = (float(np.log(0.5)), 0.35)
+
+Priors = Mapping[str, tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Law:
-    """A law of N, D and U with positive parameters, of which the first five are E, A, alpha, B, beta.
+class Prior:
+    """A joint normal prior on the fitted values of a law (logarithms of positive parameters).
 
     Attributes:
-      names: of all parameters.
-      loss: (N, D, U, *parameters) -> loss.
-      prior: log mean and standard deviation of the logs of the parameters after the fifth.
+      mean: [p].
+      precision: [p, p].
+      unit: of the losses that it was learnt from; "" where none is known.
     """
 
-    names: tuple[str, ...]
-    loss: Callable[..., jax.Array]
-    prior: tuple[tuple[float, float], ...] = ()
+    mean: np.ndarray
+    precision: np.ndarray
+    unit: str = ""
 
 
-LAWS: Mapping[str, Law] = {
-    "chinchilla": Law(("E", "A", "alpha", "B", "beta"), lambda N, D, U, *p: laws.chinchilla(N, D, *p)),
-    # The two rates of decay are drawn to the published ones: few studies repeat data or overgrow models
-    # enough.
-    "data_constrained": Law(
-        ("E", "A", "alpha", "B", "beta", "R_D", "R_N"),
-        laws.data_constrained,
-        prior=((np.log(15.387756), 1.0), (np.log(5.309743), 2.0)),
-    ),
-}
+@dataclasses.dataclass(frozen=True)
+class Diagnostics:
+    """How far to trust a fit.
+
+    Attributes:
+      decrement: gᵀH⁻¹g over the objective at the optimum, twice the relative gain that a further step promises.
+      condition: of the curvature at the optimum, in centred coordinates.
+      sigma: standard deviation of a row's residual, by the median, in the unit of the residuals.
+      correlation: of residuals within a run.
+      independent_rows: how many independent rows would tell as much.
+      r2, are: coefficient of determination of the losses and mean absolute relative error, in sample.
+    """
+
+    decrement: float
+    condition: float
+    sigma: float
+    correlation: float
+    independent_rows: float
+    r2: float
+    are: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +72,15 @@ class Fit:
     Attributes:
       law: its name.
       parameters: name -> estimate, with 90 % intervals and the verdict whether the runs determine it.
-      objective: sum over rows of the Huber (or square/2, or absolute) loss of log residuals.
-      converged: whether the gradient vanishes at the optimum.
+      objective: sum over rows of the Huber (or square/2, or absolute) loss of the residuals.
+      converged: whether the gradient vanishes at the optimum and the curvature is positive there.
       starts_agreeing: fraction of the starts that reached it within 1e-6 of its value.
-      covariance: [p, p] of the logs of the parameters.
+      covariance: [p, p] of the fitted values: the logarithms of positive parameters, the others themselves.
       tokens: "total" or "own", which tokens D means in a multilingual table.
+      unit: of the losses, as the table names it; "" where it does not.
       warnings: what the runs cannot tell, and what was left out while reading.
+      diagnostics: residual scale, curvature, in-sample scores.
+      model, raw, problem, x, scale, covariance_x: what was solved and where, for `sensitivity` and `resampling`.
     """
 
     law: str
@@ -73,92 +90,215 @@ class Fit:
     starts_agreeing: float
     covariance: np.ndarray
     tokens: str
+    unit: str
     n_rows: int
     n_runs: int
     warnings: tuple[str, ...]
+    diagnostics: Diagnostics
+    model: Law = dataclasses.field(repr=False)
+    raw: bool = dataclasses.field(repr=False)
+    problem: Problem = dataclasses.field(repr=False)
+    x: np.ndarray = dataclasses.field(repr=False)
+    scale: float = dataclasses.field(repr=False)
+    covariance_x: np.ndarray = dataclasses.field(repr=False)
 
-    def predict(self, N, D, U=np.inf) -> tuple[np.ndarray, np.ndarray]:
-        """Loss at N parameters, D tokens and U unique tokens (broadcast), and its standard deviation.
+    @property
+    def values(self) -> dict[str, float]:
+        """Parameters by name."""
+        return {name: estimate.value for name, estimate in self.parameters.items()}
+
+    def predict(self, *columns, **named) -> tuple[np.ndarray, np.ndarray]:
+        """Loss and its standard deviation for columns of the law (broadcast), by position or by name.
+
+        Chinchilla's are N parameters and D tokens; the data-constrained law adds U unique tokens, infinite
+        where left out.
 
         Returns:
           Two float64 arrays, in the unit of the fitted losses; the deviation is that of the law, without a
           run's noise.
+
+        Raises:
+          UserError: a column is missing, unknown or too many.
         """
-        N, D, U = np.broadcast_arrays(*(np.asarray(a, float) for a in (N, D, U)))
-        size = bucket(N.size)
-        rows = [padded(a.ravel(), size, 1.0) for a in (N, D, U)]
-        x = np.log([estimate.value for estimate in self.parameters.values()])
+        batch = self.batch(*columns, **named)
+        shape = next(iter(batch.values())).shape
+        rows = {name: values.ravel() for name, values in batch.items()}
+        size, count = bucket(int(np.prod(shape))), int(np.prod(shape))
+        rows = {name: padded(values, size, values[-1] if count else 1.0) for name, values in rows.items()}
         with jax.enable_x64(True):
-            loss, slope = (np.asarray(a)[: N.size] for a in _predict(self.law, x, *rows))
-        deviation = np.sqrt(np.einsum("np,pk,nk->n", slope, self.covariance, slope))
-        return loss.reshape(N.shape), deviation.reshape(N.shape)
+            loss, slope = _predict(self.model, self.x, self.problem.centre, rows)
+        loss, slope = np.asarray(loss)[:count], np.asarray(slope)[:count]
+        deviation = np.sqrt(np.maximum(np.einsum("np,pk,nk->n", slope, self.covariance_x, slope), 0.0))
+        return loss.reshape(shape), deviation.reshape(shape)
+
+    def interval(self, *columns, level: float = 0.9, noise: bool = True, **named) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds within which a new run's loss (without `noise`: the law) lies with probability `level`.
+
+        A run's noise is the residuals', whose distribution is taken to be normal in the response.
+        """
+        loss, deviation = self.predict(*columns, **named)
+        if not self.raw:
+            deviation = deviation / loss
+        reach = t_quantile(0.5 + 0.5 * level, self.freedom) * deviation
+        if noise:
+            reach = np.hypot(reach, t_quantile(0.5 + 0.5 * level, np.inf) * self.diagnostics.sigma)
+        return (loss - reach, loss + reach) if self.raw else (loss * np.exp(-reach), loss * np.exp(reach))
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of the intervals: independent rows less parameters."""
+        return max(self.diagnostics.independent_rows - len(self.x), 1.0)
+
+    def batch(self, *columns, **named) -> dict[str, np.ndarray]:
+        """The law's columns as float64 arrays of one shape."""
+        wanted = self.model.columns
+        given = dict(zip((column.name for column in wanted), columns, strict=False)) | named
+        if len(columns) > len(wanted) and any(np.any(np.isfinite(extra)) for extra in columns[len(wanted) :]):
+            raise UserError(f"the {self.law} law takes {len(wanted)} columns, got {len(columns)}")
+        for name in named:
+            if name not in {column.name for column in wanted}:
+                raise unknown(f"column of the {self.law} law", name, [column.name for column in wanted])
+        missing = [c.name for c in wanted if c.name not in given and c.default is None]
+        if missing:
+            raise UserError(f"the {self.law} law needs {', '.join(missing)} to predict; give it by name")
+        found = [np.asarray(given.get(column.name, column.default), float) for column in wanted]
+        return {c.name: a for c, a in zip(wanted, np.broadcast_arrays(*found), strict=True)}
 
     def predict_runs(self, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
         """`predict` for every row of a table, with the same meaning of D as in the fit."""
-        return self.predict(runs.N, *_tokens(runs, self.tokens))
+        return self.predict(**columns_of(self.model, runs, self.tokens))
 
     def to_json(self, holdout: Mapping | None = None) -> dict:
         """The fit as plain values, ready for json.dumps."""
         return document(self.law, self, holdout)
 
 
-def fit(law: str, runs: Runs, *, objective: str = "huber", delta: float = 1e-3, tokens: str = "own") -> Fit:
+def fit(
+    law: str | Law,
+    runs: Runs,
+    *,
+    objective: str = "huber",
+    delta: float = 1e-3,
+    tokens: str | None = None,
+    residual: str = "log",
+    priors: Prior | Priors | None = None,
+) -> Fit:
     """Fits one law to all rows, which must evaluate one language.
 
     Minimises the sum of huber_δ(log L − log L̂): starts from variable projection (a grid over the exponents,
-    least squares for E, A, B), then Levenberg–Marquardt with reweighting and a polish with exact second
-    derivatives. Standard errors are those of an M-estimator, clustered by run.
+    least squares for the rest), then damped Newton steps through ever sharper corners. Standard errors are
+    those of an M-estimator, with the rows of a run correlated.
 
     Args:
-      law: "chinchilla" or "data_constrained".
+      law: the name of one in `atlas.scaling.library.LAWS`, or a `Law`.
       runs: rows of one target language.
       objective: "huber", "least_squares" or "lad".
-      delta: corner of the Huber loss, in log loss.
-      tokens: whether D is the "own" tokens of the evaluated language or the "total" of the mixture.
+      delta: corner of the Huber loss, in log loss (in loss for raw residuals).
+      tokens: whether D is the "own" tokens of the evaluated language or the "total" of the mixture; the law's
+        own choice by default.
+      residual: "log" losses or "raw" ones.
+      priors: parameter -> mean and standard deviation of its fitted value (the logarithm of a positive
+        parameter), or a `Prior`; added to those of the law.
 
     Raises:
-      UserError: unknown law, objective or tokens; several languages; rows without tokens of their language;
-        fewer rows than parameters.
+      UserError: unknown law, objective, residual, tokens or prior; several languages; rows without tokens of
+        their language; fewer rows than parameters.
     """
-    _check(law, runs, objective, delta, tokens)
-    D, U = _tokens(runs, tokens)
-    units = np.exp([np.mean(np.log(runs.N)), np.mean(np.log(D))])
+    model = LAWS.get(law) if isinstance(law, str) else law
+    if model is None:
+        raise unknown("law", law, LAWS)
+    tokens = tokens or model.tokens
+    _check(model, runs, objective, delta, tokens, residual)
+    raw = residual == "raw"
     corner = {"huber": delta, "least_squares": 1e6, "lad": _LAD_DELTA}[objective]
-    size = bucket(len(runs))
-    columns = (np.log(runs.loss), runs.N / units[0], D / units[1], U / units[1], np.ones(len(runs)), runs.run)
-    fills = (0.0, 1.0, 1.0, np.inf, 0.0, 0)
-    rows = _Rows(*(padded(values, size, fill) for values, fill in zip(columns, fills, strict=True)))
+    if isinstance(priors, Prior) and {priors.unit, _unit(runs)} - {""} != {priors.unit or _unit(runs)} - {""}:
+        raise UserError(f"the prior is of losses in {priors.unit}, the runs' are in {_unit(runs)}; convert one")
+    columns = columns_of(model, runs, tokens)
+    open_ = model.diagnose(columns)
+    prior = _prior(model, priors, any(p.role == "exponent" and p.name in open_ for p in model.parameters))
+    problem = _problem(model, columns, runs, raw, corner, prior)
     with jax.enable_x64(True):
-        solution = jax.tree.map(np.asarray, _solve(law, rows, corner))
-    natural, transform = _natural(solution.x, units)
-    covariance = transform @ solution.covariance @ transform.T
-    notes = list(runs.warnings)
-    told = _judge(LAWS[law].names, runs.N, D, U, covariance, notes)
-    if not solution.converged:
-        notes.append("the fit did not reach an optimum: do not trust its parameters")
-    deviations = np.sqrt(np.diagonal(covariance))
-    return Fit(
-        law=law,
-        parameters={
-            name: Estimate.lognormal(value, deviation, name in told)
-            for name, value, deviation in zip(LAWS[law].names, natural, deviations, strict=True)
-        },
-        objective=float(solution.objective),
-        converged=bool(solution.converged),
-        starts_agreeing=float(solution.agreeing),
-        covariance=covariance,
-        tokens=tokens,
-        n_rows=len(runs),
-        n_runs=len(runs.run_ids),
-        warnings=tuple(notes),
+        solution, spread = _solve(model, raw, problem, len(runs))
+    return _report(model, raw, runs, open_, tokens, problem, solution, spread)
+
+
+def columns_of(law: Law, runs: Runs, tokens: str) -> dict[str, np.ndarray]:
+    """The batch [n] of a law that a table gives."""
+    return {column.name: np.asarray(column.of(runs, tokens), float) for column in law.columns}
+
+
+def _solve(law: Law, raw: bool, problem: Problem, rows: int) -> tuple[robust.Solution, robust.Spread]:
+    if rows > _SAMPLE:
+        # The starts of a long table compete on some of its rows.
+        some = np.random.default_rng(0).choice(rows, _SAMPLE, replace=False)
+        picked = {name: values[some] for name, values in problem.batch.items()}
+        sample = {name: getattr(problem, name)[some] for name in ("response", "weight")}
+        near = robust.solve(law, raw, problem._replace(batch=picked, run=np.zeros(_SAMPLE, int), **sample))
+        scale = robust.prior_scale(law, raw, near.x, problem)
+        solution = robust.polish(law, raw, near.x, problem, scale)._replace(agreeing=near.agreeing)
+    else:
+        solution = robust.solve(law, raw, problem)
+    spread = robust.spread(law, raw, solution.x, problem, solution.scale)
+    if np.any(problem.precision):
+        # Rows of a run tell less than as many independent ones: the prior counts for more beside them.
+        scale = robust.prior_scale(law, raw, solution.x, problem) * (rows / spread.rows)
+        agreeing = solution.agreeing
+        solution = robust.polish(law, raw, solution.x, problem, scale)._replace(agreeing=agreeing)
+        spread = robust.spread(law, raw, solution.x, problem, scale)
+    return jax.tree.map(np.asarray, (solution, spread))
+
+
+def _problem(
+    law: Law, columns: Mapping[str, np.ndarray], runs: Runs, raw: bool, corner: float, prior: Prior
+) -> Problem:
+    size = bucket(len(runs))
+    size <<= (size.bit_length() - 1) % 2  # powers of four: a fit compiles for seconds and runs for milliseconds
+    positive = [name for name, values in columns.items() if np.all(np.isfinite(values) & (values > 0))]
+    return Problem(
+        batch={name: padded(values, size, values[-1]) for name, values in columns.items()},
+        response=padded(runs.loss if raw else np.log(runs.loss), size, 1.0),
+        weight=padded(np.ones(len(runs)), size, 0.0),
+        run=padded(np.asarray(runs.run), size, 0),
+        centre={name: np.exp(np.mean(np.log(columns[name]))) for name in positive}
+        | {"loss": np.exp(np.mean(np.log(runs.loss)))},
+        corner=np.float64(corner),
+        mean=prior.mean,
+        precision=prior.precision,
     )
 
 
-def _check(law: str, runs: Runs, objective: str, delta: float, tokens: str) -> None:
+def _prior(law: Law, priors: Prior | Priors | None, open_: bool) -> Prior:
+    """The law's own priors and the given ones; independent ones replace the law's.
+
+    Where the design leaves exponents open (and only there) and nothing else is known, they are drawn to
+    _USUAL: otherwise noise would choose among laws that fit alike.
+    """
+    given = {p.name: p.prior for p in law.parameters if p.prior}
+    if open_ and not isinstance(priors, Prior):
+        given = {p.name: _USUAL for p in law.parameters if p.role == "exponent"} | given
+    if isinstance(priors, Mapping):
+        for name in priors:
+            if name not in law.names:
+                raise unknown(f"parameter of the {law.name} law", name, law.names)
+        given |= priors
+    mean = np.array([given.get(name, (0.0, np.inf))[0] for name in law.names])
+    deviation = np.array([given.get(name, (0.0, np.inf))[1] for name in law.names])
+    if not np.all(deviation > 0):
+        raise UserError(f"the standard deviation of a prior must be positive, got {deviation.min():g}")
+    own = Prior(mean, np.diag(deviation**-2.0))
+    if not isinstance(priors, Prior):
+        return own
+    if priors.mean.shape != mean.shape:
+        raise UserError(f"the prior has {len(priors.mean)} parameters, the {law.name} law {len(mean)}")
+    precision = own.precision + priors.precision
+    return Prior(np.linalg.pinv(precision) @ (own.precision @ mean + priors.precision @ priors.mean), precision)
+
+
+def _check(law: Law, runs: Runs, objective: str, delta: float, tokens: str, residual: str) -> None:
     for kind, name, valid in (
-        ("law", law, LAWS),
         ("objective", objective, OBJECTIVES),
         ("meaning of tokens", tokens, ("own", "total")),
+        ("residual", residual, RESIDUALS),
     ):
         if name not in valid:
             raise unknown(kind, name, valid)
@@ -167,195 +307,82 @@ def _check(law: str, runs: Runs, objective: str, delta: float, tokens: str) -> N
     evaluated = [runs.languages[i] for i in np.unique(runs.target)]
     if len(evaluated) > 1:
         raise UserError(
-            f"the {law} law is fitted to one language, the rows evaluate {len(evaluated)}: "
+            f"the {law.name} law is fitted to one language, the rows evaluate {len(evaluated)}: "
             f"choose one, such as 'language == \"{evaluated[0]}\"', or fit the atlas law"
         )
-    if tokens == "own" and (runs.own(runs.D) <= 0).any():
+    if (tokens == "own" or any(c.name == "p" for c in law.columns)) and (runs.own(runs.D) <= 0).any():
         raise UserError(
             f"some runs evaluate {evaluated[0]!r} without training on it: leave them out or use total tokens"
         )
-    if len(runs) < len(LAWS[law].names):
-        raise UserError(f"{len(runs)} rows cannot determine the {len(LAWS[law].names)} parameters of the {law} law")
+    if len(runs) < len(law.names):
+        raise UserError(f"{len(runs)} rows cannot determine the {len(law.names)} parameters of the {law.name} law")
 
 
-def _tokens(runs: Runs, tokens: str) -> tuple[np.ndarray, np.ndarray]:
-    """D [n] and U [n] of a series."""
-    if tokens == "own":
-        return runs.own(runs.D), runs.own(runs.U)
-    # Of a mixture in which something repeats, only the seen part of each language is unique.
-    return runs.total_tokens, np.minimum(runs.D, runs.U).sum(1)
+def _unit(runs: Runs) -> str:
+    named = runs.frame["loss_unit"].dropna() if "loss_unit" in runs.frame else ()
+    return str(named.iloc[0]) if len(named) else ""
 
 
-def _natural(x: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log parameters for N and D in ones, and their Jacobian in x, the same for N and D in `units`."""
-    transform = np.eye(len(x))
-    for term, exponent, unit in ((1, 2, units[0]), (3, 4, units[1])):
-        transform[term, exponent] = np.exp(x[exponent]) * np.log(unit)
-    natural = x.copy()
-    natural[[1, 3]] += transform[[1, 3], [2, 4]]
-    return natural, transform
+def _report(law, raw, runs, open_, tokens, problem, solution, spread) -> Fit:
+    fitted, predicted = spread.fitted, spread.predicted[: len(runs)]
+    covariance = spread.to_fitted @ spread.covariance @ spread.to_fitted.T
+    notes = list(runs.warnings)
+    told = _judge(law, open_, covariance, notes)
+    if not solution.converged:
+        notes.append("the fit did not reach an optimum: do not trust its parameters")
+    freedom = max(float(spread.rows) - len(fitted), 1.0)
+    quantile = t_quantile(0.95, freedom)
+    deviations = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
+    estimates = {
+        p.name: (Estimate.lognormal if p.positive else Estimate.normal)(value, deviation, p.name in told, quantile)
+        for p, value, deviation in zip(law.parameters, fitted, deviations, strict=True)
+    }
+    total = np.sum((runs.loss - runs.loss.mean()) ** 2)
+    return Fit(
+        law=law.name,
+        parameters=estimates,
+        objective=float(solution.objective),
+        converged=bool(solution.converged),
+        starts_agreeing=float(solution.agreeing),
+        covariance=covariance,
+        tokens=tokens,
+        unit=_unit(runs),
+        n_rows=len(runs),
+        n_runs=len(runs.run_ids),
+        warnings=tuple(notes),
+        diagnostics=Diagnostics(
+            decrement=float(solution.decrement / max(float(solution.objective), 1e-12)),
+            condition=float(spread.condition),
+            sigma=float(spread.sigma),
+            correlation=float(spread.correlation),
+            independent_rows=float(spread.rows),
+            r2=float(1.0 - np.sum((runs.loss - predicted) ** 2) / total) if total > 0 else float("nan"),
+            are=float(np.mean(np.abs(predicted / runs.loss - 1.0))),
+        ),
+        model=law,
+        raw=raw,
+        problem=problem,
+        x=solution.x,
+        scale=float(solution.scale),
+        covariance_x=spread.covariance,
+    )
 
 
-def _judge(
-    names: tuple[str, ...],
-    N: np.ndarray,
-    D: np.ndarray,
-    U: np.ndarray,
-    covariance: np.ndarray,
-    notes: list[str],
-) -> set[str]:
+def _judge(law: Law, structural: Mapping[str, str], covariance: np.ndarray, notes: list[str]) -> set[str]:
     """The parameters that the runs determine; why not, in `notes`, for the others."""
-    structural = diagnose_sizes(N, D)
     for reason in dict.fromkeys(structural.values()):
         notes.append(f"{', '.join(n for n in structural if structural[n] == reason)} not identified: {reason}")
-    told = {name for name in names if name not in structural}
-    vague = {name for name, variance in zip(names, np.diagonal(covariance), strict=True) if not variance < 1.0}
-    # A and B are the law's value at one parameter and one token: their logs are vague in any real study.
-    vague -= {"A", "B"}
-    if "R_D" in names and np.max(D / U) < 4.0:
-        vague.add("R_D")
+    told = set(law.names) - set(structural)
+    deviations = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
+    widths = {p.name: p.width for p in law.parameters}
+    vague = {name for name, d in zip(law.names, deviations, strict=True) if not d < widths[name]}
     if extra := sorted(vague & told):
         notes.append(f"{', '.join(extra)} not identified: the runs leave its size open")
     return told - vague
 
 
-class _Rows(NamedTuple):
-    log_loss: jax.Array  # [n]
-    N: jax.Array  # [n] in units of its geometric mean, as D and U
-    D: jax.Array
-    U: jax.Array
-    weight: jax.Array  # 1, or 0 where padded
-    run: jax.Array
-
-
-class _Solution(NamedTuple):
-    x: jax.Array  # [p] logs of the parameters
-    objective: jax.Array
-    covariance: jax.Array  # [p, p]
-    converged: jax.Array
-    agreeing: jax.Array
-
-
 @partial(jax.jit, static_argnames="law")
-def _predict(law: str, x: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Losses [n] and their slopes [n, p] in the logs of the parameters."""
-    loss = lambda x, N, D, U: LAWS[law].loss(N, D, U, *jnp.exp(x))  # noqa: E731
-    return jax.vmap(jax.value_and_grad(loss), (None, 0, 0, 0))(x, N, D, U)
-
-
-def _huber(residual: jax.Array, corner: jax.Array) -> jax.Array:
-    size = jnp.abs(residual)
-    return jnp.where(size <= corner, 0.5 * residual**2, corner * (size - 0.5 * corner))
-
-
-def _residuals(law: str, x: jax.Array, rows: _Rows) -> jax.Array:
-    return rows.log_loss - jnp.log(LAWS[law].loss(rows.N, rows.D, rows.U, *jnp.exp(x)))
-
-
-def _starts(law: str, rows: _Rows) -> jax.Array:
-    """Best points [s, p] of a grid over the exponents, E, A and B by least squares on relative residuals."""
-    exponents = jnp.exp(jnp.linspace(jnp.log(0.05), jnp.log(1.6), 16))
-    alpha, beta = (g.ravel() for g in jnp.meshgrid(exponents, exponents, indexing="ij"))
-    loss = jnp.exp(rows.log_loss)
-    extra = jnp.array([mean for mean, _ in LAWS[law].prior])
-
-    def score(alpha: jax.Array, beta: jax.Array) -> tuple[jax.Array, jax.Array]:
-        terms = jnp.stack([jnp.ones_like(rows.N), rows.N**-alpha, rows.D**-beta], -1)
-        design = terms * (rows.weight / loss)[:, None]
-        normal = design.T @ design
-        coefficients = jnp.linalg.solve(normal + 1e-10 * jnp.diag(jnp.diagonal(normal)), design.T @ rows.weight)
-        coefficients = jnp.maximum(coefficients, 1e-3 * jnp.sum(rows.weight * loss) / jnp.sum(rows.weight))
-        E, A, B = jnp.log(coefficients)
-        x = jnp.concatenate([jnp.stack([E, A, jnp.log(alpha), B, jnp.log(beta)]), extra])
-        return jnp.sum(rows.weight * jnp.abs(_residuals(law, x, rows))), x
-
-    scores, points = jax.vmap(score)(alpha, beta)
-    return points[jnp.argsort(jnp.where(jnp.isfinite(scores), scores, jnp.inf))[:_STARTS]]
-
-
-@partial(jax.jit, static_argnames="law")
-def _solve(law: str, rows: _Rows, corner: jax.Array) -> _Solution:
-    starts = _starts(law, rows)
-    residual = _residuals(law, starts[0], rows)
-    slope, square = _influence(residual, rows, corner)
-    prior_scale = _prior_scale(slope, square, rows)
-    values = jax.vmap(lambda x: _descend(law, rows, corner, prior_scale, x))(starts)
-    best = jnp.argmin(jnp.where(jnp.isfinite(values.value), values.value, jnp.inf))
-    x, value = values.x[best], values.value[best]
-    objective = jnp.sum(rows.weight * _huber(_residuals(law, x, rows), corner))
-    return _Solution(
-        x,
-        objective,
-        _covariance(law, x, rows, corner),
-        values.decrement[best] <= _OPTIMAL * jnp.maximum(value, 1e-12),
-        jnp.mean(values.value <= value * (1.0 + 1e-6)),
-    )
-
-
-def _descend(law: str, rows: _Rows, corner: jax.Array, prior_scale: jax.Array, x: jax.Array):
-    """Reweighted Gauss–Newton from afar, then Newton: reweighting alone creeps where the corner is sharp."""
-    mean = jnp.array([0.0] * 5 + [m for m, _ in LAWS[law].prior])
-    precision = jnp.array([0.0] * 5 + [s**-2.0 for _, s in LAWS[law].prior]) * prior_scale
-
-    def value(x: jax.Array) -> jax.Array:
-        residual = _residuals(law, x, rows)
-        return jnp.sum(rows.weight * _huber(residual, corner)) + 0.5 * jnp.sum(precision * (x - mean) ** 2)
-
-    def reweighted(x: jax.Array):
-        residual = _residuals(law, x, rows)
-        jacobian = jax.jacfwd(lambda x: _residuals(law, x, rows))(x)
-        weight = rows.weight * jnp.minimum(1.0, corner / jnp.maximum(jnp.abs(residual), 1e-300))
-        gradient = jacobian.T @ (weight * residual) + precision * (x - mean)
-        return value(x), gradient, jacobian.T @ (weight[:, None] * jacobian) + jnp.diag(precision)
-
-    def exact(x: jax.Array):
-        return value(x), jax.grad(value)(x), jax.hessian(value)(x)
-
-    def solve(hessian: jax.Array, gradient: jax.Array, damping: jax.Array) -> jax.Array:
-        diagonal = jnp.abs(jnp.diagonal(hessian))
-        ridge = damping * diagonal + 1e-13 * jnp.max(diagonal)
-        return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(hessian + jnp.diag(ridge)), True), gradient)
-
-    tolerance = 1e-17 * jnp.sum(rows.weight) * jnp.minimum(corner, 1e-2)
-    rough = levenberg_marquardt(reweighted, solve, x, _DESCENT, tolerance)
-    return levenberg_marquardt(exact, solve, rough.x, _POLISH, tolerance)
-
-
-def _influence(residual: jax.Array, rows: _Rows, corner: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Slope [n] of the Huber score at each row, smoothed over 1.5σ, and its mean square over rows.
-
-    Where the corner lies far below the noise, the slope is in effect the density of residuals near zero. It
-    is taken row by row: rows of high leverage are often the ones that the law misses, and so hold the fit
-    the least.
-    """
-    size = jnp.abs(residual)
-    spread = 1.4826 * jnp.nanmedian(jnp.where(rows.weight > 0, size, jnp.nan))
-    window = jnp.maximum(corner, 1.5 * spread)
-    slope = rows.weight * (size <= window) * (corner / window)
-    return slope, jnp.sum(rows.weight * jnp.minimum(size, corner) ** 2) / jnp.sum(rows.weight)
-
-
-def _prior_scale(slope: jax.Array, square: jax.Array, rows: _Rows) -> jax.Array:
-    """Weighs a prior against the Huber sum as it would weigh against the likelihood it stands for."""
-    return square * jnp.sum(rows.weight) / jnp.maximum(jnp.sum(slope), 1e-300)
-
-
-def _covariance(law: str, x: jax.Array, rows: _Rows, corner: jax.Array) -> jax.Array:
-    """Covariance of an M-estimator of the logs of the parameters, clustered by run.
-
-    A direction that the rows leave open gets the standard deviation _OPEN: both halves of the sandwich
-    vanish there, and their ratio would pass for certainty.
-    """
-    residual = _residuals(law, x, rows)
-    jacobian = jax.jacfwd(lambda x: _residuals(law, x, rows))(x) * rows.weight[:, None]
-    slope, square = _influence(residual, rows, corner)
-    scores = jax.ops.segment_sum(jnp.clip(residual, -corner, corner)[:, None] * jacobian, rows.run, len(rows.run))
-    clusters = jnp.sum(jnp.any(scores != 0.0, 1))
-    correction = clusters / jnp.maximum(clusters - len(x), 1.0)
-    scale = _prior_scale(slope, square, rows)
-    precision = jnp.diag(jnp.array([0.0] * 5 + [s**-2.0 for _, s in LAWS[law].prior]))
-    values, vectors = jnp.linalg.eigh((slope[:, None] * jacobian).T @ jacobian + scale * precision)
-    open_ = values < 1e-12 * values[-1]
-    inverse = (vectors * jnp.where(open_, 0.0, 1.0 / jnp.where(open_, 1.0, values))) @ vectors.T
-    meat = correction * scores.T @ scores + scale**2 * precision
-    return inverse @ meat @ inverse + (vectors * jnp.where(open_, _OPEN**2, 0.0)) @ vectors.T
+def _predict(law: Law, x: jax.Array, centre: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+    """Losses [n] and their slopes [n, p] in the coordinates."""
+    losses = lambda x: law.predict(x, centre, batch)  # noqa: E731
+    return losses(x), jax.jacfwd(losses)(x)

@@ -58,14 +58,15 @@ def read(model: Decoder, tokens_CBS: jax.Array, separator: int, padding: int) ->
       separator, padding: the tokenizer's ids.
 
     Returns:
-      Which targets are the model's first choice, bool [C, B, T], and the metrics of `models.attention.Attention`,
-      each a float32 mean over chunks (of `largest_activation`: the mean over chunks of a chunk's largest).
+      Which targets are the model's first choice, bool [C, B, T], and the decoder's metrics with measure=True, each a
+      float32 mean over chunks (of `largest_activation`: the mean over chunks of a chunk's largest).
     """
 
     def chunk(tokens_BS: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         inputs_BT = tokens_BS[:, :-1]
         segments_BT = jnp.cumsum(inputs_BT == separator, axis=1, dtype=jnp.int32)
-        logits_BTV, metrics = model(inputs_BT, jnp.where(inputs_BT == padding, -1, segments_BT))
+        segments_BT = jnp.where(inputs_BT == padding, -1, segments_BT)
+        logits_BTV, metrics = model(inputs_BT, segments_BT, measure=True)
         return jnp.argmax(logits_BTV, axis=-1) == tokens_BS[:, 1:], metrics
 
     correct_CBT, metrics_C = jax.lax.map(chunk, tokens_CBS)

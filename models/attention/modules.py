@@ -82,6 +82,12 @@ class Attention(nnx.Module):
       selection_overlap       share of the selected keys that dense attention would choose
 
     With train=True an adaptive k rule also moves its running variance, which the next step will use.
+
+    Under jit every path gives on many devices what it gives on one. Batches are split over any axis, heads and
+    key/value heads by the sharding of their projections. To split the sequence, shard T of the input: XLA gathers
+    keys, values and index keys, G·(2·E) + I numbers a token, and each device works on its own queries. That pays
+    where all scores are computed at once (query_chunk=0); tiles follow one another, and are better split by batch
+    and heads.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -306,7 +312,9 @@ def _selection(config: ModelConfig) -> reference.Selection:
 
 
 def _mean(value_BT: jax.Array, counted_BT: jax.Array) -> jax.Array:
-    total = jnp.sum(jnp.where(counted_BT, value_BT, 0).astype(jnp.float32))
+    # Flags and whole numbers too: only float64 stays what it is.
+    dtype = value_BT.dtype if value_BT.dtype == jnp.float64 else jnp.float32
+    total = jnp.sum(jnp.where(counted_BT, value_BT, 0).astype(dtype))
     return total / jnp.maximum(jnp.sum(counted_BT), 1)
 
 

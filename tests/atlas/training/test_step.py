@@ -102,3 +102,17 @@ def test_evaluation_sums_nats_by_chunk(one, state, tokens_BS):
         one.skeleton.merge(state.params, state.buffers), tokens_BS, SEPARATOR, PADDING
     )
     np.testing.assert_allclose(nats_C, [jnp.sum(nats_BT * weights_BT)] * 2, rtol=1e-5)
+
+
+def test_dense_warm_up_trains_the_indexer_alone(state, tokens_BS):
+    whole = dataclasses.replace(MODEL, k_base=32, k_min=32, k_max=32)
+    settings = TrainConfig(warmup_steps=1, learning_rate=1e-2, trained="indexer")
+    step = jax.jit(TrainStep(Skeleton(whole), settings, SEPARATOR, PADDING, LANGUAGES))
+    after, divergences = state, []
+    for _ in range(30):
+        after, metrics = step(after, tokens_BS, LANGUAGE_B, COOLDOWN)
+        divergences.append(float(metrics["indexer_loss"]))
+    assert metrics["mean_k"] == 8.5  # every visible key of 16
+    assert divergences[-1] < 0.8 * divergences[0]
+    for name, array in after.params.items():
+        assert np.array_equal(array, state.params[name]) == (".indexer." not in name or not array.size), name

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from models import Decoder, ModelConfig
-from models.decoding import ByteTokenizer, make_voice
+from models.decoding import ByteTokenizer, LanguageModel, Voice
 
 TARGET = (b"a", b"b", b"ab", b"aab", b"c")
 DRAFT = (b"a", b"b", b"c", b"abc")
@@ -38,6 +38,16 @@ def tokenizer(words, *, end=True):
 def voice(words, seed, *, end=True, padding=0, dtype="float64", peak=1.0, **fields):
     """A random model; `padding` rows of its vocabulary belong to no token, `peak` sharpens its laws."""
     own = tokenizer(words, end=end)
+    model, decoder = _decoder(own.vocab_size + padding, seed, dtype, tuple(fields.items()))
+    decoder.embedding[...] = decoder.embedding[...] * peak
+    return Voice(model, nnx.state(decoder.unstack()), own)
+
+
+_MODELS = {}
+
+
+def _decoder(vocab_size, seed, dtype, fields):
+    """A decoder, and the one `LanguageModel` of all that have its shape: programs are compiled once a model."""
     config = ModelConfig(
         d_model=8,
         layers=1,
@@ -45,18 +55,20 @@ def voice(words, seed, *, end=True, padding=0, dtype="float64", peak=1.0, **fiel
         kv_heads=1,
         head_width=4,
         d_ff=16,
-        vocab_size=own.vocab_size + padding,
+        vocab_size=vocab_size,
         dtype=dtype,
         indexer_heads=1,
         indexer_width=4,
         k_base=4,
         k_min=2,
         k_max=8,
-        **fields,
+        **dict(fields),
     )
     decoder = Decoder(config, rngs=nnx.Rngs(seed))
-    decoder.embedding[...] = decoder.embedding[...] * peak
-    return make_voice(decoder, own)
+    key = (vocab_size, dtype, fields)
+    if key not in _MODELS:
+        _MODELS[key] = LanguageModel(nnx.graphdef(decoder.unstack()), vocab_size)
+    return _MODELS[key], decoder
 
 
 def exact_law(target, prompt, n, temperature=1.0):

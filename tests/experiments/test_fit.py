@@ -1,0 +1,92 @@
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from atlas.errors import UserError
+from experiments import fit
+
+
+def table(**columns) -> pd.DataFrame:
+    N, D = (a.ravel() for a in np.meshgrid(np.geomspace(1e8, 1e10, 5), np.geomspace(3e9, 1e12, 7)))
+    noise = np.exp(0.003 * np.random.default_rng(0).normal(size=N.size))
+    loss = (1.7 + 480.0 / N**0.35 + 2100.0 / D**0.37) * noise
+    return pd.DataFrame({"num_params": N, "num_tokens": D, "loss": loss, "family": "a"} | columns)
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Runs the binary on a table and returns fit.json."""
+
+    def call(frame: pd.DataFrame, **options):
+        frame.to_csv(tmp_path / "runs.csv", index=False)
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS(sys.argv[:1])
+        given = {"law": "chinchilla", "runs": str(tmp_path / "runs.csv"), "workdir": str(tmp_path / "out")}
+        with flagsaver.flagsaver(**given | options):
+            fit.main([])
+        return json.loads((tmp_path / "out" / "fit.json").read_text())
+
+    return call
+
+
+def test_a_fit_writes_the_whole_document(command, capsys):
+    found = command(table(), holdout="top_compute", bootstrap=50, seed=1)
+    assert set(found) >= {"law", "objective", "converged", "n_rows", "n_runs", "parameters", "holdout", "warnings"}
+    assert found["law"] == "chinchilla" and found["converged"] and found["n_rows"] == found["n_runs"] == 35
+    assert set(found["parameters"]) == {"E", "A", "B", "alpha", "beta"}
+    for estimate in found["parameters"].values():
+        assert set(estimate) == {"value", "se", "low", "high", "identified"}
+        assert estimate["low"] < estimate["high"]
+    assert found["holdout"]["are"] < 0.02 and "r2" in found["holdout"]
+    assert found["bootstrap"] == {"resamples": 50, "converged": 1.0}
+    shown = capsys.readouterr().out
+    assert "held out top_compute" in shown and "of the starts reach this optimum" in shown
+
+
+def test_advice_is_printed_and_written(command, capsys):
+    found = command(table(), advise=1e21)
+    assert found["advice"]["flops"] == 1e21 and len(found["advice"]["plans"]) == 7
+    assert "more FLOPs" in capsys.readouterr().out
+
+
+def test_what_the_runs_cannot_tell_is_a_verdict_not_an_error(command):
+    found = command(table()[lambda rows: rows["num_params"] < 4e8])
+    assert not found["parameters"]["alpha"]["identified"]
+    assert any("not identified" in warning for warning in found["warnings"])
+
+
+def test_dropped_rows_are_counted_with_the_reason(command):
+    frame = table()
+    frame.loc[3, "loss"] = np.nan
+    frame = pd.concat([frame, frame.iloc[:2]])
+    warnings = " ".join(command(frame)["warnings"])
+    assert "1 of 37 rows: 'loss' is missing" in warnings and "2 of 36 rows: the row repeats" in warnings
+
+
+@pytest.mark.parametrize(
+    "change, options, message",
+    [
+        (lambda t: t.rename(columns={"num_params": "num_parms"}), {}, "num_parms"),
+        (lambda t: t.assign(loss="high"), {}, "not numeric"),
+        (lambda t: t.assign(loss=-t["loss"]), {}, "must be positive"),
+        (lambda t: t.assign(num_params=0.0), {}, "must be positive"),
+        (lambda t: t.assign(loss_unit=["nats"] * 30 + ["bits"] * 5), {}, "several units"),
+        (lambda t: t.iloc[:1], {}, "1 rows cannot determine the 5"),
+        (lambda t: t.assign(loss=np.inf), {}, "no usable row"),
+        (lambda t: t.assign(unique_tokens=0.0), {}, "unique tokens"),
+        (lambda t: t, {"family": "b"}, "unknown family 'b'"),
+        (lambda t: t, {"where": "loss > 100"}, "keeps none"),
+        (lambda t: t, {"bootstrap": -1}, "number of resamples"),
+        (lambda t: t, {"law": "atlas", "bootstrap": 10}, "--bootstrap does not apply"),
+        (lambda t: t, {"law": "annealing"}, "needs the schedule"),
+    ],
+)
+def test_mistakes_are_one_line(command, change, options, message):
+    with pytest.raises(UserError, match=r"^[^\n]+$") as error:
+        command(change(table()), **options)
+    assert message in str(error.value)

@@ -1,0 +1,13 @@
+import os
+import subprocess
+import sys
+
+from tests.models.attention.sharded import VARIANTS
+
+
+def test_eight_devices_give_the_results_of_one():
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.models.attention.sharded"]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == [f"equal: {name}" for name in VARIANTS]
