@@ -1,6 +1,9 @@
 """Speed and memory of the parts, each against a peer measured in the same run.
 
     python -m experiments.benchmark --suite=attention [--lengths=2048,4096] [--json=FILE]
+    python -m experiments.benchmark --suite=decode [--sizes=1M,5M] [--workdir=DIR] [--json=FILE]
+    python -m experiments.benchmark --suite=memory [--json=FILE]
+    python -m experiments.benchmark --suite=fit [--table=FILE.csv] [--json=FILE]
 
 Prints a table; --json=FILE writes the same for programs, with hardware, versions and the command. The times are
 medians; runs of the programs compared are interleaved. Expect minutes, most of them spent in the peer.
@@ -23,15 +26,29 @@ from absl import flags
 from atlas.errors import UserError, unknown
 from atlas.files import write_atomically
 from experiments import _app
-from experiments.benchmarks import attention
+from experiments.benchmarks import attention, decode, fit, memory, pair
 
 Result = tuple[list[dict[str, Any]], dict[str, Any]]
 
-_SUITES: dict[str, Callable[[], Result]] = {"attention": lambda: attention.run(_lengths())}
+_SUITES: dict[str, Callable[[], Result]] = {
+    "attention": lambda: attention.run(_lengths()),
+    "decode": lambda: decode.run(_SIZES.value, _WORKDIR.value),
+    "fit": lambda: fit.run(_TABLE.value),
+    "memory": lambda: memory.run(_lengths()),
+}
+_UNITS = (
+    ("seconds", "ms", 1e3),
+    ("cpu_seconds", "cpu_ms", 1e3),
+    ("first_seconds", "first_ms", 1e3),
+    ("temp_bytes", "temp_MiB", 2**-20),
+)
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 _SUITE = flags.DEFINE_string("suite", "", f"what to measure: {', '.join(_SUITES)}")
-_LENGTHS = flags.DEFINE_list("lengths", [], "attention: sequence lengths in tokens; default: by the device")
+_LENGTHS = flags.DEFINE_list("lengths", [], "attention, memory: sequence lengths in tokens; default: by the device")
+_SIZES = flags.DEFINE_list("sizes", ["1M", "5M", "30M"], f"decode: of the target; {', '.join(pair.SHAPES)}")
+_WORKDIR = flags.DEFINE_string("workdir", "", "decode: keeps the trained pair for the next time")
+_TABLE = flags.DEFINE_string("table", "", "fit: runs table with num_params, tokens and loss; default: a simulated one")
 _JSON = flags.DEFINE_string("json", "", "file for the result as JSON")
 
 
@@ -74,13 +91,10 @@ def _cores() -> int:
 def _table(rows: list[dict[str, Any]]) -> str:
     """The rows in milliseconds and MiB; what was not measured is left blank."""
     table = pd.DataFrame(rows)
-    for column, unit, scale in (
-        ("seconds", "ms", 1e3),
-        ("cpu_seconds", "cpu_ms", 1e3),
-        ("temp_bytes", "temp_MiB", 2**-20),
-    ):
-        table[column] = table[column].astype(float) * scale
-        table = table.rename(columns={column: unit})
+    for column, unit, scale in _UNITS:
+        if column in table:
+            table[column] = table[column].astype(float) * scale
+            table = table.rename(columns={column: unit})
     return table.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.4g}")
 
 

@@ -63,11 +63,15 @@ def main(_) -> None:
 def _write(target: Voice, options: dict[str, Any]) -> tuple[list[str], Written]:
     """Prints one text as it comes, several when they are written."""
     alone = len(_PROMPT.value) == 1
-    show = (lambda row, text: print(text, end="", flush=True)) if alone else (lambda row, text: None)
-    if alone:
-        print(_PROMPT.value[0], end="", flush=True)
+    begin = _PROMPT.value[:1]
+
+    def show(row: int, text: str) -> None:
+        if alone:
+            print(*begin, text, sep="", end="", flush=True)
+            begin.clear()
+
     texts, written = write_text(target, _PROMPT.value, _NEW.value, stop_strings=_STOP.value, on_text=show, **options)
-    print() if alone else print(*map("".join, zip(_PROMPT.value, texts, strict=True)), sep="\n")
+    print(*begin) if alone else print(*map("".join, zip(_PROMPT.value, texts, strict=True)), sep="\n")
     return texts, written
 
 

@@ -229,7 +229,7 @@ class _Job:
             return DraftLength(self.draft_length or _BLOCK)
         time_of = functools.partial(measure, batch=len(self.prompts), capacity=self.capacity)
         draft_cost = 0.0 if method == "lookup" else time_of(self.drafter, tokens=1)
-        verify_costs = time_of(self.target, tokens=1), time_of(self.target, tokens=1 + LENGTHS[-1])
+        verify_costs = tuple(time_of(self.target, tokens=1 + n) for n in (0, LENGTHS[0], LENGTHS[-1]))
         return DraftLength(None, draft_cost, verify_costs)
 
     def as_arrays(self, proposal: Proposal) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
