@@ -21,8 +21,11 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
-def run(main: Callable[[Sequence[str]], object]) -> None:
-    """Runs `main` under absl: a user's mistake is one line and exit code 2, an interruption exit code 130."""
+def run(main: Callable[[Sequence[str]], object], *, resumes: bool = False) -> None:
+    """Runs `main` under absl: a user's mistake is one line and exit code 2, an interruption exit code 130.
+
+    resumes: whether the same command continues an interrupted one, which is then said.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
         # absl's default of INFO shows every library's chatter between our own lines.
@@ -38,7 +41,8 @@ def run(main: Callable[[Sequence[str]], object]) -> None:
                 raise
             _fail(f"no space left on the disk that holds {error.filename or '--workdir'}; free some and run again")
         except KeyboardInterrupt:
-            print("interrupted; the same command continues where it stopped", file=sys.stderr)
+            then = "; the same command continues where it stopped" if resumes else ""
+            print(f"interrupted{then}", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
 
     app.run(guarded, flags_parser=_parse_flags)

@@ -75,4 +75,4 @@ def table(corpus: Corpus) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, resumes=True)

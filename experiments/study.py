@@ -37,4 +37,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    _app.run(main)
+    _app.run(main, resumes=True)

@@ -61,4 +61,4 @@ def _print_list(configs: Sequence) -> None:
 
 
 if __name__ == "__main__":
-    _app.run(main)
+    _app.run(main, resumes=True)

@@ -84,6 +84,7 @@ def guide_cell(family: str, kind: str, sizes: int, transform=lambda loss: loss):
         ("t5-pile", "val", lambda loss: loss, {3: 9.16}),
     ],
 )
+@pytest.mark.thorough
 def test_cells_of_the_guide(family, kind, transform, published):
     found = {}
     for sizes in published:

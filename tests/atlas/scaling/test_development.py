@@ -11,6 +11,8 @@ from atlas.scaling.practice import borrow
 from atlas.scaling.runs import Runs
 from tests.atlas.scaling import published_runs
 
+pytestmark = pytest.mark.thorough
+
 
 def runs_of(rows: pd.DataFrame) -> Runs:
     """A run per model, or per row where every row is a final loss; every row counts, also a repeated one."""

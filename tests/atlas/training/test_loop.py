@@ -33,7 +33,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 # One step in the first trunk segment, one in each branch, one in the second trunk segment, and one resumed twice.
-@pytest.mark.parametrize("deaths", [[3], [6], [9, 4], [13]])
+@pytest.mark.parametrize(
+    "deaths", [[9, 4], *(pytest.param(deaths, marks=pytest.mark.thorough) for deaths in ([3], [6], [13]))]
+)
 def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, uninterrupted, deaths):
     for die_at in deaths:
         assert run_worker(tmp_path, {}, die_at=die_at) == -9

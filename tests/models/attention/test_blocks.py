@@ -71,7 +71,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("T", "block", "segments", "fields"), CASES[1:5])
+@pytest.mark.parametrize(
+    ("T", "block", "segments", "fields"),
+    [CASES[1], *(pytest.param(*case, marks=pytest.mark.thorough) for case in CASES[2:5])],
+)
 def test_equals_the_oracle_in_float64(T, block, segments, fields, monkeypatch):
     # Two tiles a step, so that a last, incomplete step occurs.
     monkeypatch.setattr(blocks, "tiles_at_once", lambda elements: 2)
@@ -82,7 +85,7 @@ def test_equals_the_oracle_in_float64(T, block, segments, fields, monkeypatch):
         assert_equal(actual, value_and_gradients(blocks.oracle, inputs, segments, selection, block), 1e-10)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in (1, 2))])
 def test_equals_the_oracle_in_float32(seed):
     selection, segments = make_selection(k_rule="paper"), make_segments(37, "many")
     inputs = make_inputs(37, seed=seed)

@@ -102,7 +102,12 @@ SAMPLERS = [
     ("same", "rejection", 2),
 ]
 # On the host a row costs about a millisecond.
-HOST_SAMPLERS = [("lookup", "exact", 2), ("slem", "exact", 2), ("slrs", "rejection", 2), ("slrs", "block", 2)]
+HOST_SAMPLERS = [
+    ("lookup", "exact", 2),
+    ("slem", "exact", 2),
+    ("slrs", "rejection", 2),
+    pytest.param("slrs", "block", 2, marks=pytest.mark.thorough),
+]
 
 
 def chi_square(method, verify, length, draws, batch):
