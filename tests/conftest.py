@@ -1,5 +1,6 @@
 import socket
 
+import jax
 import pytest
 
 
@@ -9,3 +10,14 @@ def unused_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return free.getsockname()[1]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Drops a module's compiled programs behind it.
+
+    A process may map only so many regions of memory, and every program takes some: a worker that keeps thousands
+    of them crashes in the compiler.
+    """
+    yield
+    jax.clear_caches()
