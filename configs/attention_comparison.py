@@ -12,7 +12,7 @@ second command gave on real text, where and in what time.
 
 import dataclasses
 
-from atlas.comparison import RATES, ComparisonConfig
+from atlas.attention_comparison import RATES, ComparisonConfig
 from atlas.data import DataConfig, mixtures
 from atlas.data.tasks import TASKS
 from atlas.errors import UserError

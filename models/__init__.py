@@ -3,13 +3,14 @@
 from models.attention import RunningVariance
 from models.config import ModelConfig, count_params, shape_config, shape_table
 from models.decoder import Decoder
-from models.loss import token_losses
+from models.loss import document_segments, token_losses
 
 __all__ = [
     "Decoder",
     "ModelConfig",
     "RunningVariance",
     "count_params",
+    "document_segments",
     "shape_config",
     "shape_table",
     "token_losses",

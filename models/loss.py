@@ -27,12 +27,20 @@ def token_losses(
       Losses in nats float32 [B, T], weights float32 [B, T] (0 or 1), and the model's metrics.
     """
     inputs_BT, targets_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
-    segments_BT = jnp.cumsum(inputs_BT == separator, axis=1, dtype=jnp.int32)
-    segments_BT = jnp.where(inputs_BT == padding, -1, segments_BT)
-    x_BTM, metrics = model.hidden(inputs_BT, segments_BT, train=train)
+    x_BTM, metrics = model.hidden(inputs_BT, document_segments(inputs_BT, separator, padding), train=train)
     losses = _chunked_losses if model.loss_chunk else _losses
     weights_BT = (targets_BT != padding).astype(jnp.float32)
     return losses(model, x_BTM, targets_BT), weights_BT, metrics
+
+
+def document_segments(inputs_BT: jax.Array, separator: int, padding: int) -> jax.Array:
+    """The document of every input token, int32 [B, T]: a separator opens one; -1 marks padding.
+
+    >>> document_segments(jnp.array([[5, 9, 5, 0]]), separator=9, padding=0).tolist()
+    [[0, 1, 1, -1]]
+    """
+    segments_BT = jnp.cumsum(inputs_BT == separator, axis=1, dtype=jnp.int32)
+    return jnp.where(inputs_BT == padding, -1, segments_BT)
 
 
 def _losses(model: Decoder, x_BTM: jax.Array, targets_BT: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas.data import Corpus, tasks
-from models import Decoder
+from models import Decoder, document_segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,7 @@ def read(model: Decoder, tokens_CBS: jax.Array, separator: int, padding: int) ->
 
     def chunk(tokens_BS: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         inputs_BT = tokens_BS[:, :-1]
-        segments_BT = jnp.cumsum(inputs_BT == separator, axis=1, dtype=jnp.int32)
-        segments_BT = jnp.where(inputs_BT == padding, -1, segments_BT)
+        segments_BT = document_segments(inputs_BT, separator, padding)
         logits_BTV, metrics = model(inputs_BT, segments_BT, measure=True)
         return jnp.argmax(logits_BTV, axis=-1) == tokens_BS[:, 1:], metrics
 

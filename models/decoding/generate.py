@@ -197,9 +197,9 @@ class _Job:
         while lengths.current and not np.all(progress.done):
             counts, active = self.counts(progress), (~np.asarray(progress.done)).tolist()
             texts = [p + new for p, new in zip(self.prompts, self.new_tokens(progress), strict=True)]
-            drafts_BT, n_B, q_BTV = self.as_arrays(proposer.propose(texts, active))
-            program = verification_round(self.target.model, "exact" if q_BTV is None else self.verify, self.sampled)
-            progress = program(self.target.params, progress, self.settings, drafts_BT, n_B, q_BTV)
+            drafts_BK, n_B, q_BKV = self.as_arrays(proposer.propose(texts, active))
+            program = verification_round(self.target.model, "exact" if q_BKV is None else self.verify, self.sampled)
+            progress = program(self.target.params, progress, self.settings, drafts_BK, n_B, q_BKV)
             proposer.length = lengths.update(*(self.counts(progress) - counts))
             yield progress
             progress = progress._replace(done=progress.done | self.ended)
@@ -233,18 +233,18 @@ class _Job:
         return DraftLength(None, draft_cost, verify_costs)
 
     def as_arrays(self, proposal: Proposal) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Drafts [B, T], how many count [B], and their laws [B, T, V] where the verification needs them."""
+        """Drafts [B, K], how many count [B], and their laws [B, K, V] where the verification needs them."""
         needed = self.verify != "exact" and proposal.laws is not None
         longest = max(int(needed), *map(len, proposal.drafts))
-        T = next((width for width in _WIDTHS if width >= longest), _WIDTHS[-1])
-        drafts_BT = right_padded([draft[:T] + [0] * (T - len(draft)) for draft in proposal.drafts])
-        n_B = np.array([min(len(draft), T) for draft in proposal.drafts], np.int32)
+        K = next((width for width in _WIDTHS if width >= longest), _WIDTHS[-1])
+        drafts_BK = right_padded([draft[:K] + [0] * (K - len(draft)) for draft in proposal.drafts])
+        n_B = np.array([min(len(draft), K) for draft in proposal.drafts], np.int32)
         if not needed:
-            return drafts_BT, n_B, None
-        q_BTV = np.zeros((*drafts_BT.shape, self.target.model.vocab_size))
-        for row_TV, law in zip(q_BTV, proposal.laws, strict=True):
-            row_TV[: len(law)] = law[:T]
-        return drafts_BT, n_B, q_BTV
+            return drafts_BK, n_B, None
+        q_BKV = np.zeros((*drafts_BK.shape, self.target.model.vocab_size))
+        for row_KV, law in zip(q_BKV, proposal.laws, strict=True):
+            row_KV[: len(law)] = law[:K]
+        return drafts_BK, n_B, q_BKV
 
     @staticmethod
     def counts(progress: Progress) -> np.ndarray:
@@ -267,7 +267,7 @@ def _check(
     require(draft_length is None or draft_length > 0, "draft_length", draft_length, "must be at least 1")
     if method in ("tli", "slem", "slrs"):
         require(drafter is not None, "drafter", drafter, f"method {method} needs a model that drafts")
-    if method in ("slem", "lookup", "ar"):
+    if method not in ("auto", *_WITH_LAWS):
         known = "method {} does not know the law of its drafts; use exact"
         require(verify == "exact", "verify", verify, known.format(method))
     require(len(prompts) > 0, "prompts", prompts, "must have at least one row")

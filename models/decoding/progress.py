@@ -105,9 +105,9 @@ def round_keys(progress: Progress, settings: Settings) -> jax.Array:
 
 def accept(
     logits_BCV: jax.Array,
-    drafts_BT: jax.Array,
+    drafts_BK: jax.Array,
     n_draft_B: jax.Array,
-    q_BTV: jax.Array | None,
+    q_BKV: jax.Array | None,
     progress: Progress,
     settings: Settings,
     verify: str,
@@ -116,22 +116,22 @@ def accept(
     """The number of accepted drafts and the token after them, int32 [B].
 
     Args:
-      logits_BCV: the target's, after the last committed token and after each of C - 1 = T drafts.
-      q_BTV: the laws that the drafts were drawn from, on target tokens; not read if `verify` is "exact".
+      logits_BCV: the target's, after the last committed token and after each of C - 1 = K drafts.
+      q_BKV: the laws that the drafts were drawn from, on target tokens; not read if `verify` is "exact".
       verify: "rejection", "block" or "exact".
     """
     if verify == "exact":
         samples_BC = sample(logits_BCV, progress.length, settings, sampled)
-        return verification.exact(samples_BC, drafts_BT, n_draft_B)
+        return verification.exact(samples_BC, drafts_BK, n_draft_B)
     p_BCV = settings.law(logits_BCV)
-    outcome = getattr(verification, verify)(p_BCV, q_BTV.astype(p_BCV.dtype), drafts_BT, n_draft_B)
+    outcome = getattr(verification, verify)(p_BCV, q_BKV.astype(p_BCV.dtype), drafts_BK, n_draft_B)
     keys_B = jax.vmap(lambda key: jax.random.fold_in(key, 1))(round_keys(progress, settings))
     return verification.draw(keys_B, outcome)
 
 
-def append(drafts_BT: jax.Array, n_B: jax.Array, next_B: jax.Array) -> jax.Array:
-    """Accepted drafts with the next token behind them; [B, T + 1]."""
-    new_BC = jnp.pad(drafts_BT, ((0, 0), (0, 1)))
+def append(drafts_BK: jax.Array, n_B: jax.Array, next_B: jax.Array) -> jax.Array:
+    """Accepted drafts with the next token behind them; [B, K + 1]."""
+    new_BC = jnp.pad(drafts_BK, ((0, 0), (0, 1)))
     return jnp.where(jnp.arange(new_BC.shape[1]) == n_B[:, None], next_B[:, None], new_BC)
 
 
@@ -165,14 +165,14 @@ def verification_round(target: LanguageModel, verify: str, sampled: bool) -> Cal
         params: nnx.State,
         progress: Progress,
         settings: Settings,
-        drafts_BT: jax.Array,
+        drafts_BK: jax.Array,
         n_draft_B: jax.Array,
-        q_BTV: jax.Array | None,
+        q_BKV: jax.Array | None,
     ) -> Progress:
-        block_BC = jnp.concatenate([progress.last(), drafts_BT], axis=1)
+        block_BC = jnp.concatenate([progress.last(), drafts_BK], axis=1)
         logits_BCV, cache = target.extend(params, block_BC, progress.cache)
-        n_B, next_B = accept(logits_BCV, drafts_BT, n_draft_B, q_BTV, progress, settings, verify, sampled)
-        new_BC = append(drafts_BT, n_B, next_B)
+        n_B, next_B = accept(logits_BCV, drafts_BK, n_draft_B, q_BKV, progress, settings, verify, sampled)
+        new_BC = append(drafts_BK, n_B, next_B)
         return commit(progress._replace(cache=cache), new_BC, n_B + 1, n_draft_B, settings.stop)
 
     return jax.jit(step, donate_argnums=1)

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas import comparison
-from atlas.comparison import RATES
+from atlas import attention_comparison as comparison
+from atlas.attention_comparison import RATES
 from atlas.errors import UserError
 from atlas.training import RunConfig, run_id
 from configs import attention_comparison

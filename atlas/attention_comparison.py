@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from atlas.data import Corpus
 from atlas.files import write_atomically
-from atlas.report import comparison as figures
+from atlas.report import attention_comparison as figures
 from atlas.training import RunConfig, SweepConfig, load_model, run_id, run_sweep, runs_table, stability
 from atlas.training.config import shape_key
 from atlas.training.evaluation import evaluation_set, exact_matches, read
