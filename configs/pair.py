@@ -13,9 +13,9 @@ from atlas.errors import unknown
 from atlas.training import RunConfig, TrainConfig
 from models import ModelConfig
 
-WINDOW = 256
+WINDOW = 128
 # Width, layers and tokens of the vocabulary. The drafter's shorter tokens are mostly tokens of the target too.
-SIZES = {"target": (256, 6, 2048), "draft": (64, 2, 512)}
+SIZES = {"target": (128, 4, 1024), "draft": (64, 2, 512)}
 
 
 def get_config(role: str = "target") -> RunConfig:
@@ -39,5 +39,5 @@ def get_config(role: str = "target") -> RunConfig:
             attention="gated",
             scan_layers=False,
         ),
-        train=TrainConfig(batch_size=16, steps=(1000,), warmup_steps=50, learning_rate=3e-3, checkpoint_every=200),
+        train=TrainConfig(batch_size=16, steps=(800,), warmup_steps=50, learning_rate=4e-3, checkpoint_every=200),
     )

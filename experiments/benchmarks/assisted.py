@@ -49,9 +49,8 @@ class Assisted:
         # The first call reads the prompt with the first drafts.
         drafted = sum(self.calls) - len(self.calls) - (len(prompt) - 1)
         ended = time.perf_counter()
-        return Run(
-            tokens, len(self.calls), drafted, len(tokens) - len(self.calls), clock.first - began, ended - clock.first
-        )
+        accepted, times = len(tokens) - len(self.calls), (clock.first - began, ended - clock.first)
+        return Run(tokens, len(self.calls), drafted, accepted, *times, clock.tokens)
 
     def _options(self, method: str) -> dict[str, Any]:
         if method == "lookup":
@@ -77,14 +76,15 @@ class _Sorted(PreTrainedTokenizerFast):
 
 
 class _Clock(BaseStreamer):
-    """When the first new token came."""
+    """When the first new tokens came, and how many."""
 
     def __init__(self):
-        self.first, self.puts = 0.0, 0
+        self.first, self.tokens, self.puts = 0.0, 0, 0
 
     def put(self, value: torch.Tensor) -> None:
         self.puts += 1  # the first is the prompt
-        self.first = time.perf_counter() if self.puts == 2 else self.first
+        if self.puts == 2:
+            self.first, self.tokens = time.perf_counter(), value.numel()
 
     def end(self) -> None:
         """All has come."""

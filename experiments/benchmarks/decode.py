@@ -6,11 +6,13 @@ the same number of tokens, none of which ends a text. Runs are made in turns. Si
 targets (see `experiments.benchmarks.pair`): a cost model.
 
   tokens_per_second   of all prompts, the reading of the prompts included; median of the rounds
+  steady_per_second   the same after the first tokens of a prompt came
   tokens_per_call     of the target; acceptance is the share of the drafted tokens
-  first_seconds       to the first token, median over prompts and rounds
+  first_seconds       to the first tokens, median over prompts and rounds
   compile_seconds     what the first round took longer than the median of the others
-  speedup             tokens a second over those of the same library's plain decoding of the same kind
-  ratio               tokens a second over those of the peer's same method (its tli for all verifications of ours)
+  speedup             tokens_per_second over that of the same library's plain decoding at the same temperature
+  steady_speedup      the same for steady_per_second
+  ratio               tokens_per_second over that of the peer's same method (its tli for all verifications of ours)
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from models.decoding import Sampling, Voice, write
 LENGTH = 4  # drafts a round, of those that do not adapt
 _ROUNDS = 5
 _PROMPTS, _PROMPT_TOKENS, _NEW = 2, 64, 64
-_TEMPERATURE = 1.0
+_TEMPERATURES = (1.0, 1.5)  # of sampling; at the higher one the models agree less and fewer drafts are accepted
 _OURS, _PEER = "atlas", "transformers"
 
 Program = Callable[[list[int], int], Run]
@@ -67,7 +69,7 @@ def run(sizes: list[str], workdir: str) -> tuple[list[dict[str, Any]], dict[str,
         for size in sizes:
             rows += _measure_size(size, directories, texts)
         facts["peer"] = _peer_versions()
-    return rows, facts | {"new_tokens": _NEW, "temperature": _TEMPERATURE, "rounds": _ROUNDS}
+    return rows, facts | {"new_tokens": _NEW, "rounds": _ROUNDS}
 
 
 def _measure_size(size: str, directories: dict[str, pathlib.Path], texts: list[str]) -> list[dict[str, Any]]:
@@ -95,15 +97,19 @@ def _ours(target: Voice, draft: Voice) -> list[Contender]:
             drafter = draft if method in ("tli", "slem") else None
             written = write(target, [prompt], _NEW, drafter=drafter, sampling=sampling, **options)
             counts = (written.calls[0], written.drafted[0], written.accepted[0])
-            return Run(written.tokens[0], *counts, written.first_seconds, written.seconds)
+            return Run(written.tokens[0], *counts, written.first_seconds, written.seconds, written.first_tokens)
 
         labels = {"temperature": temperature, "method": method, "verify": verify if method == "tli" else ""}
         adaptive = "" if method == "ar" else "adaptive" if length is None else str(length)
         return Contender({"path": _OURS} | labels | {"drafts": adaptive}, program)
 
-    greedy = [contender(0.0, method=method) for method in ("ar", "tli", "slem", "lookup")]
-    sampled = [contender(_TEMPERATURE, verify=verify, method="tli") for verify in ("exact", "rejection", "block")]
-    return [*greedy, contender(0.0, None, method="tli"), contender(_TEMPERATURE), *sampled]
+    found = [contender(0.0, method=method) for method in ("ar", "tli", "slem", "lookup")]
+    found.append(contender(0.0, None, method="tli"))
+    for temperature in _TEMPERATURES:
+        found.append(contender(temperature))
+        found += [contender(temperature, verify=verify, method="tli") for verify in ("exact", "rejection", "block")]
+        found.append(contender(temperature, None, verify="rejection", method="tli"))
+    return found
 
 
 def _peers(target: pathlib.Path, draft: pathlib.Path) -> list[Contender]:
@@ -122,7 +128,7 @@ def _peers(target: pathlib.Path, draft: pathlib.Path) -> list[Contender]:
         return Contender(labels, program)
 
     greedy = [contender(method, 0.0) for method in ("ar", "slem", "lookup")]
-    return [*greedy, contender("ar", _TEMPERATURE), contender("tli", _TEMPERATURE)]
+    return greedy + [contender(method, temperature) for temperature in _TEMPERATURES for method in ("ar", "tli")]
 
 
 def _peer_versions() -> str:
@@ -136,9 +142,11 @@ def _peer_versions() -> str:
 def _figures(cold: list[Run], warm: list[list[Run]]) -> dict[str, Any]:
     runs = [run for round_ in warm for run in round_]
     seconds = [sum(run.first_seconds + run.seconds for run in round_) for round_ in warm]
-    tokens = sum(len(run.tokens) for run in runs)
+    tokens, first_tokens = sum(len(run.tokens) for run in runs), sum(run.first_tokens for run in runs)
+    steady_seconds = statistics.median(sum(run.seconds for run in round_) for round_ in warm)
     return {
         "tokens_per_second": tokens / len(warm) / statistics.median(seconds),
+        "steady_per_second": (tokens - first_tokens) / len(warm) / steady_seconds,
         "tokens_per_call": tokens / sum(run.calls for run in runs),
         "acceptance": sum(run.accepted for run in runs) / max(sum(run.drafted for run in runs), 1),
         "first_seconds": statistics.median(run.first_seconds for run in runs),
@@ -147,14 +155,15 @@ def _figures(cold: list[Run], warm: list[list[Run]]) -> dict[str, Any]:
 
 
 def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    speeds = {(row["path"], row["temperature"], row["method"]): row["tokens_per_second"] for row in rows}
+    known = {(row["path"], row["temperature"], row["method"]): row for row in rows}
     for row in rows:
-        own, temperature = row["tokens_per_second"], row["temperature"]
-        row["speedup"] = own / speeds[row["path"], temperature, "ar"]
+        plain = known[row["path"], row["temperature"], "ar"]
+        row["speedup"] = row["tokens_per_second"] / plain["tokens_per_second"]
+        row["steady_speedup"] = row["steady_per_second"] / plain["steady_per_second"]
         # The peer drafts over the intersection only when it samples, and by text only when it does not.
-        method = "slem" if row["method"] == "tli" and not temperature else row["method"]
-        peer = speeds.get((_PEER, temperature, method))
-        row["ratio"] = own / peer if peer and row["path"] == _OURS else None
+        method = "slem" if row["method"] == "tli" and not row["temperature"] else row["method"]
+        peer = known.get((_PEER, row["temperature"], method)) if row["path"] == _OURS else None
+        row["ratio"] = row["tokens_per_second"] / peer["tokens_per_second"] if peer else None
     return rows
 
 

@@ -42,8 +42,9 @@ class Written:
       tokens: the new target tokens, a stop token included.
       method: the one that was used, where `auto` chose.
       calls, drafted, accepted: target calls after the prompt, draft tokens proposed and accepted, per row.
-      first_seconds: until the first token was there, with the compilation that it took.
+      first_seconds: until the first tokens were there, with the compilation that it took.
       seconds: after that.
+      first_tokens: how many the first were, of all rows: more than one a row where drafts were accepted.
     """
 
     tokens: list[list[int]]
@@ -53,6 +54,7 @@ class Written:
     accepted: list[int]
     first_seconds: float
     seconds: float
+    first_tokens: int
 
     @property
     def tokens_per_call(self) -> float:
@@ -101,13 +103,15 @@ def write(
     job = _Job(target, drafter, prompts, max_new_tokens, verify, sampling, draft_length, stop)
     method = job.resolve(method)
     began = first = time.perf_counter()
+    first_tokens = 0
     for progress in job.steps(method):
         tokens = job.new_tokens(progress)
         counts = [np.asarray(x).tolist() for x in (progress.calls, progress.drafted, progress.accepted)]
-        first = time.perf_counter() if first == began else first
+        if not first_tokens:
+            first, first_tokens = time.perf_counter(), sum(map(len, tokens))
         if on_tokens:
             job.ended = np.asarray(on_tokens(tokens), bool)
-    return Written(tokens, method, *counts, first - began, time.perf_counter() - first)
+    return Written(tokens, method, *counts, first - began, time.perf_counter() - first, first_tokens)
 
 
 class _Job:
@@ -163,10 +167,10 @@ class _Job:
 
     def plain(self, progress: Progress, rounds: int = 1) -> Loop:
         program = plain_rounds(self.target.model, self.sampled)
-        while not np.all(progress.done):
+        while not np.asarray(progress.done).all():
             progress = program(self.target.params, progress, self.settings, rounds)
             yield progress
-            progress = progress._replace(done=progress.done | self.ended)
+            progress = self.end(progress)
             rounds = _ROUNDS
 
     def intersection(self, progress: Progress) -> Loop:
@@ -177,7 +181,7 @@ class _Job:
         # become useless, not wrong.
         capacity = 2 * self.capacity + max(map(len, spelled))
         draft = start_draft(self.drafter, spelled, overlap, capacity)
-        while lengths.current and not np.all(progress.done):
+        while lengths.current and not np.asarray(progress.done).all():
             program = intersection_rounds(
                 self.target.model, self.drafter.model, self.verify, lengths.current, self.sampled
             )
@@ -187,14 +191,14 @@ class _Job:
             )
             lengths.update(*(self.counts(progress) - counts))
             yield progress
-            progress = progress._replace(done=progress.done | self.ended)
+            progress = self.end(progress)
             rounds = _ROUNDS
         yield from self.plain(progress, _ROUNDS)
 
     def proposed(self, progress: Progress, method: str) -> Loop:
         lengths = self.draft_lengths(method)
         proposer = self.proposer(method, lengths.current)
-        while lengths.current and not np.all(progress.done):
+        while lengths.current and not np.asarray(progress.done).all():
             counts, active = self.counts(progress), (~np.asarray(progress.done)).tolist()
             texts = [p + new for p, new in zip(self.prompts, self.new_tokens(progress), strict=True)]
             drafts_BK, n_B, q_BKV = self.as_arrays(proposer.propose(texts, active))
@@ -202,7 +206,7 @@ class _Job:
             progress = program(self.target.params, progress, self.settings, drafts_BK, n_B, q_BKV)
             proposer.length = lengths.update(*(self.counts(progress) - counts))
             yield progress
-            progress = progress._replace(done=progress.done | self.ended)
+            progress = self.end(progress)
         yield from self.plain(progress, _ROUNDS)
 
     def spelled(self, prompt: list[int]) -> list[int]:
@@ -246,10 +250,14 @@ class _Job:
             row_KV[: len(law)] = law[:K]
         return drafts_BK, n_B, q_BKV
 
+    def end(self, progress: Progress) -> Progress:
+        """Ends the rows that the caller named."""
+        return progress._replace(done=progress.done | self.ended) if self.ended.any() else progress
+
     @staticmethod
     def counts(progress: Progress) -> np.ndarray:
         """New tokens and target calls of all rows, on the host: the programs consume their argument."""
-        return np.array([np.sum(progress.length), np.sum(progress.calls)])
+        return np.array([np.asarray(x).sum() for x in (progress.length, progress.calls)])
 
 
 def _check(

@@ -124,7 +124,7 @@ class _TextDrafter:
             agreed = _common(row.tokens[before:], self.drafts[b][:-1])
             read.append(min(before + agreed, len(row.tokens) - 1))
             pending.append(row.tokens[read[b] :])
-        self.cache = self.cache._replace(length=jnp.array(read, jnp.int32))
+        self.cache = self.cache._replace(length=np.array(read, np.int32))
         count_B = np.array(list(map(len, pending)), np.int32)
         # Few widths, so that few programs are compiled.
         return right_padded(pending, multiple=1 if count_B.max() <= 2 else 8), count_B

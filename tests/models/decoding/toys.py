@@ -19,7 +19,8 @@ def tokenizer(words, *, end=True):
     """Longest match first; ids are places in `words`, and the end of text comes behind them."""
     order = sorted(range(len(words)), key=lambda i: -len(words[i]))
 
-    def encode(text, left):
+    @functools.cache
+    def spelling(text):
         ids, at = [], 0
         while at < len(text):
             found = [i for i in order if text.startswith(words[i], at)]
@@ -29,6 +30,9 @@ def tokenizer(words, *, end=True):
             ids.append(found[0])
             at += len(words[found[0]])
         return ids
+
+    def encode(text, left):
+        return list(spelling(text))
 
     roles = {"bos": (), "eos": (len(words),) if end else (), "pad": (), "unk": ()}
     return ByteTokenizer((*words, *([None] if end else [])), encode, roles=roles)
