@@ -21,6 +21,7 @@ from atlas.scaling.capacity import capacity_rows, fit_capacity
 from atlas.scaling.mixtures import MixtureLaw, MixturePlan, TrustRegion, optimal_mixture
 from atlas.scaling.planning import expansion_table
 from atlas.scaling.published import transfer_scores
+from atlas.scaling.relatedness import labels, starting_tau
 from atlas.scaling.transfer import bilingual_transfer_scores, score_from_tau
 from atlas.training import RunConfig, SweepConfig, run_sweep, runs_table
 from atlas.training.loop import COOLDOWN, METRICS
@@ -94,11 +95,14 @@ def analyse(
             missing[name] = str(error)
             return None
 
-    runs = load_runs(frame.query(FITTED_ROWS))
-    once = frame[_epochs(frame) <= 1]
-    fit = fit_joint(runs)
+    # Laws are of runs from scratch; a continued one starts ahead of them.
+    scratch = frame[frame["initialize"].isna()] if "initialize" in frame else frame
+    runs = load_runs(scratch.query(FITTED_ROWS))
+    once = scratch[_epochs(scratch) <= 1]
+    options = labels(runs.languages) | {"initial_tau": starting_tau(once)}
+    fit = fit_joint(runs, **options)
     capacity = attempt("capacity", lambda: fit_capacity(*capacity_rows(once)))
-    scores = [s for split in SPLITS for s in _scores(runs, split, missing)]
+    scores = [s for split in SPLITS for s in _scores(runs, split, options, missing)]
     return report.StudySummary(
         title=title,
         runs=frame,
@@ -107,7 +111,7 @@ def analyse(
         transfer=attempt("transfer", lambda: bilingual_transfer_scores(once)),
         capacity=capacity,
         heldout=pd.DataFrame(scores),
-        heldout_rows=_heldout_rows(runs, {score["split"] for score in scores}),
+        heldout_rows=_heldout_rows(runs, {score["split"] for score in scores}, options),
         **(_published(runs.targets) if relatedness is None else {"relatedness": relatedness}),
         expansion=attempt("expansion", lambda: expansion_table([2, 4, 8], capacity.exponents)) if capacity else None,
         mixture=attempt("mixture", lambda: next_mixture(fit, runs)),
@@ -195,18 +199,18 @@ def _estimate(name: str, estimate: Any) -> str:
     return f"{name} = {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]{known}"
 
 
-def _scores(runs: Runs, split: str, missing: dict[str, str]) -> Iterable[dict]:
+def _scores(runs: Runs, split: str, options: Mapping[str, Any], missing: dict[str, str]) -> Iterable[dict]:
     for law in LAWS:
         try:
-            score = heldout(runs, split, law)
+            score = heldout(runs, split, law, **(options if law == "atlas" else {}))
         except UserError as error:
             missing[f"held-out score on {split}"] = str(error)
         else:
             yield {key: score[key] for key in ("split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout")}
 
 
-def _heldout_rows(runs: Runs, splits: Iterable[str]) -> pd.DataFrame | None:
-    parts = [heldout_predictions(runs, split).assign(split=split) for split in sorted(splits)]
+def _heldout_rows(runs: Runs, splits: Iterable[str], options: Mapping[str, Any]) -> pd.DataFrame | None:
+    parts = [heldout_predictions(runs, split, **options).assign(split=split) for split in sorted(splits)]
     return pd.concat(parts) if parts else None
 
 

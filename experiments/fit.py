@@ -1,6 +1,7 @@
 """Fits a scaling law to a runs table and says how far to trust it.
 
     python -m experiments.fit --runs=runs.csv --law=atlas --holdout=largest_n --workdir=DIR
+    python -m experiments.fit --runs=runs.csv --law=atlas --labels=families.csv --lambda_kind=source --workdir=DIR
     python -m experiments.fit --runs=runs.csv --law=chinchilla --where='language == "fr"' --workdir=DIR
     python -m experiments.fit --runs=runs.csv --law=chinchilla --bootstrap=1000 --advise=1e20 --workdir=DIR
 
@@ -18,8 +19,10 @@ from atlas.errors import UserError, unknown
 from atlas.files import write_atomically
 from atlas.scaling import Fit, JointFit, Runs, bootstrap, fit, fit_joint, heldout, load_runs
 from atlas.scaling.holdout import SPLITS
+from atlas.scaling.joint_prior import LAMBDA_KINDS, TAU_PRIORS
 from atlas.scaling.library import LAWS
 from atlas.scaling.practice import advice
+from atlas.scaling.relatedness import labels, starting_tau
 from atlas.scaling.series import OBJECTIVES
 from experiments._app import require, run
 
@@ -35,14 +38,30 @@ _BOOTSTRAP = flags.DEFINE_integer("bootstrap", 0, "resamples of the runs that gi
 _ADVISE = flags.DEFINE_float(
     "advise", None, "FLOPs to spend on further runs: print the plans that help most (not atlas)"
 )
+_LABELS = flags.DEFINE_string(
+    "labels",
+    None,
+    "families and scripts whose pairs of languages resemble each other in transfer: published (default), none, or a "
+    "CSV file with columns language, family, script (only atlas)",
+)
+_TAU_PRIOR = flags.DEFINE_enum(
+    "tau_prior",
+    None,
+    TAU_PRIORS,
+    "what transfer weights borrow: from related pairs and from the target's other pairs (targets, default), from "
+    "related pairs, or nothing (only atlas)",
+)
+_LAMBDA_KIND = flags.DEFINE_enum(
+    "lambda_kind", None, LAMBDA_KINDS, "whose the repetition rate is (default target; only atlas)"
+)
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the random split and of the resamples")
 
 
 def main(_) -> None:
     require(runs=_RUNS.value, workdir=_WORKDIR.value)
     runs = _select(load_runs(_RUNS.value))
-    options = _options()
-    law = fit_joint(runs) if _LAW.value == "atlas" else fit(_LAW.value, runs, **options)
+    options = _joint_options(runs) if _LAW.value == "atlas" else _options()
+    law = fit_joint(runs, **options) if _LAW.value == "atlas" else fit(_LAW.value, runs, **options)
     scores = _scores(runs, options) if _HOLDOUT.value != "none" else None
     document = law.to_json(scores)
     if _BOOTSTRAP.value:
@@ -67,14 +86,22 @@ def _select(runs: Runs) -> Runs:
 def _options() -> dict:
     given = {"objective": _OBJECTIVE.value, "delta": _DELTA.value}
     given = {name: value for name, value in given.items() if value is not None}
-    single = given | {name: 0 for name, flag in (("bootstrap", _BOOTSTRAP), ("advise", _ADVISE)) if flag.value}
-    if single and _LAW.value == "atlas":
-        raise UserError(
-            f"--{next(iter(single))} does not apply to the atlas law, which estimates its own noise; drop it"
-        )
+    for flag in (_LABELS, _TAU_PRIOR, _LAMBDA_KIND):
+        if flag.value is not None:
+            raise UserError(f"--{flag.name} applies to the atlas law only, not to {_LAW.value}; drop it")
     if _BOOTSTRAP.value < 0:
         raise UserError(f"--bootstrap must be a number of resamples, got {_BOOTSTRAP.value}; 1000 are usual")
     return given
+
+
+def _joint_options(runs: Runs) -> dict:
+    for flag in (_OBJECTIVE, _DELTA, _BOOTSTRAP, _ADVISE):
+        if flag.value:
+            raise UserError(f"--{flag.name} does not apply to the atlas law, which estimates its own noise; drop it")
+    kinds = {"tau_prior": _TAU_PRIOR.value or TAU_PRIORS[0], "lambda_kind": _LAMBDA_KIND.value or LAMBDA_KINDS[0]}
+    # The flat prior knows no related pairs: labels that nobody asked for are not a contradiction.
+    source = _LABELS.value or ("none" if kinds["tau_prior"] == "flat" else "published")
+    return kinds | labels(runs.languages, source) | {"initial_tau": starting_tau(runs.frame)}
 
 
 def _scores(runs: Runs, options: dict) -> dict:

@@ -2,28 +2,46 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pandas as pd
 
 from atlas.errors import UserError, unknown
-from atlas.scaling import posterior
+from atlas.scaling import posterior, refinement
 from atlas.scaling.arrays import bucket, padded
 from atlas.scaling.estimates import Estimate, document
-from atlas.scaling.posterior import LOG_ALPHA, LOG_LAMBDA, MEAN_ALPHA, MEAN_BETA, MEAN_TAU, PHI, TAU
+from atlas.scaling.joint_prior import LAMBDA, check_options, joint_prior
+from atlas.scaling.posterior import PHI, SOURCE_LAMBDA
 from atlas.scaling.runs import Runs
-from atlas.scaling.solver import Coordinates
-from atlas.scaling.verdicts import CAPACITY, EXPONENT, note_runs, parameters_of
+from atlas.scaling.solver import Arrow, Coordinates
+from atlas.scaling.verdicts import note_runs, parameters_of
 
-_PINNED = 1e10  # prior precision of a parameter that is known
 _GUARDS = (0.03, 0.01, 0.003, 0.001)
-_ROUNDS = 30
-_LAMBDA = (np.log(0.1), 0.7)  # prior mean and standard deviation of log λ
-_LEVEL = {"log E": 0.7, "a": 1.5, "b": 1.5}  # prior standard deviations of the three terms' logs
-_TRANSFER = (0.1, 0.2)  # of the mean τ of a group
-_FLOOR_EXPONENT = (2.0, 0.15)  # pseudo-observations and standard deviation that the spread is drawn to
-_FLOOR_TRANSFER = (3.0, 0.15)
+_ROUNDS = 60
+_WIDE = 10.0  # spreads of the start's residuals at which rows are winsorised first, lest a bad start stand
+_LAST_ROUNDS = 30  # at most, with noise and priors held
+_SETTLED = 1e-5  # shift of a round, in posterior standard deviations, that ends the last ones
+_START_TAU = (-0.5, 1.5)  # starting values are kept within
+
+
+class Record(NamedTuple):
+    """What a fit keeps of its data and its optimum, for derivatives and for the design of further runs."""
+
+    runs: Runs  # the rows used, languages in the order of the fit
+    used: np.ndarray  # [n] bool, of the rows given
+    state: posterior.State
+    precision: Arrow  # posterior precision of all parameters
+
+
+class Points(NamedTuple):
+    """Where a law is evaluated; N in N0, D and U in D0."""
+
+    N: np.ndarray  # [m]
+    D: np.ndarray  # [m, Ls]
+    U: np.ndarray  # [m, Ls]
+    target: np.ndarray  # [m] int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +52,8 @@ class JointFit:
       targets, sources: Lt and Ls languages.
       theta: [Lt, 6 + Ls] (log E, a, log α, b, log β, log λ, τ by source), a and b at N0 and D0.
       phi: capacity exponent.
-      covariance: [Lt, 7 + Ls, 7 + Ls] Laplace posterior of (θ_t, φ).
+      covariance: [Lt, 7 + Ls, 7 + Ls] Laplace posterior of (θ_t, φ), followed by log λ of the Ls sources where
+        repetition belongs to the source.
       N0, D0: the geometric means that a and b refer to.
       sigma, rho: standard deviation of the noise of log loss, its correlation over the rows of one run and
         target.
@@ -43,6 +62,8 @@ class JointFit:
       converged: whether the gradient vanishes there (Newton decrement below 1e-6) and the rounds settled.
       parameters: name -> estimate, as in `to_json`.
       warnings: what the runs cannot tell, and what was left out.
+      source_lambda: [Ls] repetition rate of each source for every target, where it belongs to the source.
+      record: what `atlas.scaling.joint_sensitivity` and `atlas.scaling.design` need of the data.
     """
 
     targets: tuple[str, ...]
@@ -62,6 +83,13 @@ class JointFit:
     n_runs: int
     parameters: dict[str, Estimate]
     warnings: tuple[str, ...]
+    source_lambda: np.ndarray | None = None
+    record: Record | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def direct(self) -> np.ndarray:
+        """[1] φ, or [1 + Ls] φ and log λ of every source."""
+        return np.append(self.phi, np.log([] if self.source_lambda is None else self.source_lambda))
 
     def predict(self, N, D, U, target) -> tuple[np.ndarray, np.ndarray]:
         """Loss and the standard deviation from the law's uncertainty (a run's own noise, `sigma`, is more).
@@ -75,29 +103,29 @@ class JointFit:
         Returns:
           Two float64 arrays [...], in the unit of the fitted losses.
         """
-        target = self._target_index(target)
-        D = np.asarray(D, float)
+        points, shape = self.points(N, D, U, target)
+        size = bucket(len(points.N))
+        filled = [padded(values, size, 1) for values in points[:3]] + [padded(points.target, size, 0)]
+        with jax.enable_x64(True):
+            found = posterior.predict(self.theta, self.direct, self.covariance, *filled, self.guard)
+            log_loss, deviation = (np.asarray(values)[: len(points.N)] for values in found)
+        loss = np.exp(log_loss)
+        return loss.reshape(shape), (loss * deviation).reshape(shape)
+
+    def points(self, N, D, U, target) -> tuple[Points, tuple[int, ...]]:
+        """Arguments of `predict`, checked, broadcast and flattened; and their common shape.
+
+        Raises:
+          UserError: an unknown target, or tokens for another number of languages than the fit's sources.
+        """
+        target, D = self._target_index(target), np.asarray(D, float)
         if D.shape[-1:] != (len(self.sources),):
             raise UserError(f"D needs {len(self.sources)} tokens a row, for {', '.join(self.sources)}; got {D.shape}")
         shape = np.broadcast_shapes(np.shape(N), D.shape[:-1], np.shape(U)[:-1], target.shape)
         wide = (*shape, len(self.sources))
-        flat = [np.broadcast_to(a, s).reshape(-1, *s[len(shape) :]) for a, s in ((N, shape), (D, wide), (U, wide))]
-        rows = [padded(np.asarray(a, float), bucket(len(a)), 1.0) for a in flat]
-        index = padded(np.broadcast_to(target, shape).reshape(-1), len(rows[0]), 0)
-        with jax.enable_x64(True):
-            log_loss, deviation = posterior.predict(
-                self.theta,
-                self.phi,
-                self.covariance,
-                rows[0] / self.N0,
-                rows[1] / self.D0,
-                rows[2] / self.D0,
-                index,
-                self.guard,
-            )
-            loss = np.exp(np.asarray(log_loss))[: len(flat[0])]
-            deviation = loss * np.asarray(deviation)[: len(flat[0])]
-        return loss.reshape(shape), deviation.reshape(shape)
+        N = np.broadcast_to(np.asarray(N, float), shape).reshape(-1) / self.N0
+        D, U = (np.broadcast_to(np.asarray(a, float), wide).reshape(-1, wide[-1]) / self.D0 for a in (D, U))
+        return Points(N, D, U, np.broadcast_to(target, shape).reshape(-1)), shape
 
     def predict_runs(self, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
         """`predict` for every row of a table, matching languages by name.
@@ -146,14 +174,17 @@ def fit_joint(
     relatedness_groups: Mapping[str, str] | None = None,
     capacity: bool = True,
     robust: bool = True,
+    scripts: Mapping[str, str] | None = None,
+    tau_prior: str = "targets",
+    lambda_kind: str = "target",
+    initial_tau: pd.DataFrame | None = None,
 ) -> JointFit:
     """Fits L = E + A·K^φ/N^α + B/D_eff^β for all languages of a runs table together.
 
-    The languages share φ (drawn to 0), the hierarchical priors of α and β, and the prior of the τ, whose
-    mean and spread are estimated from the runs: one for all pairs, or one for pairs within a family and one
-    across. Noise is on log loss, winsorised at 1.345σ and equally correlated within a run on one target; its
-    σ and ρ have the highest Laplace marginal likelihood. Rows that evaluate a language which the run does
-    not train are left out.
+    The languages share φ (drawn to 0), the hierarchical priors of α and β, and the prior of the τ
+    (`atlas.scaling.joint_prior`), whose means and spreads are estimated from the runs. Noise is on log loss,
+    winsorised at 1.345σ and equally correlated within a run on one target; its σ and ρ have the highest Laplace
+    marginal likelihood. Rows that evaluate a language which the run does not train are left out.
 
     Args:
       runs: two or more runs.
@@ -161,45 +192,49 @@ def fit_joint(
       capacity: whether to fit φ; otherwise it is 0.
       robust: whether runs that went astray as a whole lose their weight (Tukey's bisquare on a run's mean
         residual).
+      scripts: script of each language, whose pairs may have another mean τ than the rest.
+      tau_prior: what the weights of a pair borrow: "targets" from related pairs and from the target's other
+        pairs, "pairs" from related pairs only, "flat" nothing.
+      lambda_kind: whose the repetition rate λ is: one for each "target" and all that it learns from, one "shared"
+        by all languages, or one for each "source", whoever learns from it (dearer: it couples all targets).
+      initial_tau: transfer weights [target, source] to start from, NaN where unknown, such as
+        `tau_from_score(score_matrix(scores))`; languages that the runs lack are ignored. They shorten the way;
+        the optimum is the same.
 
     Raises:
-      UserError: a family is given for an unknown language, or no row evaluates a trained language.
+      UserError: a label is given for an unknown language, an option is unknown, or no row evaluates a trained
+        language.
     """
-    for name in set(relatedness_groups or {}) - set(runs.languages):
-        raise unknown("language", name, runs.languages)
+    check_options(runs.languages, relatedness_groups, scripts, tau_prior, lambda_kind)
     notes = list(runs.warnings)
-    runs = _trained_rows(runs, notes)
-    Lt, Ls = len(runs.targets), len(runs.languages)
+    used = runs.own(runs.D) > 0
+    runs = _trained_rows(runs, used, notes)
     N0, D0 = np.exp(np.mean(np.log(runs.N))), np.exp(np.mean(np.log(runs.total_tokens)))
-    rows = _rows(runs, N0, D0)
-    tau_groups = _tau_groups(runs, relatedness_groups)
+    rows = rows_by_target(runs, N0, D0)
+    prior, spreads = joint_prior(runs, relatedness_groups, scripts, tau_prior, lambda_kind, capacity)
     with jax.enable_x64(True):
-        blocks, variance = posterior.start(rows, np.eye(Lt, Ls), np.exp(_LAMBDA[0]))
-        prior = _prior(runs, tau_groups, capacity)
-        state = posterior.State(
-            Coordinates(blocks, prior.shared_mean),
-            posterior.Noise(variance, np.float64(0.0), np.ones(bucket(len(runs.run_ids)))),
-            prior,
-        )
-        state, report, cov, guard, settled = _rounds(state, rows, _spread_groups(tau_groups), robust)
-        state, report, cov = jax.tree.map(np.asarray, (state, report, cov))
+        blocks, variance = refinement.start(rows, _start_tau(runs, initial_tau), np.exp(LAMBDA[0]))
+        weight = np.ones(bucket(len(runs.run_ids)))
+        noise = posterior.Noise(variance, np.float64(0.0), weight, _WIDE * np.sqrt(variance))
+        state = posterior.State(Coordinates(blocks, prior.shared_mean), noise, prior)
+        found = jax.tree.map(np.asarray, _rounds(state, rows, spreads, robust))
+    state, report, cov, precision, guard, settled = found
     converged = bool(settled and report.decrement < 1e-6)
     if not converged:
         notes.append("the fit did not settle: do not trust its parameters")
-    theta, shared = state.x
-    own_prior = 1.0 / state.prior.precision
-    parameters = parameters_of(runs, theta, shared[PHI], cov, own_prior, (N0, D0), capacity, notes)
+    parameters = parameters_of(runs, state, cov, (N0, D0), capacity, lambda_kind, notes)
     weights = dict(zip(runs.run_ids, state.noise.run_weight.round(4).tolist(), strict=False))
-    note_runs(weights, float(report.lowest_z), guard, notes)
+    note_runs(weights, float(report.lowest_z), float(guard), notes)
+    direct = posterior.direct_part(state.x, state.prior)
     return JointFit(
         targets=runs.targets,
         sources=runs.languages,
-        theta=theta,
-        phi=float(shared[PHI]),
+        theta=state.x.own,
+        phi=float(direct[PHI]),
         covariance=cov,
         N0=float(N0),
         D0=float(D0),
-        guard=guard,
+        guard=float(guard),
         sigma=float(np.sqrt(state.noise.variance / posterior.HUBER_VARIANCE)),
         rho=float(state.noise.rho),
         run_weights=weights,
@@ -209,11 +244,12 @@ def fit_joint(
         n_runs=len(runs.run_ids),
         parameters=parameters,
         warnings=tuple(notes),
+        source_lambda=np.exp(direct[SOURCE_LAMBDA:]) if lambda_kind == "source" else None,
+        record=Record(runs, used, state, precision),
     )
 
 
-def _trained_rows(runs: Runs, notes: list[str]) -> Runs:
-    trained = runs.own(runs.D) > 0
+def _trained_rows(runs: Runs, trained: np.ndarray, notes: list[str]) -> Runs:
     if not trained.any():
         raise UserError("no row evaluates a language that its run was trained on: a joint fit needs such rows")
     if not trained.all():
@@ -236,10 +272,9 @@ def _trained_rows(runs: Runs, notes: list[str]) -> Runs:
     )
 
 
-def _rows(runs: Runs, N0: float, D0: float) -> posterior.Rows:
-    """Rows by target, those of one run side by side, padded to a common length."""
-    picks = [np.flatnonzero(runs.target == t) for t in range(len(runs.targets))]
-    picks = [rows[np.argsort(runs.run[rows], kind="stable")] for rows in picks]
+def rows_by_target(runs: Runs, N0: float, D0: float) -> posterior.Rows:
+    """Rows by target in `order_by_target`, padded to a common length."""
+    picks = order_by_target(runs)
     length = bucket(max(map(len, picks)), 512)
     members = [np.unique(runs.run[rows], return_inverse=True, return_counts=True) for rows in picks]
     groups = bucket(max(len(ids) for ids, _, _ in members), 64)
@@ -259,58 +294,38 @@ def _rows(runs: Runs, N0: float, D0: float) -> posterior.Rows:
     )
 
 
-def _tau_groups(runs: Runs, families: Mapping[str, str] | None) -> np.ndarray:
-    """[Lt, Ls] −1 for a language on itself, 0 across families (or for all pairs), 1 within a family."""
-    groups = np.zeros((len(runs.targets), len(runs.languages)), int)
-    for i, target in enumerate(runs.targets):
-        for j, source in enumerate(runs.languages):
-            if families and target in families and families.get(source) == families[target]:
-                groups[i, j] = 1
-    groups[np.arange(len(runs.targets)), np.arange(len(runs.targets))] = -1
-    return groups
+def order_by_target(runs: Runs) -> list[np.ndarray]:
+    """Indices of every target's rows, those of one run side by side."""
+    picks = [np.flatnonzero(runs.target == t) for t in range(len(runs.targets))]
+    return [rows[np.argsort(runs.run[rows], kind="stable")] for rows in picks]
 
 
-def _spread_groups(tau_groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Membership [Lt, p, k] of log α, log β and each group of τ, and what each spread is drawn to [k, 2]."""
-    kinds = tau_groups.max() + 1
-    member = np.zeros((len(tau_groups), TAU + tau_groups.shape[1], 2 + kinds))
-    member[:, LOG_ALPHA, 0] = member[:, posterior.LOG_BETA, 1] = 1.0
-    for kind in range(kinds):
-        member[:, TAU:, 2 + kind] = tau_groups == kind
-    return member, np.array([_FLOOR_EXPONENT] * 2 + [_FLOOR_TRANSFER] * kinds)
+def _start_tau(runs: Runs, initial: pd.DataFrame | None) -> np.ndarray:
+    """[Lt, Ls] 1 for a language on itself, the given weights elsewhere, NaN where none is given."""
+    start = np.full((len(runs.targets), len(runs.languages)), np.nan)
+    if initial is not None:
+        start = initial.reindex(index=runs.targets, columns=runs.languages).to_numpy(float).clip(*_START_TAU)
+    np.fill_diagonal(start, 1.0)
+    return start
 
 
-def _prior(runs: Runs, tau_groups: np.ndarray, capacity: bool) -> posterior.Prior:
-    Lt, Ls = tau_groups.shape
-    kinds = max(tau_groups.max() + 1, 1)
-    base, deviation = np.zeros((Lt, TAU + Ls)), np.full((Lt, TAU + Ls), 0.3)
-    selector = np.zeros((Lt, TAU + Ls, MEAN_TAU + kinds))
-    for t in range(Lt):
-        losses = runs.loss[runs.target == t]
-        base[t, posterior.LOG_E] = np.log(0.6 * losses.min())
-        base[t, [posterior.LOG_A, posterior.LOG_B]] = np.log(0.2 * np.median(losses))
-    deviation[:, [posterior.LOG_E, posterior.LOG_A, posterior.LOG_B]] = list(_LEVEL.values())
-    base[:, LOG_LAMBDA], deviation[:, LOG_LAMBDA] = _LAMBDA
-    selector[:, LOG_ALPHA, MEAN_ALPHA] = selector[:, posterior.LOG_BETA, MEAN_BETA] = 1.0
-    for kind in range(kinds):
-        selector[:, TAU:, MEAN_TAU + kind] = tau_groups == kind
-    own = np.concatenate([np.zeros((Lt, TAU), bool), tau_groups < 0], 1)
-    base[own] = 1.0
-    mean = np.array([0.0, EXPONENT[0], EXPONENT[0]] + [_TRANSFER[0]] * kinds)
-    spread = np.array([CAPACITY, EXPONENT[1], EXPONENT[1]] + [_TRANSFER[1]] * kinds)
-    precision = 1.0 / spread**2
-    precision[PHI] = precision[PHI] if capacity else _PINNED
-    return posterior.Prior(base, selector, np.where(own, _PINNED, deviation**-2.0), mean, precision)
-
-
-def _rounds(state: posterior.State, rows: posterior.Rows, spreads: tuple[np.ndarray, np.ndarray], robust: bool):
-    """Refines until parameters, noise and prior stand still, the guard narrowing on the way."""
-    settled, rho = False, -1.0
+def _rounds(state: posterior.State, rows: posterior.Rows, spreads: refinement.Spreads, robust: bool):
+    """Refines until parameters, noise and prior stand still, the guard narrowing on the way; then to the optimum."""
+    settled, judge, seen = False, False, np.zeros(2)
     for i in range(_ROUNDS):
         guard = _GUARDS[min(i, len(_GUARDS) - 1)]
-        state, report, cov = posterior.refine(state, rows, *spreads, guard, robust and i >= 2)
-        settled = i >= len(_GUARDS) and float(report.shift) < 0.02 and float(state.noise.rho) == rho
+        # First the law, then its noise, then which runs go astray: a verdict on a law that does not fit may stand.
+        hold = i < len(_GUARDS)
+        state, report, *_ = refinement.refine(state, rows, spreads, guard, judge, hold, 1e-2 if hold else 1e-4)
+        noise = np.array([state.noise.rho, state.noise.clip])
+        settled = i > len(_GUARDS) and float(report.shift) < 0.02 and np.allclose(noise, seen, rtol=0.02)
+        settled = settled and (judge or not robust)
+        judge = judge or (robust and i >= len(_GUARDS) and noise[1] < 1.02 * float(state.noise.corner))
         if settled:
             break
-        rho = float(state.noise.rho)
-    return state, report, cov, guard, settled
+        seen = noise
+    for _ in range(_LAST_ROUNDS):
+        state, report, cov, precision = refinement.refine(state, rows, spreads, guard, False, True)
+        if float(report.shift) < _SETTLED:
+            break
+    return state, report, cov, precision, guard, settled and float(report.shift) < 1e-3

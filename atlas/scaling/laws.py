@@ -59,7 +59,12 @@ def effective_tokens(D: ArrayLike, U: ArrayLike, transfer: ArrayLike, lam: Array
     total = jnp.sum(D, -1)
     S = saturation(D, U, jnp.asarray(lam)[..., None])
     z = jnp.sum(transfer * S, -1) / total
-    return total * guard * jax.nn.softplus(z / guard)
+    return total * kept_positive(z, guard)
+
+
+def kept_positive(z: ArrayLike, guard: ArrayLike) -> jax.Array:
+    """guard·softplus(z/guard): z itself once it is above 40·guard, and above 0 everywhere."""
+    return guard * jax.nn.softplus(z / guard)
 
 
 def num_languages(D: ArrayLike) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 Tree = Any
+_ROUNDING = 1e-14  # relative, of an objective
 
 
 class Arrow(NamedTuple):
@@ -25,35 +26,85 @@ class Coordinates(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """What solving with an `Arrow` needs: Cholesky factors of the blocks and of the Schur complement."""
+    """What solving with an `Arrow` needs, from Cholesky factors of the blocks and of the Schur complement."""
 
-    blocks: jax.Array  # [Lt, p, p] lower
+    inverse: jax.Array  # [Lt, p, p] of the blocks' lower factors C
     coupling: jax.Array  # [Lt, p, q] blocks⁻¹ · border
     schur: jax.Array  # [q, q] lower
 
     def solve(self, matrix: Arrow, right: Coordinates) -> Coordinates:
-        own = jax.scipy.linalg.cho_solve((self.blocks, True), right.own[..., None])[..., 0]
+        own = self.solve_blocks(right.own[..., None])[..., 0]
         shared = right.shared - jnp.einsum("tpq,tp->q", matrix.border, own)
         shared = jax.scipy.linalg.cho_solve((self.schur, True), shared)
         return Coordinates(own - self.coupling @ shared, shared)
 
+    def solve_blocks(self, right: jax.Array) -> jax.Array:
+        """blocks⁻¹ · right, [Lt, p, m]."""
+        return jnp.swapaxes(self.inverse, 1, 2) @ (self.inverse @ right)
+
     def log_determinant(self) -> jax.Array:
-        diagonals = jnp.diagonal(self.blocks, axis1=-2, axis2=-1), jnp.diagonal(self.schur)
-        return 2.0 * sum(jnp.sum(jnp.log(d)) for d in diagonals)
+        of_blocks = jnp.sum(jnp.log(jnp.diagonal(self.inverse, axis1=-2, axis2=-1)))
+        return 2.0 * (jnp.sum(jnp.log(jnp.diagonal(self.schur))) - of_blocks)
 
 
 def factor(matrix: Arrow) -> Factor:
-    """Batched Cholesky of the blocks, then of the Schur complement of the corner."""
-    blocks = jnp.linalg.cholesky(matrix.blocks)
-    coupling = jax.scipy.linalg.cho_solve((blocks, True), matrix.border)
-    schur = matrix.corner - jnp.einsum("tpq,tpr->qr", matrix.border, coupling)
-    return Factor(blocks, coupling, jnp.linalg.cholesky(schur))
+    """Cholesky of the blocks, then of the Schur complement of the corner."""
+
+    def invert(block: jax.Array) -> jax.Array:
+        return jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(block), jnp.eye(len(block)), lower=True)
+
+    inverse = jax.lax.map(invert, matrix.blocks)  # one by one for the reason that `solve_each` states
+    whitened = inverse @ matrix.border
+    coupling = jnp.swapaxes(inverse, 1, 2) @ whitened
+    schur = matrix.corner - jnp.einsum("tpq,tpr->qr", whitened, whitened)
+    return Factor(inverse, coupling, jnp.linalg.cholesky(schur))
+
+
+def solve_each(matrices: jax.Array, right: jax.Array) -> jax.Array:
+    """matrices⁻¹ · right, [n, p, p] and [n, p, m], one by one.
+
+    Batches of triangular solves can deadlock in the thread pool of jaxlib 0.10 on a CPU; 40 blocks of width 47 did.
+    """
+    return jax.lax.map(lambda pair: jnp.linalg.solve(*pair), (matrices, right))
 
 
 def damped(matrix: Arrow, damping: jax.Array) -> Arrow:
     """Scales the diagonal by 1 + damping (Marquardt)."""
     blocks = matrix.blocks * (1.0 + damping * jnp.eye(matrix.blocks.shape[-1]))
     return Arrow(blocks, matrix.border, matrix.corner * (1.0 + damping * jnp.eye(len(matrix.corner))))
+
+
+class Bordered(NamedTuple):
+    """An arrow H, which need not be symmetric, beside m rows c and k columns b: what c·H⁻¹·b needs.
+
+    Without its corner's last m rows and k columns it is H; leading axes are batches.
+    """
+
+    blocks: jax.Array  # [Lt, p, p]
+    right: jax.Array  # [Lt, p, q + k] upper border of H, then b
+    left: jax.Array  # [Lt, q + m, p] lower border of H, then c
+    corner: jax.Array  # [q + m, q + k]
+
+    def eliminated(self) -> jax.Array:
+        """[Lt, q + m, q + k] what eliminating each block subtracts from the corner."""
+        return self.left @ solve_each(self.blocks, self.right)
+
+    def reduced(self) -> jax.Array:
+        """[q + m, q + k] the corner once the blocks are eliminated."""
+        return self.corner - jnp.sum(self.eliminated(), -3)
+
+    def adjoint(self, q: int) -> Coordinates:
+        """H⁻ᵀ·cᵀ: own [Lt, p, m] and shared [q, m]."""
+        reduced = self.reduced()
+        shared = jnp.linalg.solve(reduced[:q, :q].T, reduced[q:, :q].T)
+        own = jnp.swapaxes(self.left[:, q:], 1, 2) - jnp.swapaxes(self.left[:, :q], 1, 2) @ shared
+        return Coordinates(solve_each(jnp.swapaxes(self.blocks, 1, 2), own), shared)
+
+
+def products(reduced: jax.Array, q: int) -> jax.Array:
+    """c·H⁻¹·b [..., m, k] from `Bordered.reduced` [..., q + m, q + k]."""
+    by_shared = reduced[..., q:, :q] @ jnp.linalg.solve(reduced[..., :q, :q], reduced[..., :q, q:])
+    return by_shared - reduced[..., q:, q:]
 
 
 def inner(a: Tree, b: Tree) -> jax.Array:
@@ -115,7 +166,8 @@ def levenberg_marquardt(
         decrement = inner(state.gradient, step)
         x = jax.tree.map(jnp.subtract, state.x, step)
         value, gradient, hessian = evaluate(x)
-        better = jnp.isfinite(value) & (value <= state.value)
+        # Near the optimum the objective's rounding exceeds what a step gains, and must not forbid it.
+        better = jnp.isfinite(value) & (value <= state.value + _ROUNDING * jnp.abs(state.value))
         trial = (x, value, gradient, hessian)
         old = (state.x, state.value, state.gradient, state.hessian)
         kept = jax.tree.map(lambda new, past: jnp.where(better, new, past), trial, old)

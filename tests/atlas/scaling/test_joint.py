@@ -1,21 +1,15 @@
 """Recovery of known laws from simulated studies of six languages; one table shape, so one compilation."""
 
 import dataclasses
-import importlib.util
 import itertools
 import json
-import pathlib
 
 import jax
 import numpy as np
 import pytest
 
 from atlas.errors import UserError
-from atlas.scaling import fit_joint, heldout, laws, load_runs
-
-_spec = importlib.util.spec_from_file_location("simulate", pathlib.Path(__file__).with_name("simulate.py"))
-simulate = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(simulate)
+from atlas.scaling import fit_joint, heldout, laws, load_runs, simulation
 
 L = 6
 OFF = ~np.eye(L, dtype=bool)
@@ -25,9 +19,9 @@ NAMES = ("E", "A", "alpha", "B", "beta", "lambda")
 
 
 def study(design=MEDIUM, seed=0, phi=0.0, **noise):
-    law = simulate.truth(L, seed, phi)
-    plan = simulate.mixtures(L, *design, np.random.default_rng(seed))
-    return law, simulate.table(law, plan, seed, **noise)
+    law = simulation.truth(L, seed, phi)
+    plan = simulation.mixtures(L, *design, np.random.default_rng(seed))
+    return law, simulation.table(law, plan, seed, **noise)
 
 
 def natural_of(fit, law):
@@ -124,8 +118,8 @@ def even_designs():
 
 @pytest.mark.parametrize("design", even_designs())
 def test_designs_without_a_second_share_are_flagged_not_answered(design):
-    law = dataclasses.replace(simulate.truth(L, 0), U=np.full(L, np.inf))
-    fit = fit_joint(load_runs(simulate.table(law, even_designs()[design], 0)), law.families)
+    law = dataclasses.replace(simulation.truth(L, 0), U=np.full(L, np.inf))
+    fit = fit_joint(load_runs(simulation.table(law, even_designs()[design], 0)), law.families)
     assert not fit.transfer_matrix("identified").to_numpy()[OFF].any()
     assert not any(fit.parameters[f"B[{name}]"].identified for name in law.languages)
     assert any("cannot be told apart" in warning for warning in fit.warnings)
@@ -133,9 +127,9 @@ def test_designs_without_a_second_share_are_flagged_not_answered(design):
 
 
 def test_without_repeats_lambda_is_not_identified():
-    law = dataclasses.replace(simulate.truth(L, 0), U=np.full(L, np.inf))
-    plan = simulate.mixtures(L, *MEDIUM, np.random.default_rng(0))
-    fit = fit_joint(load_runs(simulate.table(law, plan, 0)), law.families)
+    law = dataclasses.replace(simulation.truth(L, 0), U=np.full(L, np.inf))
+    plan = simulation.mixtures(L, *MEDIUM, np.random.default_rng(0))
+    fit = fit_joint(load_runs(simulation.table(law, plan, 0)), law.families)
     assert not any(fit.parameters[f"lambda[{name}]"].identified for name in law.languages)
     assert any("epochs seen" in warning for warning in fit.warnings)
 

@@ -79,9 +79,10 @@ def test_a_law_needs_one_file(monkeypatch):
     """A module that defines LAWS is all that the registry asks of it."""
     plain = dataclasses.replace(LAWS["chinchilla_tied"], name="mine")
     module = types.SimpleNamespace(LAWS=(plain,))
-    monkeypatch.setattr(library.pkgutil, "iter_modules", lambda path: [types.SimpleNamespace(name="mine")])
-    monkeypatch.setattr(library.importlib, "import_module", lambda name: module)
-    assert library._found() == {"mine": plain}
+    with monkeypatch.context() as patch:
+        patch.setattr(library.pkgutil, "iter_modules", lambda path: [types.SimpleNamespace(name="mine")])
+        patch.setattr(library.importlib, "import_module", lambda name: module)
+        assert library._found() == {"mine": plain}
     found = fit(plain, runs_of("chinchilla_tied"))
     assert found.law == "mine" and found.values["alpha"] == pytest.approx(0.35, rel=1e-5)
 
