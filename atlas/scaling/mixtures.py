@@ -9,8 +9,7 @@ training's.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -20,11 +19,13 @@ import pandas as pd
 
 from atlas.errors import UserError, unknown
 from atlas.scaling import laws
+from atlas.scaling.draws import JointDraws, band
 from atlas.scaling.runs import Runs
 
 _FLOPS = 6  # per parameter and token
 _GUARD = 1e-3
 _STARTS = 32
+_DRAW_STARTS = 6  # under every drawn law, from the plan and from points around it
 _STEPS = 400
 _RATE = 0.1
 _PENALTY = 100.0  # nats of loss per squared relative shortfall of z
@@ -78,6 +79,10 @@ class MixtureLaw:
 def _value(estimate) -> float:
     value = estimate["value"] if isinstance(estimate, Mapping) else estimate.value
     return float("nan") if value is None else float(value)
+
+
+def _repeated(law: "_Arrays", count: int) -> "_Arrays":
+    return _Arrays(*(np.broadcast_to(leaf, (count, *np.shape(leaf))) for leaf in law))
 
 
 class _Arrays(NamedTuple):
@@ -142,9 +147,13 @@ class MixturePlan:
     Attributes:
       params, tokens, flops: N, D_tot = C/(6N), C.
       table: a row per source: language, share, tokens, epochs, weight, loss (NaN for a source without a law),
-        even_loss (of the even mixture over the counted languages at its own best N).
+        even_loss (of the even mixture over the counted languages at its own best N); with draws also share_low
+        and share_high, the 90 % band of the best share over them.
       loss, even_loss: weighted means.
       warnings: where the plan stands at a bound or the search was unsure.
+      band: with draws, 90 % bands over them: loss_low and _high of what the plan promises, params_low and _high
+        of the best N, and regret_median and regret_high (95 % quantile): the loss of this plan under a drawn law
+        less the best loss under it, within the same bounds.
     """
 
     params: float
@@ -154,6 +163,7 @@ class MixturePlan:
     loss: float
     even_loss: float
     warnings: tuple[str, ...]
+    band: Mapping[str, float] = field(default_factory=dict)
 
 
 def optimal_mixture(
@@ -163,12 +173,12 @@ def optimal_mixture(
     weights: Mapping[str, float] | None = None,
     unique_tokens: Mapping[str, float] | None = None,
     seed: int = 0,
+    draws: JointDraws | None = None,
 ) -> MixturePlan:
     """Shares and N that minimise the weighted mean loss at C = 6·N·D_tot FLOPs, inside the trust region.
 
     Shares are a softmax above their floors, N a sigmoid between its bounds; Adam from 32 starts at once, the
-    best of
-    which counts. Shortfalls of z are penalised, not forbidden: the plan says where one is left.
+    best of which counts. Shortfalls of z are penalised, not forbidden: the plan says where one is left.
 
     Args:
       law: the fitted law.
@@ -177,6 +187,7 @@ def optimal_mixture(
       weights: importance of each target language, not negative; by default all alike.
       unique_tokens: U per source language; absent means that it never repeats.
       seed: of the starts.
+      draws: laws that the runs allow, of the same languages, for the plan's band.
     """
     if not (np.isfinite(flops) and flops > 0):
         raise UserError(f"the budget in FLOPs must be positive; got {flops}")
@@ -191,6 +202,7 @@ def optimal_mixture(
     floor = np.where(counted, min(trust.share_floor, 0.5 / counted.sum()), 0.0)
     problem = _Problem(
         law._arrays(),
+        law._arrays(),
         weight,
         U,
         floor,
@@ -203,13 +215,42 @@ def optimal_mixture(
     logits[0] = np.where(counted, 0.0, -4.0)
     start = np.concatenate([rng.normal(size=(_STARTS, 1)), logits], 1)
     with jax.enable_x64(True):
-        end, value = map(np.asarray, _descend(problem, start))
-    N, shares = (np.asarray(x) for x in _unpack(problem, end[int(np.nanargmin(value))], np))
+        end, value = _descend(problem, _repeated(problem.law, _STARTS), start)
+    best = end[int(np.nanargmin(value))]
+    N, shares = (np.asarray(x) for x in _unpack(problem, best, np))
     # The even mixture chooses its own size, or the gain would be partly one of allocation.
     sizes = np.geomspace(*trust.params, 201)
     even = law.loss(sizes, flops / (_FLOPS * sizes[:, None]) * counted / counted.sum(), U)
     even = even[int(np.argmin(even @ weight))]
-    return _plan(law, problem, trust, float(N), shares, even, value)
+    plan = _plan(law, problem, trust, float(N), shares, even, value)
+    return plan if draws is None else _with_band(plan, law, problem, draws, best, rng)
+
+
+def _with_band(
+    plan: MixturePlan, law: MixtureLaw, problem: "_Problem", draws: JointDraws, x: np.ndarray, rng: np.random.Generator
+) -> MixturePlan:
+    """The plan with its bands; x [1 + Ls] is its unconstrained vector."""
+    if (draws.targets, draws.sources) != (law.targets, law.sources):
+        raise UserError("the draws are of a fit with other languages than the law's")
+    loss, regret, points = _replan(problem, _Arrays(*draws.levels.values(), draws.tau, draws.phi), x, rng)
+    ends = {"loss": band(loss), "params": band(np.array([N for N, _ in points]))}
+    found = {f"{name}_{side}": pair[i] for name, pair in ends.items() for i, side in enumerate(("low", "high"))}
+    found |= {"regret_median": float(np.nanmedian(regret)), "regret_high": float(np.nanquantile(regret, 0.95))}
+    low, high = np.array([band(column) for column in np.array([shares for _, shares in points]).T]).T
+    return replace(plan, table=plan.table.assign(share_low=low, share_high=high), band=found)
+
+
+def _replan(problem: "_Problem", drawn: "_Arrays", x: np.ndarray, rng: np.random.Generator):
+    """Under every drawn law: mean loss [n] at x, its excess over the best [n], and the best (N, shares) themselves."""
+    count = len(drawn.phi)
+    start = x + rng.normal(size=(_DRAW_STARTS, len(x))) * (np.arange(_DRAW_STARTS) > 0)[:, None]
+    with jax.enable_x64(True):
+        lanes = _Arrays(*(np.repeat(leaf, _DRAW_STARTS, 0) for leaf in drawn))
+        end, value = _descend(problem, lanes, np.tile(start, (count, 1)))
+        loss, here = map(np.asarray, _judge(problem._replace(law=drawn), x))
+    value = np.where(np.isfinite(value), value, np.inf).reshape(count, _DRAW_STARTS)
+    best = end.reshape(*value.shape, -1)[np.arange(count), value.argmin(1)]
+    return loss, np.maximum(here - value.min(1), 0.0), [_unpack(problem, row, np) for row in best]
 
 
 def _vector(given: Mapping[str, float], names: tuple[str, ...], default: float, kind: str) -> np.ndarray:
@@ -220,7 +261,8 @@ def _vector(given: Mapping[str, float], names: tuple[str, ...], default: float, 
 
 
 class _Problem(NamedTuple):
-    law: _Arrays
+    law: _Arrays  # that gives the loss
+    known: _Arrays  # that bounds z: what training covered does not depend on the draw
     weight: jax.Array  # [Lt]
     unique: jax.Array  # [Ls]
     floor: jax.Array  # [Ls]
@@ -237,18 +279,20 @@ def _unpack(problem: _Problem, x, np_=jnp):
     return N, problem.floor + (1 - np_.sum(problem.floor)) * soft / np_.sum(soft)
 
 
+def _mean_loss(x: jax.Array, problem: _Problem) -> jax.Array:
+    N, shares = _unpack(problem, x)
+    loss = _losses(problem.law, N, problem.flops / (_FLOPS * N) * shares, problem.unique)
+    return jnp.sum(jnp.where(problem.weight > 0, problem.weight * loss, 0.0))
+
+
 def _objective(x: jax.Array, problem: _Problem) -> jax.Array:
     N, shares = _unpack(problem, x)
-    D = problem.flops / (_FLOPS * N) * shares
-    loss = jnp.sum(jnp.where(problem.weight > 0, problem.weight * _losses(problem.law, N, D, problem.unique), 0.0))
-    z = _effective_share(problem.law, D, problem.unique)
+    z = _effective_share(problem.known, problem.flops / (_FLOPS * N) * shares, problem.unique)
     short = jnp.maximum(1 - z / jnp.where(problem.least_z > 0, problem.least_z, 1.0), 0.0)
-    return loss + _PENALTY * jnp.sum(jnp.where(problem.least_z > 0, short, 0.0) ** 2)
+    return _mean_loss(x, problem) + _PENALTY * jnp.sum(jnp.where(problem.least_z > 0, short, 0.0) ** 2)
 
 
-@jax.jit
-@partial(jax.vmap, in_axes=(None, 0))
-def _descend(problem: _Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _adam(problem: _Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Adam with a rate falling to zero; the end point and its objective."""
     gradient = jax.grad(_objective)
 
@@ -264,6 +308,30 @@ def _descend(problem: _Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     zero = jnp.zeros_like(x)
     (x, _, _), _ = jax.lax.scan(step, (x, zero, zero), jnp.arange(_STEPS))
     return x, _objective(x, problem)
+
+
+_BY_LAW = _Problem(0, *[None] * (len(_Problem._fields) - 1))
+_lanes = jax.jit(jax.vmap(_adam, (_BY_LAW, 0)))
+
+
+def _descend(problem: _Problem, by_law: _Arrays, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """End points [n, 1 + Ls] and objectives [n] from x [n, 1 + Ls], each under its own law.
+
+    In batches of one size, so that the search for a plan and its bands share a compiled program.
+    """
+    ends = []
+    for first in range(0, len(x), _STARTS):
+        some = np.resize(np.arange(first, min(first + _STARTS, len(x))), _STARTS)
+        lane = problem._replace(law=_Arrays(*(leaf[some] for leaf in by_law)))
+        ends.append([np.asarray(part) for part in _lanes(lane, x[some])])
+    end, value = (np.concatenate(parts)[: len(x)] for parts in zip(*ends, strict=True))
+    return end, value
+
+
+@jax.jit
+def _judge(problem: _Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean loss and objective [n] at one point under every law."""
+    return jax.vmap(lambda p: (_mean_loss(x, p), _objective(x, p)), (_BY_LAW,))(problem)
 
 
 def _plan(

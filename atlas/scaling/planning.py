@@ -4,14 +4,16 @@ Units everywhere: N parameters, D and U tokens, C = 6·N·D FLOPs, loss in the u
 planned in atlas.scaling.mixtures.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from atlas.errors import UserError, unknown
 from atlas.scaling import published
+from atlas.scaling.draws import band
 from atlas.scaling.expansion import (
     PUBLISHED_EXPONENTS,
     CapacityExponents,
@@ -118,19 +120,23 @@ def _language_factor(formula: CrossoverFormula, language: str | None) -> float:
 
 @dataclass(frozen=True)
 class Allocation:
-    """Size and tokens for a budget: N, D, predicted loss, epochs D/U (0 where nothing repeats)."""
+    """Size and tokens for a budget: N, D, predicted loss, epochs D/U (0 where nothing repeats).
 
-    params: float
-    tokens: float
-    loss: float
-    epochs: float
+    Floats, or float64 arrays [n] for n laws.
+    """
+
+    params: np.ndarray | float
+    tokens: np.ndarray | float
+    loss: np.ndarray | float
+    epochs: np.ndarray | float
 
 
-def compute_optimal(law: Mapping[str, float], flops: float, unique_tokens: float = np.inf) -> Allocation:
+def compute_optimal(law: Mapping[str, ArrayLike], flops: float, unique_tokens: float = np.inf) -> Allocation:
     """N and D = C/(6N) of least loss E + A/N^α + B/S_λ(D; U)^β.
 
     Args:
-      law: E, A, alpha, B, beta, and lambda where tokens repeat; loss as the law was fitted.
+      law: E, A, alpha, B, beta, and lambda where tokens repeat, each a number or [n]; loss as the law was
+        fitted.
       flops: C, positive.
       unique_tokens: U; infinite for no repetition, where the optimum is in closed form.
 
@@ -146,26 +152,51 @@ def compute_optimal(law: Mapping[str, float], flops: float, unique_tokens: float
         raise UserError(f"the law lacks the parameter(s) {', '.join(sorted(missing))}; it has {', '.join(law)}")
     budget = flops / FLOPS_PER_PARAMETER_TOKEN
     balance = law["alpha"] * law["A"] / (law["beta"] * law["B"])
-    N = (balance * budget ** law["beta"]) ** (1 / (law["alpha"] + law["beta"]))
-    if budget / N > unique_tokens:
+    N = np.asarray((balance * budget ** law["beta"]) ** (1 / (law["alpha"] + law["beta"])))
+    if np.any(budget / N > unique_tokens):
         # Repeated tokens are worth less, so the optimum only moves to more parameters.
-        N = _minimise(lambda n: _loss(law, n, budget / n, unique_tokens), N, budget)
+        more = _minimise(lambda n: predicted_loss(law, n, budget / n, unique_tokens), N, np.maximum(N, budget))
+        N = np.where(budget / N > unique_tokens, more, N)
     D = budget / N
-    epochs = D / unique_tokens
-    return Allocation(float(N), float(D), float(_loss(law, N, D, unique_tokens)), float(epochs))
+    found = (N, D, predicted_loss(law, N, D, unique_tokens), D / unique_tokens)
+    return Allocation(*(float(x) if np.ndim(x) == 0 else x for x in found))
 
 
-def _loss(law: Mapping[str, float], N: np.ndarray, D: np.ndarray, U: float) -> np.ndarray:
+def predicted_loss(law: Mapping[str, ArrayLike], N: ArrayLike, D: ArrayLike, U: float = np.inf) -> np.ndarray:
+    """Loss of one language at N parameters and D tokens of U unique ones; the law as in `compute_optimal`."""
     if np.isfinite(U):
         excess = np.maximum(D / U - 1, 0)
         D = np.minimum(D, U) + U * -np.expm1(-law["lambda"] * excess) / law["lambda"]
     return law["E"] + law["A"] / N ** law["alpha"] + law["B"] / D ** law["beta"]
 
 
-def _minimise(function, low: float, high: float) -> float:
-    """Least point between low and high, by narrowing a geometric grid."""
+def _minimise(function: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Least points [n] between low and high, by narrowing geometric grids."""
     for _ in range(8):
         grid = np.geomspace(low, high, 101)
-        best = int(np.argmin(function(grid)))
-        low, high = grid[max(best - 1, 0)], grid[min(best + 1, 100)]
-    return float(grid[best])
+        best = np.argmin(function(grid), axis=0)
+        low, high = (np.take_along_axis(grid, np.clip(best + i, 0, 100)[None], 0)[0] for i in (-1, 1))
+    return np.sqrt(low * high)
+
+
+def allocation_band(
+    draws: Mapping[str, np.ndarray], flops: float, plan: Allocation, unique_tokens: float = np.inf
+) -> dict[str, float]:
+    """How far a compute-optimal plan is known: 90 % bands over laws that the runs allow, each planned anew.
+
+    Args:
+      draws: parameters [n] by name, as `atlas.scaling.draws` gives them.
+      flops, unique_tokens: as for `compute_optimal`.
+      plan: what it gives for the point estimates.
+
+    Returns:
+      params_low and _high, tokens_low and _high (of the optimum), loss_low and _high (of the optimum), and
+      regret_high: how much more loss than the optimum the plan has, at most, in 95 % of the draws. The plan may
+      be good where its size is poorly known: the loss is flat around the optimum.
+    """
+    best = compute_optimal(draws, flops, unique_tokens)
+    found: dict[str, float] = {}
+    for name in ("params", "tokens", "loss"):
+        found[f"{name}_low"], found[f"{name}_high"] = band(getattr(best, name))
+    regret = predicted_loss(draws, plan.params, plan.tokens, unique_tokens) - best.loss
+    return found | {"regret_high": float(np.nanquantile(regret, 0.95))}

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from atlas.errors import UserError, unknown
+from atlas.scaling.checks import suspicions
 
 _TOKEN_NAMES = ("tokens", "num_tokens", "tokens_seen")
 _MEASURED = "tokens."
@@ -105,8 +106,8 @@ def load_runs(source: str | os.PathLike | pd.DataFrame) -> Runs:
 
     Columns: `num_params`, `loss`; `tokens` (also `num_tokens`, `tokens_seen`) or one `tokens.<language>` per
     training language (blank means 0); optionally `unique_tokens` or `unique_tokens.<language>`, `language`,
-    `run`
-    (absent: every row is a run of its own), `loss_unit`, and anything else, which is kept in `frame`.
+    `run` (absent: every row is a run of its own), `loss_unit`, `initialize` (the parent of a run that continues
+    another one), and anything else, which is kept in `frame`.
 
     Args:
       source: a CSV or Parquet file, or a DataFrame.
@@ -132,6 +133,7 @@ def load_runs(source: str | os.PathLike | pd.DataFrame) -> Runs:
     U = _unique_tokens(frame, languages, target, D)
     run_names = frame["run"].astype(str) if "run" in frame else pd.Series(np.arange(len(frame))).astype(str)
     run, run_ids = pd.factorize(run_names)
+    notes += suspicions(frame, D, U, target, languages)
     return Runs(
         N=frame["num_params"].to_numpy(float),
         D=D,
@@ -184,10 +186,14 @@ def _canonical_names(frame: pd.DataFrame) -> pd.DataFrame:
         required.append("tokens")
     for name in required:
         if name not in frame:
-            near = difflib.get_close_matches(name, list(frame), n=1)
-            hint = f"; did you mean to name {near[0]!r} so?" if near else ""
-            raise UserError(f"the runs table has no column {name!r}{hint} (columns: {_names(frame)})")
+            raise UserError(f"the runs table has no column {name!r}{_hint(name, frame)} (columns: {_names(frame)})")
     return frame
+
+
+def _hint(name: str, frame: pd.DataFrame) -> str:
+    plain = {str(column).lower(): column for column in frame}
+    near = difflib.get_close_matches(name, list(plain), n=1)
+    return f"; did you mean to name {plain[near[0]]!r} so?" if near else ""
 
 
 def _numeric_columns(frame: pd.DataFrame) -> list[str]:
@@ -255,7 +261,8 @@ def _language_of(frame: pd.DataFrame) -> pd.Series:
         return frame["language"].astype(str)
     measured = [name for name in frame if name.startswith(_MEASURED)]
     if len(measured) > 1:
-        raise UserError("a table with several 'tokens.<language>' columns needs a 'language' column")
+        hint = _hint("language", frame)
+        raise UserError(f"a table with several 'tokens.<language>' columns needs a 'language' column{hint}")
     name = measured[0].removeprefix(_MEASURED) if measured else _ONLY_LANGUAGE
     return pd.Series([name]).repeat(len(frame))
 

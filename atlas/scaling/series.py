@@ -10,7 +10,7 @@ import numpy as np
 from atlas.errors import UserError, unknown
 from atlas.scaling import robust
 from atlas.scaling.arrays import bucket, padded
-from atlas.scaling.estimates import Estimate, document, t_quantile
+from atlas.scaling.estimates import Estimate, document, finite, t_quantile
 from atlas.scaling.library import LAWS
 from atlas.scaling.robust import Problem
 from atlas.scaling.runs import Runs
@@ -169,8 +169,19 @@ class Fit:
         return self.predict(**columns_of(self.model, runs, self.tokens))
 
     def to_json(self, holdout: Mapping | None = None) -> dict:
-        """The fit as plain values, ready for json.dumps."""
-        return document(self.law, self, holdout)
+        """The fit as plain values, ready for json.dumps, with the covariance from which plans draw laws."""
+        return document(self.law, self, holdout) | {"covariance": finite(self._covariance_document())}
+
+    def _covariance_document(self) -> dict:
+        positive = {parameter.name: parameter.positive for parameter in self.model.parameters}
+        return {
+            "coordinates": [f"log {name}" if positive[name] else name for name in self.model.names],
+            "matrix": self.covariance.tolist(),
+            "centre": {
+                c.name: float(self.problem.centre[c.name]) for c in self.model.columns if c.name in self.problem.centre
+            },
+            "freedom": self.freedom,
+        }
 
 
 def fit(

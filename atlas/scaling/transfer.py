@@ -177,20 +177,23 @@ def _compare(
     mono: pd.DataFrame, bilingual: pd.DataFrame, anchors: Sequence[float] | None, confidence: float
 ) -> pd.DataFrame | None:
     """Scores of one pair in the best phase that both sides share; None when none has two points on both."""
-    phase = _best_phase(mono, bilingual)
+    phase = best_phase(mono, bilingual)
     if phase is None:
         return None
     sides = [side[side.phase == phase] for side in (mono, bilingual)]
     curves = [loss_curve(side.tokens, side.loss) for side in sides]
     own = np.sqrt(np.mean([curve.noise**2 for curve in curves]))
-    noise = float(np.fmax(own, _replicate_sd(pd.concat(sides))))
+    noise = float(np.fmax(own, replicate_deviation(pd.concat(sides))))
     at = _shared_range(*curves) if anchors is None else anchors
     scores = bilingual_transfer_score(*curves, at, noise=noise, confidence=confidence)
     return scores.assign(phase=phase)
 
 
-def _best_phase(mono: pd.DataFrame, bilingual: pd.DataFrame) -> str | None:
-    """Cooled down, then trunk, where both sides have the four points that tell noise from trend; else two."""
+def best_phase(mono: pd.DataFrame, bilingual: pd.DataFrame) -> str | None:
+    """The phase in which two sets of rows (phase, tokens) are compared; None where none has two points on both.
+
+    Cooled down, then trunk, where both sides have the four points that tell noise from trend; else two.
+    """
     phases = sorted(set(mono.phase) & set(bilingual.phase))  # "cooldown" sorts before "trunk"
     points = [min(side.tokens[side.phase == phase].nunique() for side in (mono, bilingual)) for phase in phases]
     return next((phase for least in (4, 2) for phase, n in zip(phases, points, strict=True) if n >= least), None)
@@ -206,8 +209,12 @@ def _shared_range(mono: LossCurve, bilingual: LossCurve) -> np.ndarray:
     return mono.tokens[-1:] if low > mono.tokens[-1] else mono.tokens[:1]
 
 
-def _replicate_sd(rows: pd.DataFrame) -> float:
-    """Standard deviation of log loss between runs of the same mixture at the same tokens; NaN without any."""
+def replicate_deviation(rows: pd.DataFrame) -> float:
+    """Standard deviation of log loss between runs of the same mixture at the same tokens; NaN without any.
+
+    Args:
+      rows: run, source, tokens, loss of one target language.
+    """
     groups = rows.assign(log_loss=np.log(rows.loss)).groupby(["source", "tokens"])
     freedom = (groups.run.nunique() - 1).clip(lower=0)
     if not freedom.sum():

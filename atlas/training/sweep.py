@@ -140,6 +140,8 @@ def _rows(config: RunConfig, directory: pathlib.Path) -> Iterator[dict]:
         "num_params_total": description["num_params_total"],
         "loss_unit": "bits_per_byte",
     }
+    if config.initialize:
+        shared["initialize"] = config.initialize
     unique = {f"unique_tokens.{name}": count for name, count in description["unique_tokens"].items()}
     for record in sorted(records, key=lambda r: (r["step"], r["phase"])):
         tokens = {f"tokens.{name}": count for name, count in record["tokens"].items()}

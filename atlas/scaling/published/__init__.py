@@ -10,6 +10,7 @@ from atlas.errors import unknown
 TABLES = (
     "capacity_mixtures",
     "crossover_tokens",
+    "language_families",
     "language_laws",
     "language_scripts",
     "model_shapes",
@@ -17,6 +18,8 @@ TABLES = (
     "transfer_scores",
     "unique_tokens",
 )
+
+MEASURED = ("en", "ru", "es", "fr", "de", "pt", "zh", "vi", "ja")  # languages whose pairs were all trained
 
 
 def table(name: str) -> pd.DataFrame:
@@ -48,6 +51,26 @@ def scripts() -> dict[str, str]:
     'Cyrl'
     """
     return dict(table("language_scripts").itertuples(index=False, name=None))
+
+
+def families() -> dict[str, str]:
+    """Branch of the language family (Germanic, Turkic, …) of every language that a published table names.
+
+    >>> families()["uk"]
+    'Slavic'
+    """
+    return dict(table("language_families").itertuples(index=False, name=None))
+
+
+def measured_scores() -> pd.DataFrame:
+    """The 72 cells [9, 9] of `transfer_scores` that were measured; a random forest completed the others (App. B.6).
+
+    Ten languages were paired; the tenth, Hindi, is not in the printed matrix.
+
+    >>> int(measured_scores().notna().sum().sum())
+    72
+    """
+    return transfer_scores().loc[list(MEASURED), list(MEASURED)]
 
 
 def language_law(language: str, regime: str = "mono_vocab_mono_train") -> dict[str, float]:

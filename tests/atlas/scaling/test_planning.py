@@ -1,13 +1,18 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from atlas.errors import UserError
+from atlas.scaling import simulation
+from atlas.scaling.draws import JointDraws
 from atlas.scaling.mixtures import MixtureLaw, TrustRegion, optimal_mixture
 from atlas.scaling.planning import CROSSOVER_FORMULAS, compute_optimal, crossover, expansion_table
 from atlas.scaling.runs import load_runs
 
 LAW = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37, "lambda": 0.1}
+LAW_NAMES = ("E", "A", "alpha", "B", "beta", "lambda")
 LANGUAGES = ("a", "b", "c")
 WIDE = TrustRegion((1e7, 1e11), np.full(3, 1e-3), 0.02)
 
@@ -130,6 +135,33 @@ def test_trust_region_from_runs():
     trust = TrustRegion.of_runs(law, load_runs(pd.DataFrame(rows)), quantile=0.0)
     np.testing.assert_allclose(trust.effective_share[:2], [0.2, 0.2])
     assert trust.params == (1e8, 1e9)
+
+
+def test_a_sure_law_has_no_regret():
+    truth = simulation.truth(3, 0)
+    levels = dict(zip(LAW_NAMES, (truth.E, truth.A, truth.alpha, truth.B, truth.beta, truth.lam), strict=True))
+    law = MixtureLaw(truth.languages, truth.languages, levels, truth.tau, 0.0)
+    trust = TrustRegion((1e7, 1e11), np.full(3, 1e-3), 0.02)
+    alike = {name: np.repeat(values[None], 4, 0) for name, values in levels.items()}
+    sure = JointDraws(law.targets, law.sources, alike, np.repeat(law.tau[None], 4, 0), np.zeros(4))
+    plan = optimal_mixture(law, 1e22, trust, draws=sure)
+    assert plan.band["regret_high"] < 1e-5
+    assert plan.band["loss_low"] == pytest.approx(plan.loss, rel=1e-9)
+    np.testing.assert_allclose(plan.table.share_low, plan.table.share, atol=0.01)
+    # Where one draw makes a language hard, another share and size would have been better there.
+    hard = dataclasses.replace(
+        sure, levels=alike | {"B": alike["B"] * np.array([1.0, 1.0, 4.0, 4.0])[:, None] ** [1, 0, 0]}
+    )
+    doubted = optimal_mixture(law, 1e22, trust, draws=hard)
+    there = dataclasses.replace(law, levels=levels | {"B": levels["B"] * [4.0, 1.0, 1.0]})
+    here = there.loss(plan.params, plan.tokens * plan.table.share.to_numpy(), np.full(3, np.inf)).mean()
+    regret = here - optimal_mixture(there, 1e22, trust).loss
+    assert doubted.loss == plan.loss and regret > 1e-3
+    assert doubted.band["regret_high"] == pytest.approx(regret, rel=1e-3)
+    assert doubted.band["loss_high"] > 1.05 * plan.loss
+    assert doubted.table.share_high[0] > plan.table.share[0] + 0.05
+    with pytest.raises(UserError, match="other languages"):
+        optimal_mixture(law, 1e22, trust, draws=dataclasses.replace(sure, targets=("x",)))
 
 
 def test_bad_mixture_requests():

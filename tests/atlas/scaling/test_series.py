@@ -54,6 +54,16 @@ def test_intervals_cover_the_truth():
     assert 0.75 <= np.mean(inside) <= 0.98
 
 
+def test_document_names_the_coordinates_of_its_covariance():
+    law = fit("chinchilla", study(sigma=0.005))
+    document = json.loads(json.dumps(law.to_json(), allow_nan=False))
+    found = document["covariance"]
+    assert found["coordinates"] == ["log E", "log A", "log alpha", "log B", "log beta"]
+    assert found["centre"]["N"] == pytest.approx(1e9) and found["freedom"] == law.freedom
+    for i, estimate in enumerate(document["parameters"].values()):
+        assert np.sqrt(found["matrix"][i][i]) == pytest.approx(estimate["se"] / estimate["value"], rel=1e-6)
+
+
 def test_outliers_move_huber_little():
     frame = study(sigma=0.002).frame
     frame.loc[3, "loss"] *= 1.2

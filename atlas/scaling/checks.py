@@ -1,0 +1,181 @@
+"""What looks wrong in a runs table without being impossible: counted warnings, for the fit to repeat."""
+
+import difflib
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+_OPTIONAL = ("run", "language", "unique_tokens", "loss_unit", "phase", "initialize")
+_PREFIX = re.compile(r"(unique_?)?tokens?([._\- ])(.+)", re.IGNORECASE)
+_MOST_EPOCHS = 1000.0  # beyond which U is more likely in another unit than D
+_MOST_TOKENS = 1e15  # more than all text there is
+_UNIT_FACTOR = 1.3  # between losses of alike runs; nats are 0.69 bits, and bytes a fraction of tokens
+_SAMPLE = 200_000  # rows on which searches for pairs of rows look
+_LEAST_ROWS = 12  # of a language, for its losses to show two groups
+_EPOCH_SLACK = 0.1
+
+
+def suspicions(frame: pd.DataFrame, D: np.ndarray, U: np.ndarray, target: np.ndarray, languages: tuple[str, ...]):
+    """Warnings [list of str] about a table that was read.
+
+    Args:
+      frame: its rows, columns by their canonical names.
+      D, U: [n, Ls] tokens and unique tokens (infinite where unknown) by language.
+      target: [n] index of the evaluated language.
+      languages: the Ls languages.
+    """
+    own = D[np.arange(len(D)), target]
+    searches: tuple[Callable[[], list[str]], ...] = (
+        lambda: _unread_columns(frame, languages),
+        lambda: _untrained(D, languages),
+        lambda: _odd_unique_tokens(frame, D, U, languages),
+        lambda: _claimed_epochs(frame, own, U[np.arange(len(U)), target]),
+        lambda: _contradictions(frame),
+        lambda: _continued(frame),
+        lambda: _mixed_units(frame, own, D.sum(1), target, languages),
+    )
+    return [note for search in searches for note in search()]
+
+
+def _unread_columns(frame: pd.DataFrame, languages: tuple[str, ...]) -> list[str]:
+    """Columns that resemble one which the table lacks."""
+    notes = []
+    for name in frame:
+        plain = str(name).strip().lower().replace(" ", "_").replace("-", "_")
+        near = difflib.get_close_matches(plain, [known for known in _OPTIONAL if known not in frame], n=1, cutoff=0.8)
+        match = _PREFIX.fullmatch(str(name))
+        if match and (match[2] == "." or match[3] in languages):
+            near = [("unique_tokens." if match[1] else "tokens.") + match[3]]
+        if near and near[0] not in frame:
+            notes.append(f"column {name!r} is not read; did you mean {near[0]!r}?")
+    return notes
+
+
+def _untrained(D: np.ndarray, languages: tuple[str, ...]) -> list[str]:
+    never = [name for name, total in zip(languages, D.sum(0), strict=True) if total == 0]
+    return [f"no run trains on {', '.join(never)}: tokens are 0 or blank in every row"] if never else []
+
+
+def _odd_unique_tokens(frame: pd.DataFrame, D: np.ndarray, U: np.ndarray, languages: tuple[str, ...]) -> list[str]:
+    notes = []
+    for i, name in enumerate(languages):
+        trained, known = D[:, i] > 0, np.isfinite(U[:, i])
+        if not known.any():
+            continue
+        if unknown := int((trained & ~known).sum()):
+            notes.append(
+                f"unique tokens of {name!r} are missing in {unknown} of the {int(trained.sum())} rows that train "
+                "on it: taken as never repeated there"
+            )
+        values = U[known, i]
+        epochs = D[known, i] / values
+        if epochs.max() > _MOST_EPOCHS:
+            notes.append(
+                f"{name!r} is repeated up to {epochs.max():.3g} times (tokens / unique tokens): "
+                "check that unique tokens are counted in the unit of tokens"
+            )
+        if values.max() > _MOST_TOKENS:
+            notes.append(f"unique tokens of {name!r} reach {values.max():.3g}, more than all text there is")
+        notes += _varying(frame, known, U[:, i], name)
+    return notes
+
+
+def _varying(frame: pd.DataFrame, known: np.ndarray, U: np.ndarray, language: str) -> list[str]:
+    if "run" not in frame:
+        return []
+    span = pd.Series(U[known]).groupby(frame["run"].to_numpy()[known]).agg(["min", "max"])
+    moved = span[span["max"] > 1.001 * span["min"]]
+    if moved.empty:
+        return []
+    return [
+        f"unique tokens of {language!r} change within {len(moved)} runs, such as {moved.index[0]}: "
+        "they are what the run could see, not what it has seen"
+    ]
+
+
+def _claimed_epochs(frame: pd.DataFrame, own: np.ndarray, U: np.ndarray) -> list[str]:
+    """A column `epochs` against tokens over unique tokens of the evaluated language."""
+    if "epochs" not in frame or not pd.api.types.is_numeric_dtype(frame["epochs"]):
+        return []
+    claimed = frame["epochs"].to_numpy(float)
+    checked = np.isfinite(claimed) & (claimed > 0) & np.isfinite(U) & (own > 0)
+    wrong = checked & (np.abs(own / np.where(checked, U * claimed, 1.0) - 1.0) > _EPOCH_SLACK)
+    if not wrong.any():
+        return []
+    row = int(np.argmax(wrong))
+    return [
+        f"{int(wrong.sum())} rows claim other epochs than tokens / unique tokens: "
+        f"row {row} has {claimed[row]:g}, not {own[row] / U[row]:.3g}"
+    ]
+
+
+def _contradictions(frame: pd.DataFrame) -> list[str]:
+    """Rows of one evaluation with several losses."""
+    if "run" not in frame:
+        return []
+    part = frame.iloc[:_SAMPLE]
+    # A text column, such as a second test set, may tell rows apart; another measurement does not.
+    key = [n for n in part if n.startswith(("tokens", "num_params")) or not pd.api.types.is_float_dtype(part[n])]
+    repeated = part.duplicated(key)
+    if not repeated.any():
+        return []
+    run = part["run"][repeated].iloc[0]
+    return [f"{int(repeated.sum())} rows repeat another one but for the loss, such as of run {run}: both were kept"]
+
+
+def _continued(frame: pd.DataFrame) -> list[str]:
+    if "initialize" not in frame:
+        return []
+    continued = int((frame["initialize"].fillna("").astype(str).str.strip() != "").sum())
+    if not continued or continued == len(frame):
+        return []
+    return [
+        f"{continued} of {len(frame)} rows are of runs that continue another one (column 'initialize'): "
+        "laws are of runs from scratch; fit those alone"
+    ]
+
+
+def _mixed_units(
+    frame: pd.DataFrame, own: np.ndarray, total: np.ndarray, target: np.ndarray, languages: tuple[str, ...]
+) -> list[str]:
+    """Losses of alike rows, or around a smooth trend, that fall into two groups far apart."""
+    if "loss_unit" in frame or "initialize" in frame:
+        return []
+    rows = pd.DataFrame({"N": frame["num_params"], "own": own, "total": total, "target": target})
+    rows["loss"] = np.log(frame["loss"])
+    rows = rows[rows.own > 0].iloc[:_SAMPLE]
+    for t, part in rows.groupby("target"):
+        factor = max(_between_replicates(part), _between_groups(part))
+        if factor > _UNIT_FACTOR:
+            return [
+                f"losses of {languages[t]!r} fall into groups a factor {factor:.2f} apart at alike sizes and tokens: "
+                "are they all in one unit (nats or bits, per token or per byte)?"
+            ]
+    return []
+
+
+def _between_replicates(rows: pd.DataFrame) -> float:
+    """Typical ratio of losses at exactly equal N and tokens, where it is large; 1 if only stray rows differ so."""
+    groups = rows.groupby(["N", "own", "total"]).loss.agg(["min", "max", "size"])
+    span = (groups["max"] - groups["min"])[groups["size"] > 1]
+    far = span[span > np.log(_UNIT_FACTOR)]
+    return float(np.exp(far.median())) if len(far) >= max(2, 0.1 * len(span)) else 1.0
+
+
+def _between_groups(rows: pd.DataFrame) -> float:
+    """Ratio between the two groups of residuals around a quadratic trend in log N and log D; 1 if there is one."""
+    if len(rows) < _LEAST_ROWS:
+        return 1.0
+    x, y = (np.log(rows[name].to_numpy()) - np.log(rows[name]).mean() for name in ("N", "own"))
+    design = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], 1)
+    loss = rows.loss.to_numpy()
+    residual = np.sort(loss - design @ np.linalg.lstsq(design, loss, rcond=None)[0])
+    least = max(3, len(rows) // 10)
+    gaps = np.diff(residual)[least - 1 : len(residual) - least]
+    cut = least + int(np.argmax(gaps))
+    low, high = residual[:cut], residual[cut:]
+    apart = high.mean() - low.mean()
+    # Two groups: the gap between them is most of their distance.
+    return float(np.exp(apart)) if gaps.max() > 0.5 * apart else 1.0
