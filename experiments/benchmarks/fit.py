@@ -8,40 +8,51 @@ compiler.
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from atlas.scaling import bootstrap, fit, load_runs
+from atlas.scaling import bootstrap, fit, load_runs, simulation
 from atlas.scaling.runs import Runs
 
+_RUNS = 240  # as many as Hoffmann et al.'s
 _ROUNDS = 20
+_COLD_ROUNDS = 3
+# What a person waits for who opens a shell and fits one law.
+_COLD = f"""
+import sys
+from atlas.scaling import fit, load_runs, simulation
+fit("chinchilla", load_runs(sys.argv[1] if len(sys.argv) > 1 else simulation.series({_RUNS}, 0)))
+"""
 _RESAMPLES, _PEER_RESAMPLES = 4000, 200
 _DELTA = 1e-3
 _EXPONENTS = np.geomspace(0.05, 1.6, 12)
 
 
 def run(table: str = "") -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows with the columns task, path, seconds, cpu_seconds (a fit, or 4,000 resamples), compile_seconds, objective,
-    ratio (CPU time of the peer over that of the path).
+    """Rows with the columns task, path, seconds, cpu_seconds (a fit, 4,000 resamples, or a process that imports and
+    fits once), compile_seconds (of the first call), objective, ratio (CPU time of the peer over that of the path).
 
     Args:
-      table: a runs table of about 240 rows; none for simulated runs of the published law.
+      table: a runs table of about 240 rows; by default 240 simulated runs of the published law.
 
     Returns:
       The rows (SciPy's are left out where it is not installed), and what was fitted.
     """
-    runs = load_runs(table) if table else _simulated()
+    runs = load_runs(table or simulation.series(_RUNS, 0))
     compile_fit = _seconds(lambda: fit("chinchilla", runs))[0]
     law = fit("chinchilla", runs)
     compile_bootstrap = _seconds(lambda: bootstrap(law, 64))[0]
     rows = [
         _row("fit", "atlas", lambda: fit("chinchilla", runs), _ROUNDS, 1.0, compile_fit, law.objective),
         _row("4000 resamples", "atlas", lambda: bootstrap(law, _RESAMPLES), 1, 1.0, compile_bootstrap, None),
+        _cold_row([table] if table else []),
     ]
     try:
         import scipy.optimize
@@ -52,8 +63,9 @@ def run(table: str = "") -> tuple[list[dict[str, Any]], dict[str, Any]]:
         _row("fit", "scipy", peer.fit, _ROUNDS, 1.0, 0.0, peer.fit()[1]),
         _row("4000 resamples", "scipy", peer.resample, 1, _RESAMPLES / _PEER_RESAMPLES, 0.0, None),
     ]
+    theirs = {row["task"]: row["cpu_seconds"] for row in rows if row["path"] == "scipy"}
     for row in rows:
-        row["ratio"] = rows[2 + (row["task"] != "fit")]["cpu_seconds"] / row["cpu_seconds"]
+        row["ratio"] = theirs[row["task"]] / row["cpu_seconds"] if row["task"] in theirs else None
     return rows, _facts(runs, f"SciPy {scipy.__version__}, of whose resamples {_PEER_RESAMPLES} were timed")
 
 
@@ -61,13 +73,22 @@ def _facts(runs: Runs, peer: str) -> dict[str, Any]:
     return {"rows": len(runs), "objective": f"sum of huber(log residual), delta {_DELTA}", "peer": peer}
 
 
-def _simulated() -> Runs:
-    """240 runs of 50M to 10B parameters whose losses follow the published law (arXiv 2404.10102) with 0.5 % noise."""
-    random = np.random.default_rng(0)
-    N = np.exp(random.uniform(np.log(5e7), np.log(1e10), 240))
-    D = N * np.exp(random.uniform(np.log(2.0), np.log(200.0), 240))
-    loss = (1.8172 + 482.01 / N**0.3478 + 2085.43 / D**0.3658) * np.exp(0.005 * random.normal(size=240))
-    return load_runs(pd.DataFrame({"num_params": N, "tokens": D, "loss": loss}))
+def _cold_row(arguments: list[str]) -> dict[str, Any]:
+    """Of a fresh process without a cache of compiled programs."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
+    times = []
+    for _ in range(_COLD_ROUNDS):
+        wall, cpu = time.perf_counter(), _children()
+        subprocess.run([sys.executable, "-c", _COLD, *arguments], env=environment, check=True)
+        times.append((time.perf_counter() - wall, _children() - cpu))
+    seconds, cpu_seconds = np.median(times, 0).tolist()
+    return {"task": "cold start", "path": "atlas", "seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
+def _children() -> float:
+    """CPU seconds of the processes that this one has started and seen end."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _seconds(function: Callable[[], Any]) -> tuple[float, float]:

@@ -54,7 +54,7 @@ def test_every_way_to_decode_is_measured_against_plain_decoding(tmp_path, monkey
     if facts["peer"].startswith("none"):
         pytest.skip(f"the peer is missing: {facts['peer']}")
     peers = [row for row in rows if row["path"] == "transformers"]
-    assert len(peers) == 5 and all(row["ratio"] is None for row in peers)
+    assert len(peers) == 7 and all(row["ratio"] is None for row in peers)
     assert all(math.isfinite(row["ratio"]) for row in ours)
 
 

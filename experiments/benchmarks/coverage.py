@@ -1,0 +1,144 @@
+"""Whether nominal 90 % intervals cover the truth nine times in ten, over hundreds of simulated studies.
+
+Checkpoints are correlated within runs by 0.3 to 0.6, which the fits are not told. Of one language: Chinchilla's law
+from 40 runs of 8 checkpoints, whose errors come from a model of the noise, and from 120 of 3, whose errors come from
+the runs themselves. Of five: the joint fit to 37 runs of 8 checkpoints, phi being 0 or 0.11.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from atlas.scaling import Estimate, Fit, bootstrap, fit, fit_joint, load_runs, simulation
+from atlas.scaling.estimates import Z90
+from experiments.benchmarks import recovery
+from experiments.benchmarks.studies import Outcome, outcomes
+
+STUDIES = 500
+LOW, HIGH = 0.86, 0.94
+JOINT = recovery.Study((3, 1, 6, 6), languages=5, checkpoints=8)
+_SERIES = {"40 runs": (40, 8), "120 runs": (120, 3)}
+_RESAMPLES, _RESAMPLED = 200, 5  # of a study; one study in so many is resampled
+_LARGE = {"N": 1e11, "D": 2e12}  # ten times the largest run's parameters, and its tokens
+
+
+def run(studies: int | None = None, workdir: str = "") -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows with the columns
+
+      fit, parameter     "loss" is that of a model larger than any run's
+      coverage           part of the intervals that hold the truth
+      bias, spread       median of (estimate − truth) / standard error, and its 90 % range over a normal's: ideally 0, 1
+      told               part of the estimates that the fit calls identified
+      intervals, studies how many there were
+      reached            whether the coverage lies between LOW and HIGH
+
+    Args:
+      studies: of each kind; by default STUDIES.
+      workdir: keeps outcomes, for another time.
+    """
+    count = studies or STUDIES
+    tasks = {}
+    for name, design in _SERIES.items():
+        for objective in ("huber", "least_squares"):
+            tasks[f"{name}, {objective}"] = functools.partial(measure_series, *design, objective), count
+        tasks[f"{name}, bootstrap"] = functools.partial(measure_bootstrap, *design), -(-count // _RESAMPLED)
+    tasks["joint"] = measure_joint, count
+    rows = [_rows(name, outcomes(name, *task, workdir)) for name, task in tasks.items()]
+    return list(itertools.chain(*rows)), {"nominal": 0.9, "bar": f"{LOW:g} to {HIGH:g}"}
+
+
+def correlation(seed: int) -> float:
+    """Of the checkpoints of a run in this study."""
+    return float(np.random.default_rng(seed).uniform(0.3, 0.6))
+
+
+def measure_series(runs: int, checkpoints: int, objective: str, seed: int) -> Outcome:
+    """Scores of Chinchilla's parameters and of an extrapolated loss; see `score`."""
+    found = _fit_series(runs, checkpoints, objective, seed)
+    loss, deviation = found.predict(**_LARGE)
+    bounds = found.interval(**_LARGE, noise=False)
+    return _series_scores(found.parameters, Estimate(float(loss), float(deviation), *map(float, bounds), True))
+
+
+def measure_bootstrap(runs: int, checkpoints: int, seed: int) -> Outcome:
+    """The same from percentiles over resampled runs."""
+    found = _fit_series(runs, checkpoints, "huber", seed)
+    resampled = bootstrap(found, _RESAMPLES, seed=seed)
+    parameters = {
+        name: _resampled(found.values[name], drawn)
+        for name, drawn in zip(resampled.names, resampled.values.T, strict=True)
+    }
+    return _series_scores(
+        parameters, _resampled(float(found.predict(**_LARGE)[0]), resampled.predict(found, **_LARGE).ravel())
+    )
+
+
+def measure_joint(seed: int) -> Outcome:
+    """Scores of every parameter of a joint fit, and of the losses of a large run."""
+    law, frame = recovery.simulate(dataclasses.replace(JOINT, rho=correlation(seed), phi=(0.0, 0.11)[seed % 2]), seed)
+    found = fit_joint(load_runs(frame), law.families)
+    known = found.parameters
+    levels = {"E": law.E, "A": law.A, "alpha": law.alpha, "B": law.B, "beta": law.beta, "lambda": law.lam}
+    outcome: Outcome = {
+        name: [score(known[f"{name}[{language}]"], x) for language, x in zip(law.languages, truth, strict=True)]
+        for name, truth in levels.items()
+    }
+    pairs = zip(itertools.permutations(law.languages, 2), law.tau[recovery.off_diagonal(law)], strict=True)
+    outcome["tau"] = [score(known[f"tau[{t}<-{s}]"], x, positive=False) for (t, s), x in pairs]
+    outcome["phi"] = [score(known["phi"], law.phi, positive=False)]
+    outcome["loss"] = [score(estimate, truth) for estimate, truth in recovery.large_run(found, law)]
+    return outcome
+
+
+def score(estimate: Estimate, truth: float, positive: bool = True) -> tuple[bool, float, bool]:
+    """Whether the interval holds the truth; the error in standard errors; whether the fit calls it identified.
+
+    Errors of positive parameters are those of their logarithms, in which the standard errors are taken.
+    """
+    error, unit = estimate.value - truth, estimate.se
+    if positive:
+        error, unit = np.log(estimate.value / truth), estimate.se / estimate.value
+    return bool(estimate.low <= truth <= estimate.high), float(error / unit), estimate.identified
+
+
+def _fit_series(runs: int, checkpoints: int, objective: str, seed: int) -> Fit:
+    frame = simulation.series(runs, seed, checkpoints, rho=correlation(seed))
+    return fit("chinchilla", load_runs(frame), objective=objective)
+
+
+def _series_scores(parameters: Mapping[str, Estimate], loss: Estimate) -> Outcome:
+    E, A, alpha, B, beta = simulation.CHINCHILLA.values()
+    scores = {name: [score(parameters[name], truth)] for name, truth in simulation.CHINCHILLA.items()}
+    return scores | {"loss": [score(loss, E + A / _LARGE["N"] ** alpha + B / _LARGE["D"] ** beta)]}
+
+
+def _resampled(value: float, drawn: np.ndarray) -> Estimate:
+    low, high = np.quantile(drawn, [0.05, 0.95])
+    return Estimate(value, float(np.std(drawn)), float(low), float(high), True)
+
+
+def _rows(name: str, found: list[Outcome]) -> list[dict[str, Any]]:
+    return [_row(name, parameter, [outcome[parameter] for outcome in found]) for parameter in found[0]]
+
+
+def _row(name: str, parameter: str, scores: list[list[tuple[bool, float, bool]]]) -> dict[str, Any]:
+    inside, error, told = np.array(list(itertools.chain(*scores)), float).T
+    coverage = float(inside.mean())
+    low, middle, high = np.quantile(error, [0.05, 0.5, 0.95]).tolist()
+    return {
+        "fit": name,
+        "parameter": parameter,
+        "coverage": coverage,
+        "bias": middle,
+        "spread": (high - low) / (2 * Z90),
+        "told": float(told.mean()),
+        "intervals": len(inside),
+        "studies": len(scores),
+        "reached": "yes" if LOW <= coverage <= HIGH else "no",
+    }

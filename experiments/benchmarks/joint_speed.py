@@ -1,0 +1,112 @@
+"""Times of the joint fit with 10 and 40 languages, in CPU seconds, compilation apart."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from atlas.scaling import JointFit, fit_joint, load_runs, refinement, simulation
+from atlas.scaling.mixtures import MixtureLaw, TrustRegion, optimal_mixture
+from atlas.scaling.solver import Coordinates
+from experiments.benchmarks import optimum
+from experiments.benchmarks.optimum import Problem
+
+# Languages -> monolingual runs of each, runs of every pair, even and Dirichlet mixtures; and the bars in seconds.
+_SIZES = {10: (5, 2, 20, 0), 40: (5, 1, 20, 280)}
+_BARS = {10: {"one descent": 0.3, "fit": 5.0}, 40: {"one descent": 6.0, "fit": 30.0}}
+_COMPILE, _PLAN, _REFITS = 15.0, 1.0, 10.0
+_ROUNDS = {10: 5, 40: 1}
+_PLANNED = (10,)  # sizes that are also planned for, and resampled
+_RESAMPLES = 150
+_FLOPS = 3e21
+
+
+def run(languages: tuple[int, ...] = tuple(_SIZES)) -> list[dict[str, Any]]:
+    """Rows with the columns line, study, statistic, bar, measured (CPU seconds), seconds (wall), studies, reached."""
+    return [row for L in tqdm(languages, desc="times", leave=False) for row in _times(L, _SIZES[L], _ROUNDS[L])]
+
+
+def _times(L: int, design: tuple[int, ...], rounds: int) -> Iterator[dict[str, Any]]:
+    law = simulation.truth(L, 0)
+    plan = simulation.mixtures(L, *design, np.random.default_rng(0))
+    runs = load_runs(simulation.table(law, plan, 0, rho=0.3))
+    study = f"{L} languages, {len(runs)} rows"
+    jax.clear_caches()
+    first = _seconds(lambda: fit_joint(runs, law.families))
+    fits = [_seconds(lambda: fit_joint(runs, law.families)) for _ in range(rounds)]
+    solved = optimum.problem(fit_joint(runs, law.families), law)
+    yield _row("fit: priors, noise and law", study, _BARS[L]["fit"], fits)
+    yield _row("compiling it", study, _COMPILE, [_minus(first, fits)])
+    yield _row("one descent, noise and priors known", study, _BARS[L]["one descent"], _warm(_descent(solved), rounds))
+    if L in _PLANNED:
+        yield _row("plan of a mixture", study, _PLAN, _warm(_planner(solved.fit), rounds))
+        yield _row(f"{_RESAMPLES} resamples of the runs, refitted", study, _REFITS, _warm(_resampler(solved), 1))
+
+
+def _descent(solved: Problem) -> Callable[[], Any]:
+    state, rows = solved.fit.record.state, solved.rows
+
+    def descend() -> Any:
+        with jax.enable_x64(True):
+            blocks, _ = refinement.start(rows, optimum.unknown_tau(state), 0.1)
+            start = state._replace(x=Coordinates(blocks, state.prior.shared_mean))
+            return jax.block_until_ready(
+                refinement.refine(start, rows, solved.spreads, solved.fit.guard, False, True)[0]
+            )
+
+    return descend
+
+
+def _planner(found: JointFit) -> Callable[[], Any]:
+    law = MixtureLaw.from_parameters(found.parameters)
+    trust = TrustRegion.of_runs(law, found.record.runs)
+    return lambda: optimal_mixture(law, _FLOPS, trust)
+
+
+def _resampler(solved: Problem) -> Callable[[], Any]:
+    weight = np.array(solved.fit.record.state.noise.run_weight)
+    random, count = np.random.default_rng(0), len(solved.fit.record.runs.run_ids)
+
+    def resample() -> None:
+        for _ in range(_RESAMPLES):
+            drawn = np.bincount(random.integers(count, size=count), minlength=len(weight))
+            optimum.refit(solved, run_weight=weight * drawn)
+
+    return resample
+
+
+def _warm(function: Callable[[], Any], rounds: int) -> list[tuple[float, float]]:
+    if rounds > 1:
+        function()
+    return [_seconds(function) for _ in range(rounds)]
+
+
+def _seconds(function: Callable[[], Any]) -> tuple[float, float]:
+    """Of CPU, and of wall time."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    function()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def _minus(first: tuple[float, float], later: list[tuple[float, float]]) -> tuple[float, float]:
+    return tuple(a - statistics.median(b) for a, b in zip(first, zip(*later, strict=True), strict=True))
+
+
+def _row(line: str, study: str, bar: float, times: list[tuple[float, float]]) -> dict[str, Any]:
+    cpu, wall = np.median(times, 0).tolist()
+    return {
+        "line": line,
+        "study": study,
+        "statistic": "CPU seconds",
+        "bar": f"<= {bar:g}",
+        "measured": cpu,
+        "wall": wall,
+        "studies": len(times),
+        "reached": "yes" if cpu <= bar else "no",
+    }
