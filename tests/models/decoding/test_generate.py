@@ -40,6 +40,17 @@ def test_exact_verification_writes_the_plain_text(chance, method, length):
         assert single.tokens == written.tokens[2:]
 
 
+@pytest.mark.parametrize("method", ["tli", "slem"])
+def test_eight_ragged_prompts_and_two_tokenizers(method):
+    """A batch writes what plain decoding writes for every prompt alone, each row with its own seed."""
+    target, drafter = voice(TARGET, 0), voice(DRAFT, 1)
+    prompts = [[(3 * i + j) % 5 for j in range(1 + i)] for i in range(8)]
+    sampling = Sampling(temperature=0.8, seed=list(range(8)))
+    written = write(target, prompts, NEW, drafter=drafter, method=method, sampling=sampling, draft_length=3)
+    for i, prompt in enumerate(prompts):
+        assert written.tokens[i] == plain(target, Sampling(temperature=0.8, seed=i), [prompt])[0]
+
+
 @pytest.mark.parametrize(
     "words, seed, peak, method",
     [
