@@ -18,6 +18,8 @@ from atlas.errors import UserError
 from atlas.files import write_atomically
 from atlas.scaling import JointFit, Runs, fit_joint, heldout, heldout_predictions, load_runs
 from atlas.scaling.capacity import capacity_rows, fit_capacity
+from atlas.scaling.checks import is_continued
+from atlas.scaling.laws import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.mixtures import MixtureLaw, MixturePlan, TrustRegion, optimal_mixture
 from atlas.scaling.planning import expansion_table
 from atlas.scaling.published import transfer_scores
@@ -96,7 +98,7 @@ def analyse(
             return None
 
     # Laws are of runs from scratch; a continued one starts ahead of them.
-    scratch = frame[frame["initialize"].isna()] if "initialize" in frame else frame
+    scratch = frame[~is_continued(frame)]
     runs = load_runs(scratch.query(FITTED_ROWS))
     once = scratch[_epochs(scratch) <= 1]
     options = labels(runs.languages) | {"initial_tau": starting_tau(once)}
@@ -124,7 +126,7 @@ def analyse(
 def next_mixture(fit: JointFit, runs: Runs) -> MixturePlan:
     """The mixture and size of least mean loss for ten times the compute of the study's most expensive run."""
     law = MixtureLaw.from_parameters(fit.parameters)
-    flops = _BUDGET_FACTOR * 6 * float((runs.N * runs.total_tokens).max())
+    flops = _BUDGET_FACTOR * FLOPS_PER_PARAMETER_TOKEN * float((runs.N * runs.total_tokens).max())
     unique = {name: float(runs.U[:, i].max()) for i, name in enumerate(runs.languages)}
     return optimal_mixture(law, flops, TrustRegion.of_runs(law, runs), unique_tokens=unique)
 

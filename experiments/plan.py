@@ -25,7 +25,9 @@ from atlas.scaling import Runs, fit_joint, planning, published
 from atlas.scaling.completion import Completion, complete, fitted_scores
 from atlas.scaling.crossover import crossover_law, measured_crossovers
 from atlas.scaling.draws import JointDraws, joint_draws, law_draws, refitted
+from atlas.scaling.estimates import Z90
 from atlas.scaling.expansion import PUBLISHED_EXPONENTS, CapacityExponents
+from atlas.scaling.laws import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.mixtures import MixtureLaw, TrustRegion, optimal_mixture
 from atlas.scaling.next_runs import candidate_runs, goal_of, next_runs
 from atlas.scaling.relatedness import labels
@@ -113,10 +115,10 @@ def _measured_crossover() -> tuple[pd.DataFrame, dict]:
     facts: dict = {"unit": "tokens with 90 % interval, flops", "source": _RUNS.value}
     for language, rows in table.groupby("language"):
         if law := crossover_law(rows):
-            reach = f"exponent ± {1.645 * law.exponent_se:.2g}, {law.sizes} sizes"
+            reach = f"exponent ± {Z90 * law.exponent_se:.2g}, {law.sizes} sizes"
             facts[f"law[{language}]"] = f"C = {law.coefficient:.4g} · N^{law.exponent:.3f} ({reach})"
             if _PARAMS.value:
-                facts[f"tokens[{language}]"] = law.flops(_PARAMS.value) / (6 * _PARAMS.value)
+                facts[f"tokens[{language}]"] = law.flops(_PARAMS.value) / (FLOPS_PER_PARAMETER_TOKEN * _PARAMS.value)
     return table, facts
 
 

@@ -125,14 +125,19 @@ def _contradictions(frame: pd.DataFrame) -> list[str]:
     return [f"{int(repeated.sum())} rows repeat another one but for the loss, such as of run {run}: both were kept"]
 
 
-def _continued(frame: pd.DataFrame) -> list[str]:
+def is_continued(frame: pd.DataFrame) -> np.ndarray:
+    """[n] whether a row is of a run that continues another one: its column `initialize` names the parent."""
     if "initialize" not in frame:
-        return []
-    continued = int((frame["initialize"].fillna("").astype(str).str.strip() != "").sum())
-    if not continued or continued == len(frame):
+        return np.zeros(len(frame), bool)
+    return (frame["initialize"].fillna("").astype(str).str.strip() != "").to_numpy()
+
+
+def _continued(frame: pd.DataFrame) -> list[str]:
+    count = int(is_continued(frame).sum())
+    if count in (0, len(frame)):
         return []
     return [
-        f"{continued} of {len(frame)} rows are of runs that continue another one (column 'initialize'): "
+        f"{count} of {len(frame)} rows are of runs that continue another one (column 'initialize'): "
         "laws are of runs from scratch; fit those alone"
     ]
 

@@ -6,7 +6,6 @@ stated twice: of the scores, and of the scores less what the target's other pair
 """
 
 import itertools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from atlas.errors import UserError
+from atlas.scaling.estimates import transfer_pairs
 
 _FOLDS = 5
 _REPEATS = 5
@@ -71,7 +71,7 @@ def fitted_scores(parameters: Mapping[str, Mapping]) -> pd.DataFrame:
     >>> fitted_scores({"tau[en<-fr]": {"value": 0.3, "identified": True}}).loc["en", "fr"]
     np.float64(0.3)
     """
-    pairs = {m.groups(): e for name, e in parameters.items() if (m := re.fullmatch(r"tau\[(.+)<-(.+)\]", name))}
+    pairs = transfer_pairs(parameters)
     if not pairs:
         raise UserError("these parameters are no joint fit: they have no tau[<target><-<source>]")
     targets, sources = (list(dict.fromkeys(pair[i] for pair in pairs)) for i in range(2))

@@ -12,14 +12,16 @@ import numpy as np
 import pandas as pd
 
 from atlas.errors import UserError
+from atlas.scaling.checks import is_continued
 from atlas.scaling.curves import LossCurve, loss_curve
+from atlas.scaling.estimates import Z90
+from atlas.scaling.laws import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.runs import Runs
 from atlas.scaling.transfer import best_phase, replicate_deviation
 
 _DRAWS = 100
 _GRID = 257
 _MONOLINGUAL = 0.999  # least share of the target language
-_FLOPS = 6  # per parameter and token
 COLUMNS = ("language", "num_params", "tokens", "low", "high", "flops", "censored", "phase")
 
 
@@ -52,7 +54,7 @@ def measured_crossovers(runs: Runs, seed: int = 0) -> pd.DataFrame:
         curves = [loss_curve(side.tokens, side.loss) for side in (scratch, continued)]
         noise = [_noise(curve, side) for curve, side in zip(curves, (scratch, continued), strict=True)]
         tokens, low, high, censored = _crossing_with_interval(*curves, noise, rng)
-        rows.append((language, N, tokens, low, high, _FLOPS * N * tokens, censored, phase))
+        rows.append((language, N, tokens, low, high, FLOPS_PER_PARAMETER_TOKEN * N * tokens, censored, phase))
     if not rows:
         raise UserError("no language and size has both a curve from scratch and a continued one on it alone")
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -69,7 +71,7 @@ def _pairs(runs: Runs) -> Iterator[tuple[str, float, str, pd.DataFrame, pd.DataF
             "run": runs.run,
             "source": "",
             "phase": runs.frame["phase"].to_numpy() if "phase" in runs.frame else "",
-            "continued": (runs.frame["initialize"].fillna("").astype(str).str.strip() != "").to_numpy(),
+            "continued": is_continued(runs.frame),
         }
     )[alone]
     for (language, N), rows in frame.groupby(["language", "num_params"]):
@@ -178,7 +180,7 @@ def crossover_law(table: pd.DataFrame) -> CrossoverLaw | None:
     x, y = np.log(rows.num_params.to_numpy()), np.log(rows.flops.to_numpy())
     with np.errstate(divide="ignore"):
         width = np.log(rows.high.to_numpy()) - np.log(np.maximum(rows.low.to_numpy(), 0.0))
-    spread = np.where(np.isfinite(width) & (width > 0), width / (2 * 1.645), np.nan)
+    spread = np.where(np.isfinite(width) & (width > 0), width / (2 * Z90), np.nan)
     # An interval that is open at one end is at least as wide as the widest closed one.
     spread = np.where(np.isnan(spread), np.nanmax(spread, initial=0.0) or 1.0, spread)
     design = np.stack([np.ones_like(x), x - x.mean()], 1) / spread[:, None]

@@ -211,6 +211,6 @@ def _alternatives(
         moved = lower @ jax.scipy.linalg.cho_solve((factor, True), lower.T) - eliminated[target]
         return (-moved).at[:h, :h].add(information[p:, p:])
 
-    changes = jax.lax.map(change, groups)
+    changes = jax.lax.map(change, groups)  # one by one for the reason that `solver.solve_each` states
     reduced = matrix.corner - jnp.sum(eliminated, 0) + jax.ops.segment_sum(changes, member, members)
     return jnp.diagonal(products(reduced, q), axis1=-2, axis2=-1)

@@ -213,16 +213,29 @@ def fit_joint(
     rows = rows_by_target(runs, N0, D0)
     prior, spreads = joint_prior(runs, relatedness_groups, scripts, tau_prior, lambda_kind, capacity)
     with jax.enable_x64(True):
-        blocks, variance = refinement.start(rows, _start_tau(runs, initial_tau), np.exp(LAMBDA[0]))
+        blocks, variance = refinement.start(rows, start_tau(runs, initial_tau), np.exp(LAMBDA[0]))
         weight = np.ones(bucket(len(runs.run_ids)))
         noise = posterior.Noise(variance, np.float64(0.0), weight, _WIDE * np.sqrt(variance))
         state = posterior.State(Coordinates(blocks, prior.shared_mean), noise, prior)
         found = jax.tree.map(np.asarray, _rounds(state, rows, spreads, robust))
+    return _described(runs, used, found, (N0, D0), capacity, lambda_kind, notes)
+
+
+def _described(
+    runs: Runs,
+    used: np.ndarray,
+    found: tuple,
+    units: tuple[float, float],
+    capacity: bool,
+    lambda_kind: str,
+    notes: list[str],
+) -> JointFit:
+    """What `_rounds` found, in natural units and with its verdicts."""
     state, report, cov, precision, guard, settled = found
     converged = bool(settled and report.decrement < 1e-6)
     if not converged:
         notes.append("the fit did not settle: do not trust its parameters")
-    parameters = parameters_of(runs, state, cov, (N0, D0), capacity, lambda_kind, notes)
+    parameters = parameters_of(runs, state, cov, units, capacity, lambda_kind, notes)
     weights = dict(zip(runs.run_ids, state.noise.run_weight.round(4).tolist(), strict=False))
     note_runs(weights, float(report.lowest_z), float(guard), notes)
     direct = posterior.direct_part(state.x, state.prior)
@@ -232,8 +245,8 @@ def fit_joint(
         theta=state.x.own,
         phi=float(direct[PHI]),
         covariance=cov,
-        N0=float(N0),
-        D0=float(D0),
+        N0=float(units[0]),
+        D0=float(units[1]),
         guard=float(guard),
         sigma=float(np.sqrt(state.noise.variance / posterior.HUBER_VARIANCE)),
         rho=float(state.noise.rho),
@@ -300,7 +313,7 @@ def order_by_target(runs: Runs) -> list[np.ndarray]:
     return [rows[np.argsort(runs.run[rows], kind="stable")] for rows in picks]
 
 
-def _start_tau(runs: Runs, initial: pd.DataFrame | None) -> np.ndarray:
+def start_tau(runs: Runs, initial: pd.DataFrame | None) -> np.ndarray:
     """[Lt, Ls] 1 for a language on itself, the given weights elsewhere, NaN where none is given."""
     start = np.full((len(runs.targets), len(runs.languages)), np.nan)
     if initial is not None:

@@ -1,13 +1,14 @@
 """Scaling laws as pure functions of parameters and runs.
 
-Legend: N parameters, D tokens seen, U unique tokens, K languages. Every function broadcasts, works in the
-  dtype
-of its arguments and is differentiable in all of them.
+Legend: N parameters, D tokens seen, U unique tokens, K languages. Every function broadcasts, works in the dtype of its
+arguments and is differentiable in all of them.
 """
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+FLOPS_PER_PARAMETER_TOKEN = 6  # of training: C = 6·N·D
 
 
 def saturation(D: ArrayLike, U: ArrayLike, lam: ArrayLike) -> jax.Array:

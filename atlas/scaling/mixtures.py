@@ -20,9 +20,10 @@ import pandas as pd
 from atlas.errors import UserError, unknown
 from atlas.scaling import laws
 from atlas.scaling.draws import JointDraws, band
+from atlas.scaling.estimates import transfer_pairs
+from atlas.scaling.laws import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.runs import Runs
 
-_FLOPS = 6  # per parameter and token
 _GUARD = 1e-3
 _STARTS = 32
 _DRAW_STARTS = 6  # under every drawn law, from the plan and from points around it
@@ -53,7 +54,7 @@ class MixtureLaw:
         """From the `parameters` of a JointFit or of its fit.json: E[en], …, tau[en<-fr], phi."""
         value = {name: _value(estimate) for name, estimate in parameters.items()}
         targets = tuple(m[1] for name in value if (m := re.fullmatch(r"E\[(.+)\]", name)))
-        pairs = {m.groups(): v for name, v in value.items() if (m := re.fullmatch(r"tau\[(.+)<-(.+)\]", name))}
+        pairs = transfer_pairs(value)
         if not targets:
             raise UserError("these parameters are no joint fit: they have no E[<language>]")
         sources = (*targets, *dict.fromkeys(source for _, source in pairs if source not in targets))
@@ -220,7 +221,7 @@ def optimal_mixture(
     N, shares = (np.asarray(x) for x in _unpack(problem, best, np))
     # The even mixture chooses its own size, or the gain would be partly one of allocation.
     sizes = np.geomspace(*trust.params, 201)
-    even = law.loss(sizes, flops / (_FLOPS * sizes[:, None]) * counted / counted.sum(), U)
+    even = law.loss(sizes, flops / (FLOPS_PER_PARAMETER_TOKEN * sizes[:, None]) * counted / counted.sum(), U)
     even = even[int(np.argmin(even @ weight))]
     plan = _plan(law, problem, trust, float(N), shares, even, value)
     return plan if draws is None else _with_band(plan, law, problem, draws, best, rng)
@@ -281,13 +282,13 @@ def _unpack(problem: _Problem, x, np_=jnp):
 
 def _mean_loss(x: jax.Array, problem: _Problem) -> jax.Array:
     N, shares = _unpack(problem, x)
-    loss = _losses(problem.law, N, problem.flops / (_FLOPS * N) * shares, problem.unique)
+    loss = _losses(problem.law, N, problem.flops / (FLOPS_PER_PARAMETER_TOKEN * N) * shares, problem.unique)
     return jnp.sum(jnp.where(problem.weight > 0, problem.weight * loss, 0.0))
 
 
 def _objective(x: jax.Array, problem: _Problem) -> jax.Array:
     N, shares = _unpack(problem, x)
-    z = _effective_share(problem.known, problem.flops / (_FLOPS * N) * shares, problem.unique)
+    z = _effective_share(problem.known, problem.flops / (FLOPS_PER_PARAMETER_TOKEN * N) * shares, problem.unique)
     short = jnp.maximum(1 - z / jnp.where(problem.least_z > 0, problem.least_z, 1.0), 0.0)
     return _mean_loss(x, problem) + _PENALTY * jnp.sum(jnp.where(problem.least_z > 0, short, 0.0) ** 2)
 
@@ -343,7 +344,7 @@ def _plan(
     even: np.ndarray,
     value: np.ndarray,
 ) -> MixturePlan:
-    tokens = problem.flops / (_FLOPS * N)
+    tokens = problem.flops / (FLOPS_PER_PARAMETER_TOKEN * N)
     loss, blank = (
         law.loss(N, tokens * shares, problem.unique),
         np.full(len(shares) - len(law.targets), np.nan),
@@ -369,7 +370,7 @@ def _plan_warnings(law, problem: _Problem, trust: TrustRegion, N: float, shares:
     for bound, name in zip(trust.params, ("smallest", "largest"), strict=True):
         if abs(np.log(N / bound)) < 0.05:
             found.append(f"N stands at the {name} size that the runs support ({bound:.3g}): the optimum may lie beyond")
-    z = law.effective_share(shares * problem.flops / (_FLOPS * N), problem.unique)
+    z = law.effective_share(shares * problem.flops / (FLOPS_PER_PARAMETER_TOKEN * N), problem.unique)
     at = [t for t, has, least in zip(law.targets, z, problem.least_z, strict=True) if least > 0 and has < 1.01 * least]
     if at:
         found.append(f"held at the edge of what training covered: {', '.join(at)}")

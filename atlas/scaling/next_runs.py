@@ -6,8 +6,8 @@
     plan = next_runs(fit, goal, candidate_runs(fit, runs, goal), flops=1e20)
 
 What a run would tell is known before its losses are: it depends on where it lies and on the noise. The law is
-linearised at the fit, which promises somewhat too much (about a quarter of the standard deviation in simulated
-studies), and a law that is wrong in form is not improved by more runs of the same kind.
+linearised at the fit, which can promise too much, and a law that is wrong in form is not improved by more runs of the
+same kind.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ import pandas as pd
 from atlas.errors import UserError, unknown
 from atlas.scaling.design import Information, PlannedRuns
 from atlas.scaling.joint import JointFit
+from atlas.scaling.laws import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.runs import Runs
 
-_FLOPS = 6  # per parameter and token
 _SIZES, _TOKENS, _PARTNERS, _RANDOM = 5, 3, 10, 12  # of the pool: sizes, token counts, bilingual and random mixtures
 _CONCENTRATION = 1.5  # of the Dirichlet distribution of random mixtures
 _LEAST_GAIN = 1e-3  # relative fall of the variance below which no run is worth adding
@@ -168,7 +168,7 @@ def next_runs(
     Raises:
       UserError: the budget affords no candidate, or the count is not positive.
     """
-    cost = _FLOPS * candidates.N * candidates.D.sum(1)
+    cost = FLOPS_PER_PARAMETER_TOKEN * candidates.N * candidates.D.sum(1)
     budget = float(count * np.median(cost)) if flops is None else flops
     if not (budget > 0 and count > 0):
         raise UserError(f"the budget and the number of runs must be positive; got {budget:g} and {count}")

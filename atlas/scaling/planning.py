@@ -21,8 +21,7 @@ from atlas.scaling.expansion import (
     keep_params,
     keep_tokens,
 )
-
-FLOPS_PER_PARAMETER_TOKEN = 6
+from atlas.scaling.laws import FLOPS_PER_PARAMETER_TOKEN
 
 
 def expansion_table(

@@ -14,6 +14,7 @@ import pandas as pd
 from atlas.errors import UserError
 from atlas.scaling.estimates import t_quantile
 from atlas.scaling.holdout import after_warm_up, split_runs
+from atlas.scaling.laws import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.resampling import refit
 from atlas.scaling.runs import Runs, load_runs
 from atlas.scaling.series import Fit, Prior, fit
@@ -21,7 +22,6 @@ from atlas.scaling.specification import Law
 
 _LEAST_SPREAD = 0.05  # of a parameter between families: three of them may agree by chance
 _AGREEING = 1.1  # ratio of objectives up to which runs agree with a prior
-_FLOPS = 6.0  # per parameter and token
 _ENOUGH_SIZES = 5  # of models, from which the guide's errors fall to a few per cent
 
 
@@ -243,7 +243,7 @@ def advice(runs: Runs, budget: float, law: str = "chinchilla", **options: Any) -
         sizes = _affordable(models, ratio, budget, kept.N.min())
         design = pd.concat([here, *(_planned(i, N, ratio, rows_each) for i, N in enumerate(sizes))], ignore_index=True)
         error = expected_are(design, target, [fitted], **options)
-        cost = float(np.sum(_FLOPS * ratio * sizes**2))
+        cost = float(np.sum(FLOPS_PER_PARAMETER_TOKEN * ratio * sizes**2))
         rows.append((models, ratio, sizes.max(initial=0.0), cost, error.median, error.high))
     names = ["models", "tokens_per_param", "largest", "flops", "expected_are", "high_are"]
     table = pd.DataFrame(rows, columns=names).sort_values("expected_are", ignore_index=True)
@@ -254,11 +254,11 @@ def _affordable(models: int, ratio: float, budget: float, smallest: float) -> np
     """Sizes, spaced evenly in log N, whose runs at `ratio` tokens per parameter use the budget."""
     if not models:
         return np.zeros(0)
-    low, high = 1e-3 * smallest, np.sqrt(budget / (_FLOPS * ratio))
+    low, high = 1e-3 * smallest, np.sqrt(budget / (FLOPS_PER_PARAMETER_TOKEN * ratio))
     for _ in range(60):
         middle = np.sqrt(low * high)
         sizes = np.geomspace(min(smallest, middle), middle, models) if models > 1 else np.array([middle])
-        low, high = (middle, high) if np.sum(_FLOPS * ratio * sizes**2) <= budget else (low, middle)
+        low, high = (middle, high) if np.sum(FLOPS_PER_PARAMETER_TOKEN * ratio * sizes**2) <= budget else (low, middle)
     return sizes
 
 

@@ -63,7 +63,7 @@ def factor(matrix: Arrow) -> Factor:
 def solve_each(matrices: jax.Array, right: jax.Array) -> jax.Array:
     """matrices⁻¹ · right, [n, p, p] and [n, p, m], one by one.
 
-    Batches of triangular solves can deadlock in the thread pool of jaxlib 0.10 on a CPU; 40 blocks of width 47 did.
+    Batches of triangular solves can deadlock in the thread pool of jaxlib 0.10 on a CPU; 40 blocks of width 46 did.
     """
     return jax.lax.map(lambda pair: jnp.linalg.solve(*pair), (matrices, right))
 

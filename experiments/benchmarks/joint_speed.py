@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from atlas.scaling import JointFit, fit_joint, load_runs, refinement, simulation
+from atlas.scaling.joint import start_tau
 from atlas.scaling.mixtures import MixtureLaw, TrustRegion, optimal_mixture
 from atlas.scaling.solver import Coordinates
 from experiments.benchmarks import optimum
@@ -54,7 +55,7 @@ def _descent(solved: Problem) -> Callable[[], Any]:
 
     def descend() -> Any:
         with jax.enable_x64(True):
-            blocks, _ = refinement.start(rows, optimum.unknown_tau(state), 0.1)
+            blocks, _ = refinement.start(rows, start_tau(solved.fit.record.runs, None), 0.1)
             start = state._replace(x=Coordinates(blocks, state.prior.shared_mean))
             return jax.block_until_ready(
                 refinement.refine(start, rows, solved.spreads, solved.fit.guard, False, True)[0]

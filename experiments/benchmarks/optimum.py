@@ -56,13 +56,6 @@ def refit(solved: Problem, log_shift: np.ndarray | float = 0.0, run_weight: np.n
         return dataclasses.replace(fit, theta=np.asarray(state.x.own), phi=float(direct[posterior.PHI]))
 
 
-def unknown_tau(state: posterior.State) -> np.ndarray:
-    """[Lt, Ls] transfer weights to start from where none is known: 1 of a language on itself, NaN elsewhere."""
-    tau = np.full(state.x.own[:, posterior.TAU :].shape, np.nan)
-    np.fill_diagonal(tau, 1.0)
-    return tau
-
-
 def derivatives(solved: Problem, point: dict[str, Any], seed: int) -> dict[str, float]:
     """Agreement with refits, noise and priors held.
 

@@ -10,6 +10,7 @@ import pytest
 from atlas.errors import UserError
 from atlas.scaling import fit_joint, load_runs, posterior, simulation
 from atlas.scaling.design import Information, PlannedRuns
+from tests.atlas.scaling.test_solver import dense
 
 L = 4
 POINT = {"N": 2e10, "D": np.array([4e11, 2e11, 3e11, 1e11]), "U": np.full(L, 1e11), "target": ["l1", "l3"]}
@@ -38,18 +39,6 @@ def candidates(law, count=20, seed=0):
 def fitted(request):
     law, table = study()
     return law, fit_joint(load_runs(table), law.families, lambda_kind=request.param)
-
-
-def written_out(precision):
-    t, p, q = precision.border.shape
-    full = np.zeros((t * p + q, t * p + q))
-    for i in range(t):
-        rows = slice(i * p, (i + 1) * p)
-        full[rows, rows] = precision.blocks[i]
-        full[rows, t * p :] = precision.border[i]
-        full[t * p :, rows] = precision.border[i].T
-    full[t * p :, t * p :] = precision.corner
-    return full
 
 
 def row_slopes(fit, N, D, U, target):
@@ -87,7 +76,7 @@ def test_expected_variance_is_that_of_the_full_matrix(fitted):
     found = knowledge.expected_variance(runs, **POINT)
     assert found.shape == (len(runs), 2)
     c = row_slopes(fit, **POINT)
-    full = written_out(fit.record.precision)
+    full = dense(fit.record.precision)
     for i in (0, 1, 7, 19):
         expected = np.diag(c @ np.linalg.solve(full + information_of(fit, runs, i), c.T))
         np.testing.assert_allclose(found[i], expected, rtol=1e-6)
