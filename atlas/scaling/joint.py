@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from atlas.errors import UserError, unknown
-from atlas.scaling import posterior, refinement
+from atlas.scaling import laws, posterior, refinement
 from atlas.scaling.arrays import bucket, padded
 from atlas.scaling.estimates import Estimate, document
 from atlas.scaling.joint_prior import LAMBDA, check_options, joint_prior
@@ -21,7 +21,7 @@ from atlas.scaling.verdicts import note_runs, parameters_of
 _GUARDS = (0.03, 0.01, 0.003, 0.001)
 _ROUNDS = 60
 _WIDE = 10.0  # spreads of the start's residuals at which rows are winsorised first, lest a bad start stand
-_LAST_ROUNDS = 30  # at most, with noise and priors held
+_ROUGH, _FINE = 1.0, 0.1  # decrements that end the descents of a round, before and once the noise is estimated
 _SETTLED = 1e-5  # shift of a round, in posterior standard deviations, that ends the last ones
 _START_TAU = (-0.5, 1.5)  # starting values are kept within
 
@@ -231,7 +231,7 @@ def _described(
     notes: list[str],
 ) -> JointFit:
     """What `_rounds` found, in natural units and with its verdicts."""
-    state, report, cov, precision, guard, settled = found
+    (state, _, report, cov, precision), guard, settled = found
     converged = bool(settled and report.decrement < 1e-6)
     if not converged:
         notes.append("the fit did not settle: do not trust its parameters")
@@ -304,6 +304,7 @@ def rows_by_target(runs: Runs, N0: float, D0: float) -> posterior.Rows:
         group=np.stack([padded(index, length, groups - 1) for _, index, _ in members]),
         group_size=np.stack([padded(count.astype(float), groups, 0.0) for _, _, count in members]),
         group_run=np.stack([padded(ids, groups, 0) for ids, _, _ in members]),
+        languages=stack(np.asarray(laws.num_languages(runs.D)), 1.0),
     )
 
 
@@ -326,19 +327,19 @@ def _rounds(state: posterior.State, rows: posterior.Rows, spreads: refinement.Sp
     """Refines until parameters, noise and prior stand still, the guard narrowing on the way; then to the optimum."""
     settled, judge, seen = False, False, np.zeros(2)
     for i in range(_ROUNDS):
-        guard = _GUARDS[min(i, len(_GUARDS) - 1)]
         # First the law, then its noise, then which runs go astray: a verdict on a law that does not fit may stand.
         hold = i < len(_GUARDS)
-        state, report, *_ = refinement.refine(state, rows, spreads, guard, judge, hold, 1e-2 if hold else 1e-4)
+        if hold:
+            guard = _GUARDS[i]
+            linear = posterior.linearise(state, rows, guard)
+        tolerance = _ROUGH if hold else _FINE
+        state, linear, report, *_ = refinement.refine(state, linear, rows, spreads, guard, judge, hold, tolerance)
         noise = np.array([state.noise.rho, state.noise.clip])
         settled = i > len(_GUARDS) and float(report.shift) < 0.02 and np.allclose(noise, seen, rtol=0.02)
         settled = settled and (judge or not robust)
-        judge = judge or (robust and i >= len(_GUARDS) and noise[1] < 1.02 * float(state.noise.corner))
+        judge = judge or bool(robust and i >= len(_GUARDS) and noise[1] < 1.02 * float(state.noise.corner))
         if settled:
             break
         seen = noise
-    for _ in range(_LAST_ROUNDS):
-        state, report, cov, precision = refinement.refine(state, rows, spreads, guard, False, True)
-        if float(report.shift) < _SETTLED:
-            break
-    return state, report, cov, precision, guard, settled and float(report.shift) < 1e-3
+    end = refinement.settle(state, linear, rows, spreads, guard, _SETTLED)
+    return end, guard, settled and float(end.report.shift) < 1e-3

@@ -35,6 +35,7 @@ class Rows(NamedTuple):
     group: jax.Array  # [t, r] int
     group_size: jax.Array  # [t, g] 0 where padded
     group_run: jax.Array  # [t, g] int, index into the runs
+    languages: jax.Array  # [t, r] effective number K of the mixture
 
 
 class Prior(NamedTuple):
@@ -78,6 +79,13 @@ class State(NamedTuple):
     prior: Prior
 
 
+class Linear(NamedTuple):
+    """The law of all rows near one point."""
+
+    log_loss: jax.Array  # [t, r]
+    jacobian: jax.Array  # [t, r, p+h] by θ_t and the direct shared parameters
+
+
 class Sums(NamedTuple):
     """Sufficient statistics of a linearised fit for any ρ: over rows, and per group of correlated rows."""
 
@@ -90,11 +98,27 @@ class Sums(NamedTuple):
 
 def log_loss(theta: jax.Array, direct: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, guard: jax.Array):
     """log of `laws.atlas` for one row, from a block θ [p] and the direct shared [h]; N in N₀, D and U [s] in D₀."""
-    E, A, alpha, B, beta, _ = jnp.exp(theta[:TAU])
     total = jnp.sum(D)
     z = theta[TAU:] @ laws.saturation(D, U, repetition(theta, direct)) / total
-    size_term = A * laws.num_languages(D) ** direct[PHI]
-    return jnp.log(laws.chinchilla(N, total * laws.kept_positive(z, guard), E, size_term, alpha, B, beta))
+    return _log_loss(theta[:LOG_LAMBDA], z, direct[PHI], N, total, laws.num_languages(D), guard)
+
+
+def _log_loss(levels, z, phi, N, total, languages, guard) -> jax.Array:
+    E, A, alpha, B, beta = jnp.exp(levels)
+    return jnp.log(laws.chinchilla(N, total * laws.kept_positive(z, guard), E, A * languages**phi, alpha, B, beta))
+
+
+def _slopes(theta, direct, N, D, U, languages, guard) -> tuple[jax.Array, jax.Array]:
+    """`log_loss` of one row and its slopes [p+h]: transfer and repetition reach it through z alone."""
+    total, transfer, by_source = jnp.sum(D), theta[TAU:], len(direct) > 1
+    rate = jnp.broadcast_to(direct[SOURCE_LAMBDA:] if by_source else theta[LOG_LAMBDA], D.shape)
+    S, bend = jax.jvp(lambda rate: laws.saturation(D, U, jnp.exp(rate)), (rate,), (jnp.ones_like(rate),))
+    at = (theta[:LOG_LAMBDA], transfer @ S / total, direct[PHI], N, total, languages, guard)
+    value, (by_level, by_z, by_phi) = jax.value_and_grad(_log_loss, (0, 1, 2))(*at)
+    by_z = by_z / total
+    by_rate = by_z * transfer * bend
+    own_rate, of_sources = (0.0, by_rate) if by_source else (jnp.sum(by_rate), by_rate[:0])
+    return value, jnp.concatenate([by_level, jnp.array([own_rate]), by_z * S, by_phi[None], of_sources])
 
 
 def repetition(theta: jax.Array, direct: jax.Array) -> jax.Array:
@@ -114,12 +138,12 @@ def predictions(state: State, rows: Rows, guard: jax.Array) -> jax.Array:
     return by_target(state.x.own, direct_part(state.x, state.prior), rows.N, rows.D, rows.U, guard)
 
 
-def linearise(state: State, rows: Rows, guard: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log losses [t, r] and their Jacobian [t, r, p+h] in θ_t and the direct shared parameters."""
-    by_row = jax.vmap(jax.value_and_grad(log_loss, (0, 1)), (None, None, 0, 0, 0, None))
-    by_target = jax.vmap(by_row, (0, None, 0, 0, 0, None))
-    value, slopes = by_target(state.x.own, direct_part(state.x, state.prior), rows.N, rows.D, rows.U, guard)
-    return value, jnp.concatenate(slopes, -1)
+@jax.jit
+def linearise(state: State, rows: Rows, guard: jax.Array) -> Linear:
+    by_row = jax.vmap(_slopes, (None, None, 0, 0, 0, 0, None))
+    by_target = jax.vmap(by_row, (0, None, 0, 0, 0, 0, None))
+    direct = direct_part(state.x, state.prior)
+    return Linear(*by_target(state.x.own, direct, rows.N, rows.D, rows.U, rows.languages, guard))
 
 
 def by_group(values: jax.Array, rows: Rows) -> jax.Array:
@@ -215,6 +239,13 @@ def system(
     return slope, Arrow(hessian[:, :p, :p] / scale + own_precision, border, corner)
 
 
+def told(hessian: jax.Array, scale: jax.Array, prior: Prior) -> Coordinates:
+    """The diagonal of the Hessian that the rows alone make."""
+    means, p = prior.selector.shape[-1], prior.base.shape[1]
+    diagonal = jnp.diagonal(hessian, axis1=1, axis2=2) / scale
+    return Coordinates(diagonal[:, :p], jnp.append(jnp.sum(diagonal[:, p:], 0), jnp.zeros(means)))
+
+
 def covariance(matrix: Arrow, h: int) -> tuple[jax.Array, Arrow]:
     """Covariance of θ_t and the h direct [t, p+h, p+h]; and blocks⁻¹, coupling, covariance of all shared."""
     factors = factor(matrix)
@@ -241,9 +272,8 @@ def lowest_z(state: State, rows: Rows) -> jax.Array:
 
 def slopes(theta, direct, N, D, U, target, guard) -> tuple[jax.Array, jax.Array]:
     """Log losses [n] of single rows, each on its own target, and their Jacobian [n, p+h]."""
-    by_row = jax.vmap(jax.value_and_grad(log_loss, (0, 1)), (0, None, 0, 0, 0, None))
-    value, found = by_row(theta[target], direct, N, D, U, guard)
-    return value, jnp.concatenate(found, -1)
+    by_row = jax.vmap(_slopes, (0, None, 0, 0, 0, 0, None))
+    return by_row(theta[target], direct, N, D, U, laws.num_languages(D), guard)
 
 
 @jax.jit

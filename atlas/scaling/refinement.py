@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from atlas.scaling import laws, posterior
-from atlas.scaling.posterior import Noise, Prior, Rows, State, Sums
+from atlas.scaling.posterior import Linear, Noise, Prior, Rows, State, Sums
 from atlas.scaling.solver import Arrow, Coordinates, Optimum, damped, factor, levenberg_marquardt
 
 _BISQUARE = 4.685
 _LEAST_VARIANCE = 1e-14  # of log losses: rounding must not pass for noise
-_ITERATIONS = 60  # most steps of one descent; 5 to 15 are usual
+_ITERATIONS = 60  # most steps of one descent; 1 to 5 are usual
+_LAST_ROUNDS = 60  # at most, with noise and priors held
+_STEP = 1e-3  # decrement of their descents: one step each, since every round moves the pseudo-observations
 _RHO_GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 0.97)
+_RHO_STEPS = (-6, -3, -1, 0, 1, 3, 6)  # places in the grid that one round looks at
 
 
 class Spreads(NamedTuple):
@@ -41,67 +44,92 @@ class Report(NamedTuple):
     lowest_z: jax.Array  # smallest D_eff / D_tot over used rows, before the guard
 
 
+class Round(NamedTuple):
+    """Where a round of refinement ended."""
+
+    state: State
+    linear: Linear  # the law of the rows at the state
+    report: Report
+    covariance: jax.Array  # [t, p+h, p+h] of every target's law
+    precision: Arrow  # of everything
+
+
 @jax.jit
 def refine(
     state: State,
+    linear: Linear,
     rows: Rows,
     spreads: Spreads,
     guard: jax.Array,
     judge_runs: jax.Array,
     hold: jax.Array,
-    tolerance: jax.Array | float = 1e-9,
-) -> tuple[State, Report, jax.Array, Arrow]:
+    tolerance: jax.Array | float,
+) -> Round:
     """One round: descend to the mode, then re-estimate noise, weights of runs and variances of the prior.
 
     Args:
+      linear: the law of the rows at the state, under the same guard.
       judge_runs: bool, whether this round updates the runs' weights too (not before the law fits roughly).
       hold: bool, whether to keep noise, weights and prior: repeated, such rounds end at their exact optimum.
       tolerance: Newton decrement that ends the descent; more to come need not end at the optimum of each.
-
-    Returns:
-      The state, a report, the covariance [t, p+h, p+h] of every target's law, and the precision of everything.
     """
-    end = _descend(state, rows, guard, tolerance)
+    end = _descend(state, linear, rows, guard, tolerance)
+    matrix, _, linear = end.hessian
     moved = state._replace(x=end.x)
-    value, jacobian = posterior.linearise(moved, rows, guard)
-    raw = rows.log_loss - value
-    judged = _run_weights(raw, state.noise, rows)
-    judged = jnp.where(judge_runs & ~hold, judged, state.noise.run_weight)
-    moved = moved._replace(noise=state.noise._replace(run_weight=judged))
-    sums = posterior.sums(posterior.winsorised(raw, moved.noise), jacobian, rows, moved.noise)
-    noise = jax.lax.cond(hold, lambda: moved.noise, lambda: _estimate_noise(moved, sums, rows))
-    _, gradient, hessian = posterior.whitened(sums, rows, noise, noise.rho)
-    _, matrix = posterior.system(end.x, gradient, hessian, noise.scale, state.prior)
+
+    def judged() -> tuple[Noise, Arrow]:
+        raw = rows.log_loss - linear.log_loss
+        weight = jnp.where(judge_runs, _run_weights(raw, state.noise, rows), state.noise.run_weight)
+        noise = state.noise._replace(run_weight=weight)
+        sums = posterior.sums(posterior.winsorised(raw, noise), linear.jacobian, rows, noise)
+        noise = _estimate_noise(moved._replace(noise=noise), sums, rows)
+        _, gradient, hessian = posterior.whitened(sums, rows, noise, noise.rho)
+        return noise, posterior.system(end.x, gradient, hessian, noise.scale, state.prior)[1]
+
+    noise, matrix = jax.lax.cond(hold, lambda: (state.noise, matrix), judged)
     cov, parts = posterior.covariance(matrix, len(posterior.direct_part(end.x, state.prior)))
     deviation = jnp.sqrt(jnp.diagonal(cov, axis1=1, axis2=2)[:, : end.x.own.shape[1]])
     shift = jnp.max(jnp.abs(end.x.own - state.x.own) / deviation)
     prior = jax.tree.map(lambda a, b: jnp.where(hold, a, b), state.prior, _update_prior(moved, parts, spreads))
     report = Report(shift, end.decrement, end.value, end.iterations, posterior.lowest_z(moved, rows))
-    return State(end.x, noise, prior), report, cov, matrix
+    return Round(State(end.x, noise, prior), linear, report, cov, matrix)
 
 
-def _descend(state: State, rows: Rows, guard: jax.Array, tolerance: jax.Array | float) -> Optimum:
-    """The posterior mode for fixed pseudo-observations, noise and prior."""
+def settle(state: State, linear: Linear, rows: Rows, spreads: Spreads, guard: jax.Array, shift: float) -> Round:
+    """The exact optimum with noise, weights of runs and prior held, to a shift in posterior standard deviations."""
+    for _ in range(_LAST_ROUNDS):
+        found = refine(state, linear, rows, spreads, guard, False, True, _STEP)
+        state, linear = found.state, found.linear
+        if float(found.report.shift) < shift:
+            break
+    return found
+
+
+def _descend(state: State, linear: Linear, rows: Rows, guard: jax.Array, tolerance: jax.Array | float) -> Optimum:
+    """The posterior mode for fixed pseudo-observations, noise and prior, with its Hessian and the law there."""
     noise, prior = state.noise, state.prior
-    start = posterior.predictions(state, rows, guard)
-    observed = start + posterior.winsorised(rows.log_loss - start, noise)
+    observed = linear.log_loss + posterior.winsorised(rows.log_loss - linear.log_loss, noise)
 
-    def evaluate(x: Coordinates):
-        value, jacobian = posterior.linearise(state._replace(x=x), rows, guard)
-        sums = posterior.sums(observed - value, jacobian, rows, noise)
+    def evaluate(x: Coordinates, linear: Linear):
+        sums = posterior.sums(observed - linear.log_loss, linear.jacobian, rows, noise)
         square, gradient, hessian = posterior.whitened(sums, rows, noise, noise.rho)
         objective = 0.5 * square / noise.scale + posterior.penalty(x, prior)
-        return objective, *posterior.system(x, gradient, hessian, noise.scale, prior)
+        gradient, matrix = posterior.system(x, gradient, hessian, noise.scale, prior)
+        return objective, gradient, (matrix, posterior.told(hessian, noise.scale, prior), linear)
 
-    def solve(matrix: Arrow, gradient: Coordinates, damping: jax.Array) -> Coordinates:
-        matrix = damped(matrix, damping)
+    def anew(x: Coordinates):
+        return evaluate(x, posterior.linearise(state._replace(x=x), rows, guard))
+
+    def solve(at: tuple[Arrow, Coordinates, Linear], gradient: Coordinates, damping: jax.Array) -> Coordinates:
+        # Only what the rows tell bends. To damp the prior too would hold parameters that it ties to one another.
+        matrix = damped(at[0], jax.tree.map(lambda told: damping * told, at[1]))
         return factor(matrix).solve(matrix, gradient)
 
-    return levenberg_marquardt(evaluate, solve, state.x, _ITERATIONS, tolerance)
+    return levenberg_marquardt(anew, solve, state.x, _ITERATIONS, tolerance, evaluate(state.x, linear))
 
 
 def _estimate_noise(state: State, sums: Sums, rows: Rows) -> Noise:
-    """ρ and σ² of highest Laplace marginal likelihood, the law linearised at its present mode.
+    """ρ and σ² of highest Laplace marginal likelihood near the present ρ, the law linearised at its present mode.
 
     The prior keeps its absolute precision at every ρ: rescaled to units of the residual it would favour a
     large ρ.
@@ -136,6 +164,8 @@ def _estimate_noise(state: State, sums: Sums, rows: Rows) -> Noise:
         return left / variance + 2.0 * penalty + spread + factors.log_determinant(), variance
 
     grid = jnp.array(_RHO_GRID)
+    place = jnp.argmin(jnp.abs(grid - noise.rho)) + jnp.array(_RHO_STEPS)
+    grid = grid[jnp.clip(place, 0, len(grid) - 1)]
     score, variance = jax.lax.map(at, grid)
     # Without two rows in any group the score is flat, and rounding must not choose.
     best = jnp.argmin(score + 0.1 * grid)
@@ -218,31 +248,34 @@ def start(rows: Rows, tau: jax.Array, lam: jax.Array) -> tuple[jax.Array, jax.Ar
       [t, p] blocks, and a robust variance of the log residuals they leave.
     """
     exponents = jnp.exp(jnp.linspace(jnp.log(0.06), jnp.log(1.2), 10))
-    grid = jnp.stack(jnp.meshgrid(exponents, exponents, jnp.array([0.0, 0.15, 0.5]), indexing="ij"), -1)
-    grid = grid.reshape(-1, 3)
+    commons = jnp.array([0.0, 0.15, 0.5])
+    grid = jnp.stack(jnp.meshgrid(*map(jnp.arange, (10, 10, 3)), indexing="ij"), -1).reshape(-1, 3)
 
     def for_target(known: jax.Array, log_loss: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, weight: jax.Array):
-        loss = jnp.exp(log_loss)
+        relative = weight * jnp.exp(-log_loss)
+        transfer = jnp.where(jnp.isnan(known), commons[:, None], known)
+        D_eff = laws.effective_tokens(D, U, transfer[:, None], lam, 1e-2)
+        by_size = relative * N ** -exponents[:, None]
+        by_data = relative * D_eff[:, None] ** -exponents[:, None]
 
-        def score(point: jax.Array):
-            alpha, beta, common = point
-            transfer = jnp.where(jnp.isnan(known), common, known)
-            D_eff = laws.effective_tokens(D, U, transfer, lam, 1e-2)
-            terms = jnp.stack([jnp.ones_like(N), N**-alpha, D_eff**-beta], -1)
-            design = terms * (weight / loss)[:, None]
+        def residual(place: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """Relative residuals of the best E, A, B for one point of the grid, and these."""
+            alpha, beta, common = place
+            design = jnp.stack([relative, by_size[alpha], by_data[common, beta]], -1)
             normal = design.T @ design
             ridge = 1e-9 * jnp.diag(jnp.diagonal(normal))
             coefficients = jnp.linalg.solve(normal + ridge, design.T @ weight)
-            least = 0.02 * jnp.sum(weight * loss) / jnp.maximum(terms.T @ weight, 1e-30)
+            least = 0.02 * jnp.sum(weight) / jnp.maximum(design.T @ weight, 1e-30)
             coefficients = jnp.maximum(coefficients, least)
-            residual = log_loss - jnp.log(terms @ coefficients)
-            e, a, b = jnp.log(coefficients)
-            law = jnp.stack([e, a, jnp.log(alpha), b, jnp.log(beta), jnp.log(lam)])
-            return jnp.sum(weight * residual**2), jnp.concatenate([law, transfer]), residual
+            return weight - design @ coefficients, coefficients
 
-        scores, blocks, residuals = jax.lax.map(score, grid)
-        best = jnp.argmin(jnp.where(jnp.isfinite(scores), scores, jnp.inf))
-        return blocks[best], residuals[best]
+        scores = jax.lax.map(lambda place: jnp.sum(residual(place)[0] ** 2), grid)
+        best = grid[jnp.argmin(jnp.where(jnp.isfinite(scores), scores, jnp.inf))]
+        left, coefficients = residual(best)
+        alpha, beta, common = best
+        e, a, b = jnp.log(coefficients)
+        law = jnp.stack([e, a, jnp.log(exponents[alpha]), b, jnp.log(exponents[beta]), jnp.log(lam)])
+        return jnp.concatenate([law, transfer[common]]), left
 
     blocks, residual = jax.vmap(for_target)(tau, rows.log_loss, rows.N, rows.D, rows.U, rows.weight)
     spread = 1.4826 * jnp.nanmedian(jnp.where(rows.weight > 0, jnp.abs(residual), jnp.nan))

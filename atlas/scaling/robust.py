@@ -144,7 +144,7 @@ def _approach(law: Law, raw: bool, x: jax.Array, problem: Problem) -> tuple[Opti
         return (descend(law, raw, x, wide, scale, tolerance), scale), None
 
     zero = jnp.zeros_like(widest)
-    start = Optimum(x, zero, zero, jnp.int32(0)), zero
+    start = Optimum(x, zero, jnp.zeros((x.size, x.size)), zero, jnp.int32(0)), zero
     return jax.lax.scan(stage, start, jnp.linspace(0.0, 1.0, _STAGES))[0]
 
 

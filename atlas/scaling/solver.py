@@ -68,10 +68,9 @@ def solve_each(matrices: jax.Array, right: jax.Array) -> jax.Array:
     return jax.lax.map(lambda pair: jnp.linalg.solve(*pair), (matrices, right))
 
 
-def damped(matrix: Arrow, damping: jax.Array) -> Arrow:
-    """Scales the diagonal by 1 + damping (Marquardt)."""
-    blocks = matrix.blocks * (1.0 + damping * jnp.eye(matrix.blocks.shape[-1]))
-    return Arrow(blocks, matrix.border, matrix.corner * (1.0 + damping * jnp.eye(len(matrix.corner))))
+def damped(matrix: Arrow, extra: Coordinates) -> Arrow:
+    """With more on its diagonal."""
+    return Arrow(matrix.blocks + jax.vmap(jnp.diag)(extra.own), matrix.border, matrix.corner + jnp.diag(extra.shared))
 
 
 class Bordered(NamedTuple):
@@ -121,6 +120,7 @@ class Optimum(NamedTuple):
 
     x: Tree
     value: jax.Array
+    hessian: Tree
     decrement: jax.Array
     iterations: jax.Array
 
@@ -141,15 +141,17 @@ def levenberg_marquardt(
     x: Tree,
     iterations: int,
     tolerance: float,
+    start: tuple[jax.Array, Tree, Tree] | None = None,
 ) -> Optimum:
     """Damped Newton descent: a step must lower the objective, and its damping follows its success.
 
     Args:
-      evaluate: x -> (objective, gradient, positive model of the Hessian).
+      evaluate: x -> (objective, gradient, positive model of the Hessian and what else belongs to x).
       solve: (hessian, gradient, damping) -> step to subtract from x.
       x: where to start.
       iterations: most evaluations.
       tolerance: stops once gᵀ·step with little damping is below it.
+      start: evaluate(x) where it is known.
 
     A trial point whose objective is not finite counts as a failed step.
     """
@@ -176,8 +178,10 @@ def levenberg_marquardt(
         decrement = jnp.where(jnp.isfinite(decrement) & ~first, decrement, jnp.inf)
         return _Descent(*kept, damping, decrement, state.iterations + 1)
 
-    value, gradient, hessian = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(evaluate, x))
-    one = jnp.ones_like(value)
-    start = _Descent(x, jnp.inf * one, gradient, hessian, 1e-3 * one, jnp.inf * one, jnp.int32(0))
-    end = jax.lax.while_loop(open_, advance, start)
-    return Optimum(end.x, end.value, end.decrement, end.iterations)
+    known = start is not None
+    if not known:
+        start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(evaluate, x))
+        start = (jnp.full_like(start[0], jnp.inf), *start[1:])
+    one = jnp.ones_like(start[0])
+    end = jax.lax.while_loop(open_, advance, _Descent(x, *start, 1e-3 * one, jnp.inf * one, jnp.int32(known)))
+    return Optimum(end.x, end.value, end.hessian, end.decrement, end.iterations)

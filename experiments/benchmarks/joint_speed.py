@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from atlas.scaling import JointFit, fit_joint, load_runs, refinement, simulation
+from atlas.scaling import JointFit, fit_joint, load_runs, posterior, refinement, simulation
 from atlas.scaling.joint import start_tau
 from atlas.scaling.mixtures import MixtureLaw, TrustRegion, optimal_mixture
 from atlas.scaling.solver import Coordinates
@@ -25,6 +25,7 @@ _COMPILE, _PLAN, _REFITS = 15.0, 1.0, 10.0
 _ROUNDS = {10: 5, 40: 1}
 _PLANNED = (10,)  # sizes that are also planned for, and resampled
 _RESAMPLES = 150
+_SETTLED = 1e-2  # shift that ends a refit, in posterior standard deviations
 _FLOPS = 3e21
 
 
@@ -57,9 +58,9 @@ def _descent(solved: Problem) -> Callable[[], Any]:
         with jax.enable_x64(True):
             blocks, _ = refinement.start(rows, start_tau(solved.fit.record.runs, None), 0.1)
             start = state._replace(x=Coordinates(blocks, state.prior.shared_mean))
-            return jax.block_until_ready(
-                refinement.refine(start, rows, solved.spreads, solved.fit.guard, False, True)[0]
-            )
+            linear = posterior.linearise(start, rows, solved.fit.guard)
+            end = refinement.refine(start, linear, rows, solved.spreads, solved.fit.guard, False, True, 1e-9)
+            return jax.block_until_ready(end.state)
 
     return descend
 
@@ -77,7 +78,7 @@ def _resampler(solved: Problem) -> Callable[[], Any]:
     def resample() -> None:
         for _ in range(_RESAMPLES):
             drawn = np.bincount(random.integers(count, size=count), minlength=len(weight))
-            optimum.refit(solved, run_weight=weight * drawn)
+            optimum.refit(solved, run_weight=weight * drawn, settled=_SETTLED)
 
     return resample
 

@@ -20,7 +20,6 @@ from atlas.scaling.solver import Arrow, Coordinates
 _STEP = 1e-7  # of log losses, for finite differences: longer ones carry rows across the corner of the winsorised score
 _LEFT_OUT = 40  # runs
 _AWAY = 3.0  # posterior standard deviations
-_ROUNDS = 20
 _SETTLED = 1e-11  # shift in posterior standard deviations
 
 
@@ -38,8 +37,17 @@ def problem(fit: JointFit, law: Truth) -> Problem:
     return Problem(fit, rows_by_target(runs, fit.N0, fit.D0), spreads)
 
 
-def refit(solved: Problem, log_shift: np.ndarray | float = 0.0, run_weight: np.ndarray | None = None) -> JointFit:
-    """The fit with its noise and priors, after its log losses moved by [n] or its runs' weights changed."""
+def refit(
+    solved: Problem,
+    log_shift: np.ndarray | float = 0.0,
+    run_weight: np.ndarray | None = None,
+    settled: float = _SETTLED,
+) -> JointFit:
+    """The fit with its noise and priors, after its log losses moved by [n] or its runs' weights changed.
+
+    Args:
+      settled: shift of a round, in posterior standard deviations, that ends the descent.
+    """
     fit, state = solved.fit, solved.fit.record.state
     if run_weight is not None:
         state = state._replace(noise=state.noise._replace(run_weight=run_weight))
@@ -48,10 +56,8 @@ def refit(solved: Problem, log_shift: np.ndarray | float = 0.0, run_weight: np.n
         runs = dataclasses.replace(fit.record.runs, loss=fit.record.runs.loss * np.exp(log_shift))
         rows = rows_by_target(runs, fit.N0, fit.D0)
     with jax.enable_x64(True):
-        for _ in range(_ROUNDS):
-            state, report, *_ = refinement.refine(state, rows, solved.spreads, fit.guard, False, True)
-            if float(report.shift) < _SETTLED:
-                break
+        linear = posterior.linearise(state, rows, fit.guard)
+        state = refinement.settle(state, linear, rows, solved.spreads, fit.guard, settled).state
         direct = np.asarray(posterior.direct_part(state.x, state.prior))
         return dataclasses.replace(fit, theta=np.asarray(state.x.own), phi=float(direct[posterior.PHI]))
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from atlas.errors import UserError
-from atlas.scaling import fit_joint, load_runs, refinement, simulation
+from atlas.scaling import fit_joint, load_runs, posterior, refinement, simulation
 from atlas.scaling.joint import rows_by_target
 from atlas.scaling.joint_prior import joint_prior
 from atlas.scaling.joint_sensitivity import influence, parameter_gradients, prediction_gradients
@@ -52,10 +52,8 @@ def again(fit, log_shift=0.0, without=None):
     kind = "target" if fit.source_lambda is None else "source"
     spreads = joint_prior(record.runs, FAMILIES, None, "targets", kind, True)[1]  # not read while priors are held
     with jax.enable_x64(True):
-        for _ in range(40):
-            state, report, *_ = refinement.refine(state, rows, spreads, fit.guard, False, True)
-            if float(report.shift) < 1e-11:
-                break
+        linear = posterior.linearise(state, rows, fit.guard)
+        state = refinement.settle(state, linear, rows, spreads, fit.guard, 1e-11).state
         theta, shared = (np.asarray(part) for part in state.x)
     direct = shared[: len(fit.direct)]
     rates = np.exp(direct[1:]) if len(direct) > 1 else None
