@@ -41,7 +41,8 @@ _FLOPS = flags.DEFINE_float("flops", None, "allocate, mixture, next: budget C = 
 _LANGUAGE = flags.DEFINE_string("language", "", "crossover, allocate, next, transfer: target language")
 _REGIME = flags.DEFINE_string("regime", "mono_vocab_mono_train", "allocate: training regime of the published law")
 _FIT = flags.DEFINE_string("fit", "", "workdir of a study, or a JSON file with parameters; default: published figures")
-_RUNS = flags.DEFINE_string("runs", "", "crossover: runs table with a column initialize; next: how many runs to add")
+_RUNS = flags.DEFINE_string("runs", "", "crossover: runs table with a column initialize")
+_COUNT = flags.DEFINE_integer("count", 6, "next: how many runs to add", lower_bound=1)
 _WEIGHTS = flags.DEFINE_list("weights", [], "mixture: importance as language:weight,…; default: all alike")
 _SHARES = flags.DEFINE_list("shares", [], "next: mixture of the run to predict as language:share,…; default: target")
 _UNIQUE = flags.DEFINE_list("unique", [], "unique tokens U as language:tokens,…; default: as in the runs")
@@ -184,8 +185,7 @@ def _next() -> tuple[pd.DataFrame, dict]:
     fit = fit_joint(runs, **labels(runs.languages))
     shares, unique = _pairs("shares", _SHARES.value), _pairs("unique", _UNIQUE.value)
     goal = goal_of(fit, runs, _LANGUAGE.value, _PARAMS.value, _TOKENS.value, shares, unique)
-    count = int(_number("runs", _RUNS.value)) if _RUNS.value else 6
-    plan = next_runs(fit, goal, candidate_runs(fit, runs, goal), _FLOPS.value, count)
+    plan = next_runs(fit, goal, candidate_runs(fit, runs, goal), _FLOPS.value, _COUNT.value)
     facts = {"loss": plan.loss, "deviation_before": plan.deviation, "budget": plan.flops}
     facts |= {"candidates": plan.candidates, "source": f"{fit.n_rows} rows of {fit.n_runs} runs"}
     return plan.table, facts | {"note": "deviations are of the law at its fitted form, and somewhat optimistic"}

@@ -83,8 +83,8 @@ def _direction(fit: JointFit, name: str) -> tuple[np.ndarray, int]:
     if key == "phi":
         found[p + posterior.PHI] = 1.0
         return found, 0
-    if key == "lambda" and fit.source_lambda is not None:
-        found[p + posterior.SOURCE_LAMBDA + fit.sources.index(label)] = 1.0
+    if label.startswith("<-"):
+        found[p + posterior.SOURCE_LAMBDA + fit.sources.index(label.removeprefix("<-"))] = 1.0
         return found, 0
     if key == "tau":
         label, source = label.split("<-")

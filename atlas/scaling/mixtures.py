@@ -51,12 +51,18 @@ class MixtureLaw:
 
     @classmethod
     def from_parameters(cls, parameters: Mapping) -> "MixtureLaw":
-        """From the `parameters` of a JointFit or of its fit.json: E[en], …, tau[en<-fr], phi."""
+        """From the `parameters` of a JointFit or of its fit.json: E[en], …, tau[en<-fr], phi.
+
+        Raises:
+          UserError: they are of another fit, or their repetition rates belong to the sources.
+        """
         value = {name: _value(estimate) for name, estimate in parameters.items()}
         targets = tuple(m[1] for name in value if (m := re.fullmatch(r"E\[(.+)\]", name)))
         pairs = transfer_pairs(value)
         if not targets:
             raise UserError("these parameters are no joint fit: they have no E[<language>]")
+        if f"lambda[{targets[0]}]" not in value:
+            raise UserError("mixtures need a repetition rate of every target; fit with --lambda_kind=target or shared")
         sources = (*targets, *dict.fromkeys(source for _, source in pairs if source not in targets))
         names = ("E", "A", "alpha", "B", "beta", "lambda")
         levels = {name: np.array([value[f"{name}[{target}]"] for target in targets]) for name in names}

@@ -50,10 +50,11 @@ def parameters_of(
                 parameters[f"tau[{name}<-{source}]"] = _UNKNOWN_TRANSFER if confounded else found
     shared = np.diagonal(cov[0])[theta.shape[1] :]
     if lambda_kind == "source":
+        parameters = {name: found for name, found in parameters.items() if not name.startswith("lambda")}
         for s, name in enumerate(runs.languages):
             variance = shared[SOURCE_LAMBDA + s]
             told = repeated[s] and variance < _TELLING * LAMBDA[1] ** 2
-            parameters[f"lambda[{name}]"] = Estimate.lognormal(direct[SOURCE_LAMBDA + s], np.sqrt(variance), told)
+            parameters[f"lambda[<-{name}]"] = Estimate.lognormal(direct[SOURCE_LAMBDA + s], np.sqrt(variance), told)
     if capacity:
         told = shared[PHI] < _TELLING * CAPACITY**2
         parameters["phi"] = Estimate.normal(direct[PHI], np.sqrt(shared[PHI]), told)

@@ -10,6 +10,7 @@ import pytest
 from atlas.errors import UserError
 from atlas.scaling import fit_joint, laws, load_runs, simulation
 from atlas.scaling.joint_prior import joint_prior
+from atlas.scaling.mixtures import MixtureLaw
 from atlas.scaling.posterior import TAU, precision
 
 L = 6
@@ -130,20 +131,23 @@ def test_repetition_rates_of_sources_are_recovered(by_source):
     law, _, fits = by_source
     found = fits["source"]
     assert found.converged and found.covariance.shape == (L, 7 + 2 * L, 7 + 2 * L)
-    rates = np.array([found.parameters[f"lambda[{name}]"].value for name in law.languages])
+    rates = np.array([found.parameters[f"lambda[<-{name}]"].value for name in law.languages])
     np.testing.assert_array_equal(rates, found.source_lambda)
+    of = {"source": "lambda[<-{}]", "target": "lambda[{}]", "shared": "lambda[{}]"}
     errors = {
-        k: np.log([f.parameters[f"lambda[{n}]"].value for n in law.languages]) - np.log(law.lam)
+        k: np.log([f.parameters[of[k].format(n)].value for n in law.languages]) - np.log(law.lam)
         for k, f in fits.items()
     }
     assert np.sqrt(np.mean(errors["source"] ** 2)) < 0.12
     assert np.sqrt(np.mean(errors["target"] ** 2)) > 2 * np.sqrt(np.mean(errors["source"] ** 2))
     covered = [
-        found.parameters[f"lambda[{name}]"].low < rate < found.parameters[f"lambda[{name}]"].high
+        found.parameters[f"lambda[<-{name}]"].low < rate < found.parameters[f"lambda[<-{name}]"].high
         for name, rate in zip(law.languages, law.lam, strict=True)
     ]
     assert np.mean(covered) >= 0.5
-    assert all(found.parameters[f"lambda[{name}]"].identified for name in law.languages)
+    assert all(found.parameters[f"lambda[<-{name}]"].identified for name in law.languages)
+    with pytest.raises(UserError, match="repetition rate of every target"):
+        MixtureLaw.from_parameters(found.parameters)
 
 
 @pytest.mark.thorough
