@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -326,7 +327,7 @@ def start_tau(runs: Runs, initial: pd.DataFrame | None) -> np.ndarray:
 
 def _rounds(state: posterior.State, rows: posterior.Rows, spreads: refinement.Spreads, robust: bool):
     """Refines until parameters, noise and prior stand still, the guard narrowing on the way; then to the optimum."""
-    settled, judge, seen = False, False, np.zeros(2)
+    settled, judge, keep, seen, rho = False, False, False, np.zeros(2), [0.0] * 4
     for i in range(_ROUNDS):
         # First the law, then its noise, then which runs go astray: a verdict on a law that does not fit may stand.
         hold = i < len(_GUARDS)
@@ -334,13 +335,17 @@ def _rounds(state: posterior.State, rows: posterior.Rows, spreads: refinement.Sp
             guard = _GUARDS[i]
             linear = posterior.linearise(state, rows, guard)
         tolerance = _ROUGH if hold else _FINE
-        state, linear, report, *_ = refinement.refine(state, linear, rows, spreads, guard, judge, hold, tolerance)
+        state, linear, report, *_ = refinement.refine(state, linear, rows, spreads, guard, judge, keep, hold, tolerance)
         noise = np.array([state.noise.rho, state.noise.clip])
         settled = i > len(_GUARDS) and float(report.shift) < 0.02 and np.allclose(noise, seen, rtol=0.02)
         settled = settled and (judge or not robust)
         judge = judge or bool(robust and i >= len(_GUARDS) and noise[1] < 1.02 * float(state.noise.corner))
         if settled:
             break
-        seen = noise
+        seen, rho = noise, [*rho[-4:], float(noise[0])]
+        # Two places of ρ's grid can each make the other one likelier: then it lies between them.
+        if len(set(rho[::2])) == len(set(rho[1::2])) == 1 and rho[0] != rho[1]:
+            keep = True
+            state = state._replace(noise=state.noise._replace(rho=jnp.float64(0.5 * (rho[0] + rho[1]))))
     end = refinement.settle(state, linear, rows, spreads, guard, _SETTLED)
     return end, guard, settled and float(end.report.shift) < 1e-3

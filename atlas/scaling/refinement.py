@@ -13,6 +13,7 @@ _BISQUARE = 4.685
 _LEAST_VARIANCE = 1e-14  # of log losses: rounding must not pass for noise
 _ITERATIONS = 60  # most steps of one descent; 1 to 5 are usual
 _LAST_ROUNDS = 60  # at most, with noise and priors held
+_DAMPING = 1e-6  # of the first step; much more would hardly move along what the rows leave to the prior
 _STEP = 1e-3  # decrement of their descents: one step each, since every round moves the pseudo-observations
 _RHO_GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 0.97)
 _RHO_STEPS = (-6, -3, -1, 0, 1, 3, 6)  # places in the grid that one round looks at
@@ -62,6 +63,7 @@ def refine(
     spreads: Spreads,
     guard: jax.Array,
     judge_runs: jax.Array,
+    keep_rho: jax.Array,
     hold: jax.Array,
     tolerance: jax.Array | float,
 ) -> Round:
@@ -70,6 +72,7 @@ def refine(
     Args:
       linear: the law of the rows at the state, under the same guard.
       judge_runs: bool, whether this round updates the runs' weights too (not before the law fits roughly).
+      keep_rho: bool, whether to estimate the noise's variance only.
       hold: bool, whether to keep noise, weights and prior: repeated, such rounds end at their exact optimum.
       tolerance: Newton decrement that ends the descent; more to come need not end at the optimum of each.
     """
@@ -82,7 +85,7 @@ def refine(
         weight = jnp.where(judge_runs, _run_weights(raw, state.noise, rows), state.noise.run_weight)
         noise = state.noise._replace(run_weight=weight)
         sums = posterior.sums(posterior.winsorised(raw, noise), linear.jacobian, rows, noise)
-        noise = _estimate_noise(moved._replace(noise=noise), sums, rows)
+        noise = _estimate_noise(moved._replace(noise=noise), sums, rows, keep_rho)
         _, gradient, hessian = posterior.whitened(sums, rows, noise, noise.rho)
         return noise, posterior.system(end.x, gradient, hessian, noise.scale, state.prior)[1]
 
@@ -98,7 +101,7 @@ def refine(
 def settle(state: State, linear: Linear, rows: Rows, spreads: Spreads, guard: jax.Array, shift: float) -> Round:
     """The exact optimum with noise, weights of runs and prior held, to a shift in posterior standard deviations."""
     for _ in range(_LAST_ROUNDS):
-        found = refine(state, linear, rows, spreads, guard, False, True, _STEP)
+        found = refine(state, linear, rows, spreads, guard, False, True, True, _STEP)
         state, linear = found.state, found.linear
         if float(found.report.shift) < shift:
             break
@@ -125,10 +128,11 @@ def _descend(state: State, linear: Linear, rows: Rows, guard: jax.Array, toleran
         matrix = damped(at[0], jax.tree.map(lambda told: damping * told, at[1]))
         return factor(matrix).solve(matrix, gradient)
 
-    return levenberg_marquardt(anew, solve, state.x, _ITERATIONS, tolerance, evaluate(state.x, linear))
+    start = evaluate(state.x, linear)
+    return levenberg_marquardt(anew, solve, state.x, _ITERATIONS, tolerance, start, _DAMPING)
 
 
-def _estimate_noise(state: State, sums: Sums, rows: Rows) -> Noise:
+def _estimate_noise(state: State, sums: Sums, rows: Rows, keep_rho: jax.Array) -> Noise:
     """ρ and σ² of highest Laplace marginal likelihood near the present ρ, the law linearised at its present mode.
 
     The prior keeps its absolute precision at every ρ: rescaled to units of the residual it would favour a
@@ -165,7 +169,7 @@ def _estimate_noise(state: State, sums: Sums, rows: Rows) -> Noise:
 
     grid = jnp.array(_RHO_GRID)
     place = jnp.argmin(jnp.abs(grid - noise.rho)) + jnp.array(_RHO_STEPS)
-    grid = grid[jnp.clip(place, 0, len(grid) - 1)]
+    grid = jnp.where(keep_rho, noise.rho, grid[jnp.clip(place, 0, len(grid) - 1)])
     score, variance = jax.lax.map(at, grid)
     # Without two rows in any group the score is flat, and rounding must not choose.
     best = jnp.argmin(score + 0.1 * grid)

@@ -246,8 +246,8 @@ def _drop(frame: pd.DataFrame, bad: pd.Series, reason: str, notes: list[str]) ->
 def _refuse(frame: pd.DataFrame, name: str, bad: pd.Series, rule: str) -> None:
     if bad.any():
         row = int(frame.index[bad][0])
-        value = f" = {frame.at[row, name]:g}" if name in frame else ""
-        raise UserError(f"column {name!r} {rule}: row {row} has{value or ' none'} ({int(bad.sum())} such rows)")
+        value = f"{frame.at[row, name]:g}" if name in frame else "none"
+        raise UserError(f"column {name!r} {rule}: row {row} has {value}; such rows: {int(bad.sum())}")
 
 
 def _check_unit(frame: pd.DataFrame) -> None:

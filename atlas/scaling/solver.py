@@ -142,6 +142,7 @@ def levenberg_marquardt(
     iterations: int,
     tolerance: float,
     start: tuple[jax.Array, Tree, Tree] | None = None,
+    damping: jax.Array | float = 1e-3,
 ) -> Optimum:
     """Damped Newton descent: a step must lower the objective, and its damping follows its success.
 
@@ -152,6 +153,7 @@ def levenberg_marquardt(
       iterations: most evaluations.
       tolerance: stops once gᵀ·step with little damping is below it.
       start: evaluate(x) where it is known.
+      damping: of the first step.
 
     A trial point whose objective is not finite counts as a failed step.
     """
@@ -183,5 +185,5 @@ def levenberg_marquardt(
         start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(evaluate, x))
         start = (jnp.full_like(start[0], jnp.inf), *start[1:])
     one = jnp.ones_like(start[0])
-    end = jax.lax.while_loop(open_, advance, _Descent(x, *start, 1e-3 * one, jnp.inf * one, jnp.int32(known)))
+    end = jax.lax.while_loop(open_, advance, _Descent(x, *start, damping * one, jnp.inf * one, jnp.int32(known)))
     return Optimum(end.x, end.value, end.hessian, end.decrement, end.iterations)

@@ -59,7 +59,7 @@ def _descent(solved: Problem) -> Callable[[], Any]:
             blocks, _ = refinement.start(rows, start_tau(solved.fit.record.runs, None), 0.1)
             start = state._replace(x=Coordinates(blocks, state.prior.shared_mean))
             linear = posterior.linearise(start, rows, solved.fit.guard)
-            end = refinement.refine(start, linear, rows, solved.spreads, solved.fit.guard, False, True, 1e-9)
+            end = refinement.refine(start, linear, rows, solved.spreads, solved.fit.guard, False, True, True, 1e-9)
             return jax.block_until_ready(end.state)
 
     return descend

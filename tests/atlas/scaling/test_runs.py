@@ -70,7 +70,7 @@ def test_dropped_rows_are_counted_with_the_reason():
         (single().rename(columns={"num_params": "num_param"}), "did you mean to name 'num_param' so"),
         (single().drop(columns="tokens"), "no column 'tokens'"),
         (single(loss=[2.0, "high", 1.0]), "'loss' is not numeric: 'high' in row 1"),
-        (single(num_params=[1e6, 0.0, 1e6]), "'num_params' must be positive: row 1 has = 0"),
+        (single(num_params=[1e6, 0.0, 1e6]), "'num_params' must be positive: row 1 has 0; such rows: 1"),
         (single(tokens=[1e6, 1e6, -1.0]), "'tokens' must be positive: row 2"),
         (single(loss=[-0.1, 1.0, 1.0]), "'loss' must be positive"),
         (single(loss_unit=["nats", "bits", "bits"]), "several units"),
