@@ -182,7 +182,7 @@ def fit_joint(
 ) -> JointFit:
     """Fits L = E + A·K^φ/N^α + B/D_eff^β for all languages of a runs table together.
 
-    The languages share φ (drawn to 0), the hierarchical priors of α and β, and the prior of the τ
+    The languages share φ (drawn to 0), the hierarchical priors of α, β and λ, and the prior of the τ
     (`atlas.scaling.joint_prior`), whose means and spreads are estimated from the runs. Noise is on log loss,
     winsorised at 1.345σ and equally correlated within a run on one target; its σ and ρ have the highest Laplace
     marginal likelihood. Rows that evaluate a language which the run does not train are left out.
@@ -344,8 +344,17 @@ def _rounds(state: posterior.State, rows: posterior.Rows, spreads: refinement.Sp
             break
         seen, rho = noise, [*rho[-4:], float(noise[0])]
         # Two places of ρ's grid can each make the other one likelier: then it lies between them.
-        if len(set(rho[::2])) == len(set(rho[1::2])) == 1 and rho[0] != rho[1]:
-            keep = True
-            state = state._replace(noise=state.noise._replace(rho=jnp.float64(0.5 * (rho[0] + rho[1]))))
+        if (middle := _alternating(rho)) is not None:
+            keep, state = True, state._replace(noise=state.noise._replace(rho=jnp.float64(middle)))
     end = refinement.settle(state, linear, rows, spreads, guard, _SETTLED)
     return end, guard, settled and float(end.report.shift) < 1e-3
+
+
+def _alternating(values: list[float]) -> float | None:
+    """The mean of two values between which a list goes to and fro.
+
+    >>> [_alternating(values) for values in ([0.0, 0.1, 0.0, 0.1, 0.0], [0.0, 0.1, 0.1, 0.1, 0.0], [0.0] * 5)]
+    [0.05, None, None]
+    """
+    even, odd = set(values[::2]), set(values[1::2])
+    return sum(even | odd) / 2 if len(even) == len(odd) == 1 and even != odd else None

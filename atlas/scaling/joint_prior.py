@@ -21,13 +21,14 @@ TAU_PRIORS = ("targets", "pairs", "flat")
 LAMBDA_KINDS = ("target", "shared", "source")
 EXPONENT = (np.log(0.33), 0.7)  # of the mean log exponents
 CAPACITY = 0.15  # of φ, around 0
-LAMBDA = (np.log(0.1), 0.7)  # prior mean and standard deviation of log λ
+LAMBDA = (np.log(0.1), 0.7)  # of the mean log λ, or of each where they belong to the sources
 _PINNED = 1e-10  # prior variance of a parameter that is known
 _LEVEL = {"log E": 0.7, "a": 1.5, "b": 1.5}  # prior standard deviations of the three terms' logs
 _TRANSFER = (0.1, 0.2)  # of the mean τ
 _CONTRAST = (0.0, 0.2)  # of what a common family or script adds to it
 _FLAT = 2.0  # standard deviation of τ around 0 where nothing is borrowed
 _EXPONENT_SPREAD = (2.0, 0.15)  # pseudo-observations and standard deviation that each spread is drawn to
+_LAMBDA_SPREAD = (2.0, 0.7)
 _TRANSFER_SPREAD = (3.0, 0.15)
 _KIND_SPREAD = (12.0, np.nan)  # drawn to the spread of all kinds together
 _CONTRAST_SPREAD = (0.3, 0.03)
@@ -59,7 +60,7 @@ def joint_prior(
     prior = posterior.Prior(
         base, means[0], variance, effect, np.float64(_START_EFFECT**2), shared[:, 0], shared[:, 1] ** -2.0
     )
-    return prior, _spreads(kinds, Lt, Ls, np.arange(len(shared)) >= len(shared) - len(labels))
+    return prior, _spreads(kinds, Lt, Ls, np.arange(len(shared)) >= len(shared) - len(labels), lambda_kind)
 
 
 def check_options(
@@ -98,13 +99,13 @@ def _kinds(runs: Runs, families: Mapping[str, str] | None) -> np.ndarray:
 def _means(pairs: np.ndarray, lambda_kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Selector [Lt, p, k] of the means that blocks are drawn to, and mean and deviation [k, 2] of each."""
     count, Lt, Ls = pairs.shape
-    tied = int(lambda_kind == "shared")
-    selector = np.zeros((Lt, TAU + Ls, 2 + tied + count))
+    rates = int(lambda_kind != "source")
+    selector = np.zeros((Lt, TAU + Ls, 2 + rates + count))
     selector[:, LOG_ALPHA, 0] = selector[:, LOG_BETA, 1] = 1.0
-    selector[:, LOG_LAMBDA, 2 : 2 + tied] = 1.0
-    selector[:, TAU:, 2 + tied :] = np.moveaxis(pairs, 0, -1)
+    selector[:, LOG_LAMBDA, 2 : 2 + rates] = 1.0
+    selector[:, TAU:, 2 + rates :] = np.moveaxis(pairs, 0, -1)
     of_pairs = [_TRANSFER] + [_CONTRAST] * (count - 1) if count else []
-    return selector, np.array([EXPONENT, EXPONENT] + [LAMBDA] * tied + of_pairs)
+    return selector, np.array([EXPONENT, EXPONENT] + [LAMBDA] * rates + of_pairs)
 
 
 def _direct(Ls: int, lambda_kind: str, capacity: bool) -> np.ndarray:
@@ -122,8 +123,9 @@ def _blocks(runs: Runs, tau_prior: str, lambda_kind: str) -> tuple[np.ndarray, n
         base[t, posterior.LOG_E] = np.log(0.6 * losses.min())
         base[t, [posterior.LOG_A, posterior.LOG_B]] = np.log(0.2 * np.median(losses))
     deviation[:, [posterior.LOG_E, posterior.LOG_A, posterior.LOG_B]] = list(_LEVEL.values())
-    # Tied to the others' mean, whose prior it then is that counts; idle where repetition belongs to the sources.
-    base[:, LOG_LAMBDA], deviation[:, LOG_LAMBDA] = (0.0, _PINNED**0.5) if lambda_kind == "shared" else LAMBDA
+    # Around the mean of all, or tied to it; idle where repetition belongs to the sources.
+    rate = {"target": (0.0, _LAMBDA_SPREAD[1]), "shared": (0.0, _PINNED**0.5), "source": LAMBDA}
+    base[:, LOG_LAMBDA], deviation[:, LOG_LAMBDA] = rate[lambda_kind]
     if tau_prior == "flat":
         deviation[:, TAU:] = _FLAT
     own = np.arange(Lt)
@@ -131,12 +133,13 @@ def _blocks(runs: Runs, tau_prior: str, lambda_kind: str) -> tuple[np.ndarray, n
     return base, deviation**2
 
 
-def _spreads(kinds: np.ndarray, Lt: int, Ls: int, contrast: np.ndarray) -> Spreads:
-    member = np.zeros((Lt, TAU + Ls, 2 + len(kinds)))
+def _spreads(kinds: np.ndarray, Lt: int, Ls: int, contrast: np.ndarray, lambda_kind: str) -> Spreads:
+    member = np.zeros((Lt, TAU + Ls, 3 + len(kinds)))
     member[:, LOG_ALPHA, 0] = member[:, LOG_BETA, 1] = 1.0
-    member[:, TAU:, 2:] = np.moveaxis(kinds, 0, -1)
-    drawn = np.array([_EXPONENT_SPREAD] * 2 + [_KIND_SPREAD] * len(kinds))
-    alike = np.arange(len(drawn)) >= 2
+    member[:, LOG_LAMBDA, 2] = lambda_kind == "target"
+    member[:, TAU:, 3:] = np.moveaxis(kinds, 0, -1)
+    drawn = np.array([_EXPONENT_SPREAD] * 2 + [_LAMBDA_SPREAD] + [_KIND_SPREAD] * len(kinds))
+    alike = np.arange(len(drawn)) >= 3
     return Spreads(
         member,
         drawn,

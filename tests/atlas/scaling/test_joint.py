@@ -104,15 +104,6 @@ def test_without_noise_the_law_is_exact():
     assert fit.converged and np.abs(tau_errors(fit, law)).max() < 1e-6
 
 
-@pytest.mark.thorough
-def test_a_correlation_between_two_places_of_its_grid_settles():
-    """At each of 0 and 0.05 this study's other parameters make the other one likelier."""
-    law = simulation.truth(10, 7)
-    plan = simulation.mixtures(10, 2, 1 / 3, 5, 0, np.random.default_rng(7))
-    fit = fit_joint(load_runs(simulation.table(law, plan, 7, checkpoints=20)), law.families)
-    assert fit.converged and fit.rho == 0.025
-
-
 def test_runs_that_diverged_lose_their_weight():
     law, table = study(rho=0.3, diverged=0.1)
     fit = fit_joint(load_runs(table), law.families)

@@ -99,10 +99,11 @@ def test_prior_of_a_block_is_that_of_its_effects():
     expected = np.diag(prior.variance[0])
     expected[TAU + 1 :, TAU + 1 :] += prior.effect_variance
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-    # Means: log alpha, log beta, all pairs, what a common family adds, what a common script adds.
-    np.testing.assert_array_equal(prior.selector[0, TAU:, 2], [0, 1, 1, 1, 1, 1])
-    np.testing.assert_array_equal(prior.selector[0, TAU:, 3], [0, 0, 0, 1, 0, 0])
-    np.testing.assert_array_equal(prior.selector[0, TAU:, 4], [0, 1, 1, 0, 0, 0])
+    # Means: log alpha, log beta, log lambda, all pairs, what a common family adds, what a common script adds.
+    np.testing.assert_array_equal(prior.selector[0, :TAU, 2], [0, 0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(prior.selector[0, TAU:, 3], [0, 1, 1, 1, 1, 1])
+    np.testing.assert_array_equal(prior.selector[0, TAU:, 4], [0, 0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(prior.selector[0, TAU:, 5], [0, 1, 1, 0, 0, 0])
 
 
 def test_initial_weights_move_the_start_not_the_optimum():
