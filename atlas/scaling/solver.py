@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 Tree = Any
 _ROUNDING = 1e-14  # relative, of an objective
+_NEGLIGIBLE = 1e-12  # relative to the objective: a decrement that rounding may keep from being gained
+_PROMISE = 0.4  # of a gain, relative to what a quadratic model promises
 
 
 class Arrow(NamedTuple):
@@ -132,6 +134,7 @@ class _Descent(NamedTuple):
     hessian: Tree
     damping: jax.Array
     decrement: jax.Array
+    as_promised: jax.Array  # whether the last step gained what the quadratic model had promised
     iterations: jax.Array
 
 
@@ -151,7 +154,7 @@ def levenberg_marquardt(
       solve: (hessian, gradient, damping) -> step to subtract from x.
       x: where to start.
       iterations: most evaluations.
-      tolerance: stops once gᵀ·step with little damping is below it.
+      tolerance: stops once gᵀ·step with little damping is below it, if that step gained what it promised.
       start: evaluate(x) where it is known.
       damping: of the first step.
 
@@ -159,7 +162,8 @@ def levenberg_marquardt(
     """
 
     def open_(state: _Descent) -> jax.Array:
-        settled = (state.decrement < tolerance) & (state.damping < 1e-2)
+        within = jnp.where(state.as_promised, tolerance, jnp.minimum(tolerance, _NEGLIGIBLE * jnp.abs(state.value)))
+        settled = (state.decrement < within) & (state.damping < 1e-2)
         return (state.iterations < iterations) & ~settled & (state.damping < 1e12)
 
     def advance(state: _Descent) -> _Descent:
@@ -175,15 +179,19 @@ def levenberg_marquardt(
         trial = (x, value, gradient, hessian)
         old = (state.x, state.value, state.gradient, state.hessian)
         kept = jax.tree.map(lambda new, past: jnp.where(better, new, past), trial, old)
-        eased = jnp.where(first, state.damping, jnp.maximum(state.damping * 0.1, 1e-14))
+        # Eased as far as the step kept its promise, gᵀ·step / 2: else the next one would fail (Nielsen).
+        gain = jnp.where(decrement > 0, 2.0 * (state.value - value) / decrement, 1.0)
+        eased = state.damping * jnp.clip(1.0 - (2.0 * gain - 1.0) ** 3, 0.1, 2.0)
+        eased = jnp.where(first, state.damping, jnp.maximum(eased, 1e-14))
         damping = jnp.where(better, eased, state.damping * 5.0)
         decrement = jnp.where(jnp.isfinite(decrement) & ~first, decrement, jnp.inf)
-        return _Descent(*kept, damping, decrement, state.iterations + 1)
+        return _Descent(*kept, damping, decrement, jnp.abs(gain - 1.0) < _PROMISE, state.iterations + 1)
 
     known = start is not None
     if not known:
         start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(evaluate, x))
         start = (jnp.full_like(start[0], jnp.inf), *start[1:])
     one = jnp.ones_like(start[0])
-    end = jax.lax.while_loop(open_, advance, _Descent(x, *start, damping * one, jnp.inf * one, jnp.int32(known)))
+    begin = _Descent(x, *start, damping * one, jnp.inf * one, one > 0, jnp.int32(known))
+    end = jax.lax.while_loop(open_, advance, begin)
     return Optimum(end.x, end.value, end.hessian, end.decrement, end.iterations)
