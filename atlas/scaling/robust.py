@@ -113,8 +113,13 @@ def descend(
     def value(x: jax.Array) -> jax.Array:
         return penalised(law, raw, x, problem, scale)
 
+    def slope(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        found, slope = jax.value_and_grad(value)(x)
+        return slope, (found, slope)
+
     def evaluate(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return value(x), jax.grad(value)(x), jax.hessian(value)(x)
+        hessian, (found, gradient) = jax.jacfwd(slope, has_aux=True)(x)
+        return found, gradient, hessian
 
     rounding = 1e-17 * jnp.sum(problem.weight) * jnp.minimum(problem.corner, 1e-2)
     return levenberg_marquardt(evaluate, _newton, x, steps, jnp.maximum(tolerance, rounding))
