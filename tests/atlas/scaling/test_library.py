@@ -68,7 +68,7 @@ def test_over_training_is_chinchilla_with_both_exponents_tied():
     assert (2 * eta, other.values["a"] * 6**-eta) == pytest.approx((tied.values["alpha"], tied.values["A"]), rel=1e-6)
 
 
-@pytest.mark.parametrize("truth", ["farseer", "chinchilla"])
+@pytest.mark.parametrize("truth", [pytest.param("farseer", marks=pytest.mark.thorough), "chinchilla"])
 def test_the_law_that_made_the_data_is_chosen(truth):
     table = compare(["chinchilla", "farseer"], runs_of(truth, sigma=0.002))
     assert table["law"][0] == truth, table
