@@ -11,6 +11,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.D
 COMMANDS = [" ".join(line.split()) for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 # Continuous integration runs the two long ones; capitals stand for the reader's own directories.
 LONG = re.compile(r"quickstart\.py|[A-Z]{3,}")
+SLOW = re.compile(r"study|benchmark|plan mixture")
 SHORT = [command for command in COMMANDS if command.startswith("python -m experiments") and not LONG.search(command)]
 
 
@@ -18,7 +19,10 @@ def test_readme_has_commands_to_check():
     assert len(SHORT) >= 5
 
 
-@pytest.mark.parametrize("command", SHORT)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(command, marks=[pytest.mark.thorough] if SLOW.search(command) else []) for command in SHORT],
+)
 def test_readme_command_works(command, tmp_path):
     arguments = shlex.split(command.replace("/tmp/", f"{tmp_path}/"), comments=True)[1:]
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600)

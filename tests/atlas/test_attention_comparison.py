@@ -42,6 +42,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return directory
 
 
+@pytest.mark.thorough
 def test_table_has_every_kind_and_number(workdir):
     table = pd.read_csv(workdir / "table.csv", index_col="kind")
     assert tuple(table.index) == KINDS
@@ -67,6 +68,7 @@ def test_table_has_every_kind_and_number(workdir):
     assert list(pd.read_csv(workdir / "learning_rates.csv").diverged) == [True]
 
 
+@pytest.mark.thorough
 def test_numbers_are_those_of_the_runs(workdir):
     config = tiny()
     table = pd.read_csv(workdir / "table.csv", index_col="kind")
@@ -87,6 +89,7 @@ def test_numbers_are_those_of_the_runs(workdir):
     )
 
 
+@pytest.mark.thorough
 def test_leaves_figures_and_a_summary(workdir):
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["command"] == "a command"
@@ -100,6 +103,7 @@ def test_leaves_figures_and_a_summary(workdir):
     }
 
 
+@pytest.mark.thorough
 def test_finished_comparison_trains_and_measures_nothing(workdir, monkeypatch):
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("a finished run was read again")

@@ -21,6 +21,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return directory
 
 
+@pytest.mark.thorough
 def test_leaves_every_output(workdir):
     for name in study.OUTPUTS:
         assert (workdir / name).stat().st_size > 0, name
@@ -30,6 +31,7 @@ def test_leaves_every_output(workdir):
     assert (workdir / "report.html").read_text().count("data:image/png;base64") >= 5
 
 
+@pytest.mark.thorough
 def test_table_has_a_row_for_every_language_of_every_branch(workdir):
     config = smoke.get_config()
     table = pd.read_csv(workdir / "runs.csv")
@@ -38,6 +40,7 @@ def test_table_has_a_row_for_every_language_of_every_branch(workdir):
     assert set(tokens) == {steps * config.train.batch_size * config.data.window for steps in config.train.steps}
 
 
+@pytest.mark.thorough
 def test_finished_study_returns_at_once(workdir, monkeypatch):
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("a finished study was analysed again")

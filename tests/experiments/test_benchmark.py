@@ -18,6 +18,7 @@ def benchmark(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=quick, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.thorough
 def test_attention_compares_every_path_with_the_peer(tmp_path):
     done = benchmark("--suite=attention", "--lengths=128", f"--json={tmp_path / 'speed.json'}")
     assert done.returncode == 0, done.stderr

@@ -144,6 +144,7 @@ def test_a_degenerate_fit_is_announced(truth, tmp_path):
     assert "(0.9 [" in text  # a parameter that is not identified stands in brackets
 
 
+@pytest.mark.thorough
 def test_fifty_languages(truth, tmp_path):
     world = truth(50)
     runs = world.runs(sizes=(1e5,), pairs=False, uneven=0, phases=("cooldown",))

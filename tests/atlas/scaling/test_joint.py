@@ -149,6 +149,7 @@ def test_two_sizes_leave_the_size_term_open():
     assert fit.parameters["beta[l0]"].identified
 
 
+@pytest.mark.thorough
 def test_unseen_mixtures_beat_the_data_constrained_law():
     law, table = study((5, 2, 20, 12), rho=0.3)
     runs = load_runs(table)

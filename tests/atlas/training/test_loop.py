@@ -43,6 +43,7 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, uninterrupted, deat
     assert outcome(tmp_path, {}) == uninterrupted
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_saves_its_step_and_continues(tmp_path, uninterrupted, number):
     never = {"train.checkpoint_every": 0}
@@ -73,6 +74,7 @@ def test_logs_every_step_once(uninterrupted):
     assert steps == sorted([("cooldown-6", 6), ("cooldown-12", 11), ("cooldown-12", 12), *trunk])
 
 
+@pytest.mark.thorough
 def test_branch_equals_a_run_of_its_own_length(tmp_path, corpus, uninterrupted):
     changes = {"train.steps": [6]}
     train([config_of(changes)], corpus, tmp_path)
@@ -93,6 +95,7 @@ def smooth(tmp_path_factory: pytest.TempPathFactory, corpus) -> np.ndarray:
     return final_losses(workdir, SMOOTH)
 
 
+@pytest.mark.thorough
 def test_population_equals_single_runs(tmp_path, corpus):
     """vmap batches the same arithmetic, so results agree to the rounding that a few float32 steps accumulate."""
     mixtures = ["a1", "a2", "uniform(*)", "b1:0.9,a1:0.1"]
@@ -115,6 +118,7 @@ def test_eight_devices_train_like_one(tmp_path, smooth):
     np.testing.assert_allclose(final_losses(tmp_path, changes), smooth, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_two_processes_train_like_one(tmp_path, smooth, unused_port):
     environment = {"JAX_COORDINATOR_ADDRESS": f"localhost:{unused_port}", "JAX_NUM_PROCESSES": "2"}
     workers = [start_worker(tmp_path, SMOOTH, JAX_PROCESS_ID=str(index), **environment) for index in range(2)]
@@ -122,6 +126,7 @@ def test_two_processes_train_like_one(tmp_path, smooth, unused_port):
     np.testing.assert_allclose(final_losses(tmp_path, SMOOTH), smooth, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("attention", ["gated", "gated_sparse"])
 def test_continues_from_another_run(tmp_path, corpus, attention):
     kind = {"model.attention": attention}

@@ -108,9 +108,9 @@ DRAWS = 100_000
 SAMPLERS = [
     ("ar", "exact", None),
     ("tli", "exact", 2),
-    ("tli", "rejection", 3),
-    ("tli", "block", 3),
-    ("same", "rejection", 2),
+    pytest.param("tli", "rejection", 3, marks=pytest.mark.thorough),
+    pytest.param("tli", "block", 3, marks=pytest.mark.thorough),
+    pytest.param("same", "rejection", 2, marks=pytest.mark.thorough),
 ]
 HOST_SAMPLERS = [
     ("lookup", "exact", 2),
