@@ -8,7 +8,7 @@ Its time on an accelerator has not been measured yet; on a CPU use configs/mini.
 """
 
 from atlas.data import DataConfig
-from atlas.study import StudyConfig
+from atlas.studies.scaling_study import StudyConfig
 from atlas.training import RunConfig, TrainConfig
 from configs.design import decoder, design
 

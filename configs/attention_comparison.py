@@ -12,10 +12,10 @@ second command gave on real text, where and in what time.
 
 import dataclasses
 
-from atlas.attention_comparison import RATES, ComparisonConfig
 from atlas.data import DataConfig, mixtures
 from atlas.data.tasks import TASKS
 from atlas.errors import UserError
+from atlas.studies.attention_comparison import RATES, ComparisonConfig
 from atlas.training import RunConfig, TrainConfig, vary
 from models import ModelConfig, count_params
 from models.config import ATTENTION_KINDS

@@ -7,7 +7,7 @@ of up to 0.8 million byte tokens; experiments/results/documentation/ has what it
 """
 
 from atlas.data import DataConfig
-from atlas.study import StudyConfig
+from atlas.studies.scaling_study import StudyConfig
 from atlas.training import RunConfig, TrainConfig
 from configs.design import decoder, design, run_of
 

@@ -6,7 +6,7 @@ It has not been timed yet.
 """
 
 from atlas.data import DataConfig
-from atlas.study import StudyConfig
+from atlas.studies.scaling_study import StudyConfig
 from atlas.training import RunConfig, TrainConfig
 from configs.design import decoder, design
 

@@ -7,7 +7,7 @@ a1 and a2 are sisters, b1 and b2 are sisters, and an a and a b are strangers: th
 """
 
 from atlas.data import DataConfig
-from atlas.study import StudyConfig
+from atlas.studies.scaling_study import StudyConfig
 from atlas.training import RunConfig, TrainConfig
 from configs.design import decoder, design
 

@@ -6,7 +6,7 @@ Far too small to conclude anything from.
 """
 
 from atlas.data import DataConfig
-from atlas.study import StudyConfig
+from atlas.studies.scaling_study import StudyConfig
 from atlas.training import RunConfig, TrainConfig
 from configs.design import decoder, design
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from atlas import attention_comparison as comparison
+from atlas.studies import attention_comparison as comparison
 from experiments import _app
 
 _CONFIG = _app.define_config()

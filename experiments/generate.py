@@ -17,7 +17,7 @@ from absl import flags
 
 from atlas.errors import UserError
 from atlas.files import write_atomically
-from atlas.voices import load_voice
+from atlas.studies.voices import load_voice
 from experiments._app import require, run
 from models.decoding import METHODS, VERIFICATIONS, Sampling, Voice, Written, compare, tokens_per_second, write_text
 

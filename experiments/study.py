@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import pandas as pd
 from absl import flags
 
-from atlas import study
+from atlas.studies import scaling_study as study
 from experiments import _app
 
 _CONFIG = _app.define_config()

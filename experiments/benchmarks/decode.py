@@ -28,7 +28,7 @@ import jax
 from tqdm import tqdm
 
 from atlas.errors import unknown
-from atlas.voices import load_voice
+from atlas.studies.voices import load_voice
 from experiments.benchmarks.pair import SHAPES, make_pair
 from experiments.benchmarks.run import Run
 from models.decoding import Sampling, Voice, write

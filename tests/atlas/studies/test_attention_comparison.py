@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas import attention_comparison as comparison
-from atlas.attention_comparison import RATES
 from atlas.errors import UserError
+from atlas.studies import attention_comparison as comparison
+from atlas.studies.attention_comparison import RATES
 from atlas.training import RunConfig, run_id
 from configs import attention_comparison
 from models.config import ATTENTION_KINDS, count_params

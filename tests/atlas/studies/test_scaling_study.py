@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas import study
+from atlas.studies import scaling_study as study
 from configs import smoke
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 QUICKSTART = ROOT / "experiments" / "results" / "quickstart" / "runs.csv"
 
 
