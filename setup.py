@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["atlas*", "models*", "experiments*", "configs*"]),
-    package_data={"models": ["*.csv"], "atlas.scaling.published": ["*.csv", "*.md"]},
+    package_data={"models": ["*.csv"], "atlas.scaling.table.published": ["*.csv", "*.md"]},
     install_requires=[
         # Upper caps where a library has broken us between minor versions.
         "jax>=0.10,<0.11",

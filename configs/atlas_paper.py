@@ -19,7 +19,7 @@ nobody has run it with this code. Where the paper counts without naming, this fi
 import itertools
 
 from atlas.data import DataConfig
-from atlas.scaling.published import table
+from atlas.scaling.table.published import table
 from atlas.training import RunConfig, SweepConfig, TrainConfig, run_id, vary
 from models import shape_config
 from models.config import count_params

@@ -19,11 +19,11 @@ from atlas.errors import UserError, unknown
 from atlas.files import write_atomically
 from atlas.scaling import Fit, JointFit, Runs, bootstrap, fit, fit_joint, heldout, load_runs
 from atlas.scaling.holdout import SPLITS
-from atlas.scaling.joint_prior import LAMBDA_KINDS, TAU_PRIORS
-from atlas.scaling.library import LAWS
-from atlas.scaling.practice import advice
-from atlas.scaling.relatedness import labels, starting_tau
-from atlas.scaling.series import OBJECTIVES
+from atlas.scaling.joint.prior import LAMBDA_KINDS, TAU_PRIORS
+from atlas.scaling.planning.practice import advice
+from atlas.scaling.single.fit import OBJECTIVES
+from atlas.scaling.single.library import LAWS
+from atlas.scaling.table.labels import labels, starting_tau
 from experiments._app import require, run
 
 _RUNS = flags.DEFINE_string("runs", "", "runs table: CSV or Parquet, one row an evaluation")

@@ -21,17 +21,19 @@ from absl import flags
 
 from atlas.errors import UserError, unknown
 from atlas.files import write_atomically
-from atlas.scaling import Runs, fit_joint, planning, published
-from atlas.scaling.completion import Completion, complete, fitted_scores
-from atlas.scaling.crossover import crossover_law, measured_crossovers
-from atlas.scaling.draws import JointDraws, joint_draws, law_draws, refitted
+from atlas.scaling import Runs, fit_joint
 from atlas.scaling.estimates import Z90
-from atlas.scaling.expansion import PUBLISHED_EXPONENTS, CapacityExponents
-from atlas.scaling.laws import FLOPS_PER_PARAMETER_TOKEN
-from atlas.scaling.mixtures import MixtureLaw, TrustRegion, optimal_mixture
-from atlas.scaling.next_runs import candidate_runs, goal_of, next_runs
-from atlas.scaling.relatedness import labels
-from atlas.scaling.runs import load_runs
+from atlas.scaling.joint.draws import JointDraws, joint_draws, law_draws, refitted
+from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
+from atlas.scaling.planning import allocation as planning
+from atlas.scaling.planning.crossover import crossover_law, measured_crossovers
+from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, CapacityExponents
+from atlas.scaling.planning.mixtures import MixtureLaw, TrustRegion, optimal_mixture
+from atlas.scaling.planning.next_runs import candidate_runs, goal_of, next_runs
+from atlas.scaling.table import published
+from atlas.scaling.table.labels import labels
+from atlas.scaling.table.runs import load_runs
+from atlas.scaling.transfer.completion import Completion, complete, fitted_scores
 from experiments import _app
 
 _MULTIPLIER = flags.DEFINE_list("multiplier", ["2", "4", "8", "16"], "expand: times as many languages")

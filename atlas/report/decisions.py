@@ -11,9 +11,9 @@ from matplotlib.patches import Rectangle
 
 from atlas.report import style
 from atlas.report.style import COLOURS, FAINT, INK, MUTED
-from atlas.scaling.expansion import CapacityExponents, expand, iso_loss
-from atlas.scaling.joint import JointFit
-from atlas.scaling.mixtures import MixturePlan
+from atlas.scaling.joint.fit import JointFit
+from atlas.scaling.planning.expansion import CapacityExponents, expand, iso_loss
+from atlas.scaling.planning.mixtures import MixturePlan
 
 _NUMBERS_UP_TO = 10  # languages, beyond which cells are too small for figures
 
@@ -165,7 +165,7 @@ def iso_loss_curves(law: CapacityExponents, share: float | None, origin: str) ->
     points.
 
     Args:
-      law, share: see `atlas.scaling.expansion.expand`.
+      law, share: see `atlas.scaling.planning.expansion.expand`.
       origin: where the law is from, for the title.
     """
     figure = style.canvas(4.2, 0.8 * style.WIDTH)

@@ -8,9 +8,9 @@ from matplotlib.lines import Line2D
 
 from atlas.report import style
 from atlas.report.style import COLOURS, FAINT, INK, MUTED
-from atlas.scaling.joint import JointFit
-from atlas.scaling.mixtures import MixtureLaw
-from atlas.scaling.runs import Runs
+from atlas.scaling.joint.fit import JointFit
+from atlas.scaling.planning.mixtures import MixtureLaw
+from atlas.scaling.table.runs import Runs
 
 _Z90 = 1.645
 _K_STYLES = ((1, "-", "1 language"), (2, (0, (4, 1.5)), "2 languages"), (np.inf, (0, (1, 1.2)), "more"))

@@ -14,10 +14,10 @@ from atlas.errors import UserError
 from atlas.files import write_atomically
 from atlas.report import decisions, figures, style
 from atlas.report.summary import StudySummary
-from atlas.scaling.expansion import PUBLISHED_EXPONENTS
-from atlas.scaling.planning import expansion_table
-from atlas.scaling.runs import Runs, load_runs
-from atlas.scaling.transfer import latest_scores, score_matrix, tau_from_score
+from atlas.scaling.planning.allocation import expansion_table
+from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS
+from atlas.scaling.table.runs import Runs, load_runs
+from atlas.scaling.transfer.scores import latest_scores, score_matrix, tau_from_score
 
 _DPI = 150
 _WARNINGS = 10  # shown unfolded

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from atlas.scaling.capacity import CapacityFit
-from atlas.scaling.joint import JointFit
-from atlas.scaling.mixtures import MixturePlan
+from atlas.scaling.joint.fit import JointFit
+from atlas.scaling.planning.mixtures import MixturePlan
+from atlas.scaling.transfer.capacity import CapacityFit
 
 
 @dataclasses.dataclass(frozen=True)

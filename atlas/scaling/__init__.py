@@ -16,13 +16,13 @@ and to the law of all languages:
     loss, deviation = law.predict(N=1e9, D=[1e10, 2e9], U=[5e9, 2e9], target="fr")
 """
 
-from atlas.scaling.comparison import compare
 from atlas.scaling.estimates import Estimate
 from atlas.scaling.holdout import heldout, heldout_predictions
-from atlas.scaling.joint import JointFit, fit_joint
-from atlas.scaling.resampling import bootstrap
-from atlas.scaling.runs import Runs, load_runs
-from atlas.scaling.series import Fit, fit
+from atlas.scaling.joint.fit import JointFit, fit_joint
+from atlas.scaling.single.bootstrap import bootstrap
+from atlas.scaling.single.comparison import compare
+from atlas.scaling.single.fit import Fit, fit
+from atlas.scaling.table.runs import Runs, load_runs
 
 __all__ = [
     "Estimate",

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from atlas.errors import UserError, unknown
-from atlas.scaling.joint import fit_joint
-from atlas.scaling.library import LAWS
-from atlas.scaling.runs import Runs
-from atlas.scaling.series import fit
+from atlas.scaling.joint.fit import fit_joint
+from atlas.scaling.single.fit import fit
+from atlas.scaling.single.library import LAWS
+from atlas.scaling.table.runs import Runs
 
 SPLITS = ("largest_n", "largest_d", "top_compute", "mixture", "random", "guide", "smallest_n")
 _FRACTION = 0.2  # of the runs, as in ATLAS's own protocol

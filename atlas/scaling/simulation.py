@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from atlas.scaling import laws
+from atlas.scaling import law as laws
 
 # Hoffmann et al.'s third method as Besiroglu et al. refitted it (arXiv 2404.10102).
 CHINCHILLA = {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658}

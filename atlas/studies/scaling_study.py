@@ -17,14 +17,14 @@ from atlas import report
 from atlas.errors import UserError
 from atlas.files import write_atomically
 from atlas.scaling import JointFit, Runs, fit_joint, heldout, heldout_predictions, load_runs
-from atlas.scaling.capacity import capacity_rows, fit_capacity
-from atlas.scaling.checks import is_continued
-from atlas.scaling.laws import FLOPS_PER_PARAMETER_TOKEN
-from atlas.scaling.mixtures import MixtureLaw, MixturePlan, TrustRegion, optimal_mixture
-from atlas.scaling.planning import expansion_table
-from atlas.scaling.published import transfer_scores
-from atlas.scaling.relatedness import labels, starting_tau
-from atlas.scaling.transfer import bilingual_transfer_scores, score_from_tau
+from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
+from atlas.scaling.planning.allocation import expansion_table
+from atlas.scaling.planning.mixtures import MixtureLaw, MixturePlan, TrustRegion, optimal_mixture
+from atlas.scaling.table.checks import is_continued
+from atlas.scaling.table.labels import labels, starting_tau
+from atlas.scaling.table.published import transfer_scores
+from atlas.scaling.transfer.capacity import capacity_rows, fit_capacity
+from atlas.scaling.transfer.scores import bilingual_transfer_scores, score_from_tau
 from atlas.training import RunConfig, SweepConfig, run_sweep, runs_table
 from atlas.training.loop import COOLDOWN, METRICS
 from atlas.training.metrics import JsonLines

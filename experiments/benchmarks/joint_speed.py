@@ -11,9 +11,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from atlas.scaling import JointFit, fit_joint, load_runs, posterior, refinement, simulation
-from atlas.scaling.joint import start_tau
-from atlas.scaling.mixtures import MixtureLaw, TrustRegion, optimal_mixture
+from atlas.scaling import JointFit, fit_joint, load_runs, simulation
+from atlas.scaling.joint import rounds as refinement
+from atlas.scaling.joint import system as posterior
+from atlas.scaling.joint.fit import start_tau
+from atlas.scaling.planning.mixtures import MixtureLaw, TrustRegion, optimal_mixture
 from atlas.scaling.solver import Coordinates
 from experiments.benchmarks import optimum
 from experiments.benchmarks.optimum import Problem

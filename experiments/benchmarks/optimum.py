@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atlas.scaling import JointFit, posterior, refinement
-from atlas.scaling.joint import Record, rows_by_target
-from atlas.scaling.joint_prior import joint_prior
-from atlas.scaling.joint_sensitivity import influence, prediction_gradients
+from atlas.scaling import JointFit
+from atlas.scaling.joint import rounds as refinement
+from atlas.scaling.joint import system as posterior
+from atlas.scaling.joint.fit import Record, rows_by_target
+from atlas.scaling.joint.influence import influence, prediction_gradients
+from atlas.scaling.joint.prior import joint_prior
 from atlas.scaling.simulation import Truth
 from atlas.scaling.solver import Arrow, Coordinates
 

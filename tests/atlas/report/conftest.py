@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from atlas.scaling.estimates import Estimate
-from atlas.scaling.joint import JointFit
+from atlas.scaling.joint.fit import JointFit
 
 NAMES = ("E", "A", "alpha", "B", "beta", "lambda")
 UNIQUE = 2e7

@@ -9,12 +9,12 @@ import pytest
 from matplotlib import image
 
 from atlas.report import StudySummary, decisions, figures, style, write_report
-from atlas.scaling.capacity import CapacityFit
 from atlas.scaling.estimates import Estimate
-from atlas.scaling.mixtures import MixturePlan
-from atlas.scaling.planning import expansion_table
-from atlas.scaling.runs import load_runs
-from atlas.scaling.transfer import bilingual_transfer_scores
+from atlas.scaling.planning.allocation import expansion_table
+from atlas.scaling.planning.mixtures import MixturePlan
+from atlas.scaling.table.runs import load_runs
+from atlas.scaling.transfer.capacity import CapacityFit
+from atlas.scaling.transfer.scores import bilingual_transfer_scores
 
 VOID = {"meta", "img", "br"}
 

@@ -1,0 +1,298 @@
+"""Numerics of the joint fit: rows of all target languages, noise, priors, and the linear system they make.
+
+Every target language t has a block θ_t = (log E, a, log α, b, log β, log λ, τ_{t←s} for all Ls sources) with
+a = log(A/N₀^α) and b = log(B/D₀^β), N₀ and D₀ being geometric means: in these units the blocks are well
+conditioned. The τ of a target on itself is pinned at 1. Shared parameters are h direct ones, which the law itself
+holds (φ, and log λ of every source where repetition belongs to the source), then the means that the blocks are
+drawn to. Arrays carry t target, r row, g group (the rows of one run on one target), s source, p and q parameters.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from atlas.scaling import law as laws
+from atlas.scaling.solver import Arrow, Coordinates, factor
+
+LOG_E, LOG_A, LOG_ALPHA, LOG_B, LOG_BETA, LOG_LAMBDA, TAU = range(7)
+PHI, SOURCE_LAMBDA = range(2)  # in the direct shared parameters
+
+HUBER_VARIANCE = 1.0526  # variance of winsorised residual / slope, in units of σ²
+HUBER = 1.345  # 95 % efficient under Gaussian noise
+_HUBER_SLOPE = 0.8213  # P(|x| < 1.345), the mean slope of the winsorised residual
+
+
+class Rows(NamedTuple):
+    """Evaluations by target; N in N₀, D and U in D₀. A padded row has weight 0 and harmless values."""
+
+    log_loss: jax.Array  # [t, r]
+    N: jax.Array  # [t, r]
+    D: jax.Array  # [t, r, s]
+    U: jax.Array  # [t, r, s]
+    weight: jax.Array  # [t, r] 1 or 0
+    group: jax.Array  # [t, r] int
+    group_size: jax.Array  # [t, g] 0 where padded
+    group_run: jax.Array  # [t, g] int, index into the runs
+    languages: jax.Array  # [t, r] effective number K of the mixture
+
+
+class Prior(NamedTuple):
+    """Normal priors: θ_t around base + selector · means, the shared parameters around their own mean.
+
+    A block's parameters vary alone, and those with effect 1 (the τ of other languages) also all together.
+    """
+
+    base: jax.Array  # [t, p]
+    selector: jax.Array  # [t, p, k] 0 or 1; the means are the last k shared parameters
+    variance: jax.Array  # [t, p]
+    effect: jax.Array  # [t, p] 0 or 1
+    effect_variance: jax.Array
+    shared_mean: jax.Array  # [q]
+    shared_precision: jax.Array  # [q]
+
+
+class Noise(NamedTuple):
+    """Log-loss noise: variance, correlation within a run on one target, weight of every run, and where rows are
+    winsorised."""
+
+    variance: jax.Array
+    rho: jax.Array
+    run_weight: jax.Array  # [runs]
+    clip: jax.Array  # residual
+
+    @property
+    def scale(self) -> jax.Array:
+        """Variance of what the rows of a run do not share."""
+        return self.variance * (1.0 - self.rho)
+
+    @property
+    def corner(self) -> jax.Array:
+        """1.345σ, where Huber winsorises."""
+        return HUBER * jnp.sqrt(self.variance / HUBER_VARIANCE)
+
+
+class State(NamedTuple):
+    x: Coordinates
+    noise: Noise
+    prior: Prior
+
+
+class Linear(NamedTuple):
+    """The law of all rows near one point."""
+
+    log_loss: jax.Array  # [t, r]
+    jacobian: jax.Array  # [t, r, p+h] by θ_t and the direct shared parameters
+
+
+class Sums(NamedTuple):
+    """Sufficient statistics of a linearised fit for any ρ: over rows, and per group of correlated rows."""
+
+    residual: jax.Array  # Σ w r²
+    gradient: jax.Array  # [t, p+h] Σ w r J
+    hessian: jax.Array  # [t, p+h, p+h] Σ w J Jᵀ
+    group_residual: jax.Array  # [t, g] Σ r
+    group_jacobian: jax.Array  # [t, g, p+h] Σ J
+
+
+def log_loss(theta: jax.Array, direct: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, guard: jax.Array):
+    """log of `laws.atlas` for one row, from a block θ [p] and the direct shared [h]; N in N₀, D and U [s] in D₀."""
+    total = jnp.sum(D)
+    z = theta[TAU:] @ laws.saturation(D, U, repetition(theta, direct)) / total
+    return _log_loss(theta[:LOG_LAMBDA], z, direct[PHI], N, total, laws.num_languages(D), guard)
+
+
+def _log_loss(levels, z, phi, N, total, languages, guard) -> jax.Array:
+    E, A, alpha, B, beta = jnp.exp(levels)
+    return jnp.log(laws.chinchilla(N, total * laws.kept_positive(z, guard), E, A * languages**phi, alpha, B, beta))
+
+
+def _slopes(theta, direct, N, D, U, languages, guard) -> tuple[jax.Array, jax.Array]:
+    """`log_loss` of one row and its slopes [p+h]: transfer and repetition reach it through z alone."""
+    total, transfer, by_source = jnp.sum(D), theta[TAU:], len(direct) > 1
+    rate = jnp.broadcast_to(direct[SOURCE_LAMBDA:] if by_source else theta[LOG_LAMBDA], D.shape)
+    S, bend = jax.jvp(lambda rate: laws.saturation(D, U, jnp.exp(rate)), (rate,), (jnp.ones_like(rate),))
+    at = (theta[:LOG_LAMBDA], transfer @ S / total, direct[PHI], N, total, languages, guard)
+    value, (by_level, by_z, by_phi) = jax.value_and_grad(_log_loss, (0, 1, 2))(*at)
+    by_z = by_z / total
+    by_rate = by_z * transfer * bend
+    own_rate, of_sources = (0.0, by_rate) if by_source else (jnp.sum(by_rate), by_rate[:0])
+    return value, jnp.concatenate([by_level, jnp.array([own_rate]), by_z * S, by_phi[None], of_sources])
+
+
+def repetition(theta: jax.Array, direct: jax.Array) -> jax.Array:
+    """λ of one target's law: its own, or [s] where repetition belongs to the sources."""
+    return jnp.exp(direct[SOURCE_LAMBDA:] if len(direct) > 1 else theta[LOG_LAMBDA])
+
+
+def direct_part(x: Coordinates, prior: Prior) -> jax.Array:
+    """[h] the shared parameters that the law itself holds."""
+    return x.shared[: len(x.shared) - prior.selector.shape[-1]]
+
+
+def predictions(state: State, rows: Rows, guard: jax.Array) -> jax.Array:
+    """Log losses [t, r]."""
+    by_row = jax.vmap(log_loss, (None, None, 0, 0, 0, None))
+    by_target = jax.vmap(by_row, (0, None, 0, 0, 0, None))
+    return by_target(state.x.own, direct_part(state.x, state.prior), rows.N, rows.D, rows.U, guard)
+
+
+@jax.jit
+def linearise(state: State, rows: Rows, guard: jax.Array) -> Linear:
+    by_row = jax.vmap(_slopes, (None, None, 0, 0, 0, 0, None))
+    by_target = jax.vmap(by_row, (0, None, 0, 0, 0, 0, None))
+    direct = direct_part(state.x, state.prior)
+    return Linear(*by_target(state.x.own, direct, rows.N, rows.D, rows.U, rows.languages, guard))
+
+
+def by_group(values: jax.Array, rows: Rows) -> jax.Array:
+    """Sums [t, g, …] over the rows of every group."""
+    groups = rows.group_size.shape[1]
+    return jax.vmap(partial(jax.ops.segment_sum, num_segments=groups, indices_are_sorted=True))(values, rows.group)
+
+
+def row_weights(noise: Noise, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    """Weights of groups [t, g] and of their rows [t, r]."""
+    of_group = noise.run_weight[rows.group_run]
+    return of_group, rows.weight * jnp.take_along_axis(of_group, rows.group, 1)
+
+
+def shrinkage(size: jax.Array, rho: jax.Array) -> jax.Array:
+    """k of the inverse (I − k·11ᵀ)/(1 − ρ) of m equally correlated rows, (1 − ρ)I + ρ·11ᵀ."""
+    ratio = rho / (1.0 - rho)
+    return ratio / (1.0 + ratio * size)
+
+
+def sums(residual: jax.Array, jacobian: jax.Array, rows: Rows, noise: Noise) -> Sums:
+    _, weight = row_weights(noise, rows)
+    weighted = jacobian * weight[..., None]
+    return Sums(
+        jnp.sum(weight * residual**2),
+        jnp.einsum("trp,tr->tp", weighted, residual),
+        jnp.einsum("trp,trk->tpk", weighted, jacobian),
+        by_group(rows.weight * residual, rows),
+        by_group(rows.weight[..., None] * jacobian, rows),
+    )
+
+
+def whitened(sums: Sums, rows: Rows, noise: Noise, rho: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Residual square, gradient and Hessian under equal correlation ρ within a group, in units of σ²(1 − ρ)."""
+    shrink = noise.run_weight[rows.group_run] * shrinkage(rows.group_size, rho)
+    shrunk = sums.group_jacobian * shrink[..., None]
+    square = sums.residual - jnp.sum(shrink * sums.group_residual**2)
+    gradient = sums.gradient - jnp.einsum("tgp,tg->tp", shrunk, sums.group_residual)
+    return square, gradient, sums.hessian - jnp.einsum("tgp,tgk->tpk", shrunk, sums.group_jacobian)
+
+
+def winsorised(residual: jax.Array, noise: Noise) -> jax.Array:
+    """Huber's pseudo-residuals: clipped and rescaled; least squares on them is the M-estimate.
+
+    Unlike reweighting, this leaves the variance of the estimate and the correlation within runs as they are.
+    """
+    return jnp.clip(residual, -noise.clip, noise.clip) / _HUBER_SLOPE
+
+
+def winsorised_slope(residual: jax.Array, noise: Noise) -> jax.Array:
+    """Derivative of `winsorised` by the residual."""
+    return (jnp.abs(residual) < noise.clip) / _HUBER_SLOPE
+
+
+def precision(prior: Prior) -> jax.Array:
+    """[t, p, p] of the blocks around what they are drawn to."""
+    alone = 1.0 / prior.variance
+    moved = prior.effect * alone
+    spread = effect_spread(prior)
+    return jax.vmap(jnp.diag)(alone) - jnp.einsum("t,tp,tk->tpk", spread, moved, moved)
+
+
+def effect_spread(prior: Prior) -> jax.Array:
+    """[t] variance that a target's effect keeps once its parameters are known."""
+    return prior.effect_variance / (1.0 + prior.effect_variance * jnp.sum(prior.effect / prior.variance, 1))
+
+
+def gap(x: Coordinates, prior: Prior) -> jax.Array:
+    """[t, p] distance of the blocks from what they are drawn to."""
+    return x.own - prior.base - prior.selector @ x.shared[len(x.shared) - prior.selector.shape[-1] :]
+
+
+def penalty(x: Coordinates, prior: Prior) -> jax.Array:
+    """Minus the log prior, without its constants."""
+    own = jnp.einsum("tp,tpk,tk->", gap(x, prior), precision(prior), gap(x, prior))
+    return 0.5 * (own + jnp.sum(prior.shared_precision * (x.shared - prior.shared_mean) ** 2))
+
+
+def system(
+    x: Coordinates, gradient: jax.Array, hessian: jax.Array, scale: jax.Array, prior: Prior
+) -> tuple[Coordinates, Arrow]:
+    """Gradient and Hessian of minus the log posterior, from the whitened sums over `scale` and the prior."""
+    p = x.own.shape[1]
+    own_precision = precision(prior)
+    pull = jnp.einsum("tpk,tk->tp", own_precision, gap(x, prior))
+    drawn = jnp.einsum("tpk,tkq->tpq", own_precision, prior.selector)
+    shared = jnp.concatenate([jnp.sum(gradient[:, p:], 0) / scale, jnp.einsum("tpq,tp->q", prior.selector, pull)])
+    shared = prior.shared_precision * (x.shared - prior.shared_mean) - shared
+    border = jnp.concatenate([hessian[:, :p, p:] / scale, -drawn], -1)
+    by_law, by_means = jnp.sum(hessian[:, p:, p:], 0) / scale, jnp.einsum("tpq,tpk->qk", prior.selector, drawn)
+    corner = jax.scipy.linalg.block_diag(by_law, by_means) + jnp.diag(prior.shared_precision)
+    slope = Coordinates(-gradient[:, :p] / scale + pull, shared)
+    return slope, Arrow(hessian[:, :p, :p] / scale + own_precision, border, corner)
+
+
+def told(hessian: jax.Array, scale: jax.Array, prior: Prior) -> Coordinates:
+    """The diagonal of the Hessian that the rows alone make."""
+    means, p = prior.selector.shape[-1], prior.base.shape[1]
+    diagonal = jnp.diagonal(hessian, axis1=1, axis2=2) / scale
+    return Coordinates(diagonal[:, :p], jnp.append(jnp.sum(diagonal[:, p:], 0), jnp.zeros(means)))
+
+
+def covariance(matrix: Arrow, h: int) -> tuple[jax.Array, Arrow]:
+    """Covariance of θ_t and the h direct [t, p+h, p+h]; and blocks⁻¹, coupling, covariance of all shared."""
+    factors = factor(matrix)
+    own = jnp.swapaxes(factors.inverse, 1, 2) @ factors.inverse
+    shared = jax.scipy.linalg.cho_solve((factors.schur, True), jnp.eye(len(factors.schur)))
+    full = own + jnp.einsum("tpq,qk,tlk->tpl", factors.coupling, shared, factors.coupling)
+    cross = -jnp.einsum("tpq,qk->tpk", factors.coupling, shared[:, :h])
+    corner = jnp.broadcast_to(shared[:h, :h], (len(own), h, h))
+    bottom = jnp.concatenate([jnp.swapaxes(cross, 1, 2), corner], -1)
+    everything = jnp.concatenate([jnp.concatenate([full, cross], -1), bottom], 1)
+    return everything, Arrow(own, factors.coupling, shared)
+
+
+def lowest_z(state: State, rows: Rows) -> jax.Array:
+    """Smallest D_eff / D_tot over used rows, before the guard."""
+
+    def for_target(theta: jax.Array, D: jax.Array, U: jax.Array) -> jax.Array:
+        S = laws.saturation(D, U, repetition(theta, direct_part(state.x, state.prior)))
+        return S @ theta[TAU:] / jnp.sum(D, -1)
+
+    z = jax.vmap(for_target)(state.x.own, rows.D, rows.U)
+    return jnp.min(jnp.where(rows.weight > 0, z, jnp.inf))
+
+
+def slopes(theta, direct, N, D, U, target, guard) -> tuple[jax.Array, jax.Array]:
+    """Log losses [n] of single rows, each on its own target, and their Jacobian [n, p+h]."""
+    by_row = jax.vmap(_slopes, (0, None, 0, 0, 0, 0, None))
+    return by_row(theta[target], direct, N, D, U, laws.num_languages(D), guard)
+
+
+@jax.jit
+def predict(
+    theta: jax.Array,
+    direct: jax.Array,
+    cov: jax.Array,
+    N: jax.Array,
+    D: jax.Array,
+    U: jax.Array,
+    target: jax.Array,
+    guard: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Log loss of rows and its standard deviation under the posterior of the law.
+
+    Args:
+      theta: [t, p]; direct: [h]; cov: [t, p+h, p+h].
+      N: [n]; D, U: [n, s], in N₀ and D₀.
+      target: [n] int.
+    """
+    value, slope = slopes(theta, direct, N, D, U, target, guard)
+    return value, jnp.sqrt(jnp.einsum("np,npk,nk->n", slope, cov[target], slope))

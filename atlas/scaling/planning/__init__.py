@@ -1,0 +1,1 @@
+"""What to train: mixtures, next runs, allocation, expansion, crossover, and the practice of estimation."""

@@ -1,0 +1,217 @@
+"""Which runs to add so that a chosen prediction becomes sharper: greedy c-optimal design per FLOP.
+
+    runs = load_runs("runs.csv")
+    fit = fit_joint(runs)
+    goal = goal_of(fit, runs, "sw", params=3e10, tokens=1e12, shares={"sw": 0.05, "en": 0.95})
+    plan = next_runs(fit, goal, candidate_runs(fit, runs, goal), flops=1e20)
+
+What a run would tell is known before its losses are: it depends on where it lies and on the noise. The law is
+linearised at the fit, which can promise too much, and a law that is wrong in form is not improved by more runs of the
+same kind.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from atlas.errors import UserError, unknown
+from atlas.scaling.joint.fit import JointFit
+from atlas.scaling.joint.information import Information, PlannedRuns
+from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
+from atlas.scaling.table.runs import Runs
+
+_SIZES, _TOKENS, _PARTNERS, _RANDOM = 5, 3, 10, 12  # of the pool: sizes, token counts, bilingual and random mixtures
+_CONCENTRATION = 1.5  # of the Dirichlet distribution of random mixtures
+_LEAST_GAIN = 1e-3  # relative fall of the variance below which no run is worth adding
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The prediction to sharpen: the loss of `target` at N parameters and D [Ls] tokens of U [Ls] unique ones."""
+
+    target: str
+    N: float
+    D: np.ndarray
+    U: np.ndarray
+
+
+@dataclass(frozen=True)
+class NextRuns:
+    """Runs to add, in order.
+
+    Attributes:
+      loss: predicted now.
+      deviation: standard deviation of that prediction now (of the law, without a run's own noise).
+      flops: the budget.
+      table: a row per run: params, tokens, mixture (as "en:0.5,sw:0.5"), flops, deviation expected once it and
+        those before it are trained.
+      candidates: how many were compared.
+    """
+
+    loss: float
+    deviation: float
+    flops: float
+    table: pd.DataFrame
+    candidates: int
+
+
+def goal_of(
+    fit: JointFit,
+    runs: Runs,
+    target: str,
+    params: float,
+    tokens: float,
+    shares: Mapping[str, float] | None = None,
+    unique_tokens: Mapping[str, float] | None = None,
+) -> Goal:
+    """A goal in plain numbers.
+
+    Args:
+      fit, runs: the joint fit, and the table that it is of.
+      target: language.
+      params, tokens: N and total tokens, positive.
+      shares: of the mixture, relative; the target alone by default.
+      unique_tokens: U by language; those of the runs by default.
+    """
+    if target not in fit.targets:
+        raise unknown("target language", target, fit.targets)
+    if not (np.isfinite(params) and np.isfinite(tokens) and params > 0 and tokens > 0):
+        raise UserError(f"the prediction needs positive parameters and tokens; got {params} and {tokens}")
+    weight = _by_source(fit, shares or {target: 1.0}, np.zeros(len(fit.sources)))
+    if weight.min() < 0 or weight[fit.sources.index(target)] <= 0:
+        raise UserError(f"shares must not be negative, and {target}'s must be positive")
+    U = _by_source(fit, unique_tokens or {}, _unique(fit, runs))
+    return Goal(target, float(params), tokens * weight / weight.sum(), U)
+
+
+def _by_source(fit: JointFit, given: Mapping[str, float], default: np.ndarray) -> np.ndarray:
+    for name in given:
+        if name not in fit.sources:
+            raise unknown("source language", name, fit.sources)
+    return np.array([given.get(name, value) for name, value in zip(fit.sources, default, strict=True)], float)
+
+
+def _unique(fit: JointFit, runs: Runs) -> np.ndarray:
+    """[Ls] unique tokens by source: the most that any run had, infinite where none is stated."""
+    U = np.where((runs.D > 0) & np.isfinite(runs.U), runs.U, 0.0).max(0)
+    known = dict(zip(runs.languages, U, strict=True))
+    return np.array([known.get(name) or np.inf for name in fit.sources])
+
+
+def candidate_runs(fit: JointFit, runs: Runs, goal: Goal, seed: int = 0) -> PlannedRuns:
+    """Runs that could be trained: sizes and tokens that the table has seen, on mixtures of its languages.
+
+    Mixtures are the target alone, half and half with other languages (those of the goal first, then those whose
+    transfer is known least), all evenly, and random ones, which tell most about transfer. N, D and D/N stay
+    within what the runs have seen: an optimal design would use any bound that it is not given.
+
+    Args:
+      fit, runs: as for `goal_of`.
+      goal: the prediction.
+      seed: of the random mixtures.
+    """
+    mixtures = _mixtures(fit, goal, np.random.default_rng(seed))
+    ends = pd.DataFrame({"run": runs.run, "N": runs.N, "D": runs.total_tokens}).groupby("run").max()
+    sizes, ratio = _spread(ends.N, _SIZES), ends.D / ends.N
+    tokens = np.geomspace(ends.D.min(), ends.D.max(), _TOKENS)
+    shapes = [(n, d) for n in sizes for d in tokens if 0.99 * ratio.min() <= d / n <= 1.01 * ratio.max()]
+    shapes = shapes or list(zip(ends.N, ends.D, strict=True))[:_SIZES]
+    N = np.array([n for n, _ in shapes for _ in mixtures])
+    D = np.array([d * shares for _, d in shapes for shares in mixtures])
+    return PlannedRuns(N, D, np.broadcast_to(goal.U, D.shape), _checkpoints(runs))
+
+
+def _checkpoints(runs: Runs) -> tuple[float, ...]:
+    """Parts of a run after which it is evaluated: as many, from as early, as in the runs at hand."""
+    rows = pd.DataFrame({"run": runs.run, "target": runs.target, "D": runs.total_tokens}).groupby(["run", "target"]).D
+    count, first = int(rows.size().median()), float((rows.min() / rows.max()).median())
+    return tuple(np.geomspace(first, 1.0, count).tolist()) if count > 1 else (1.0,)
+
+
+def _spread(values: pd.Series, count: int) -> np.ndarray:
+    """About `count` of the sizes that exist, from the smallest to the largest."""
+    sizes = np.unique(values)
+    return sizes[np.unique(np.round(np.linspace(0, len(sizes) - 1, count)).astype(int))]
+
+
+def _mixtures(fit: JointFit, goal: Goal, rng: np.random.Generator) -> list[np.ndarray]:
+    count, t = len(fit.sources), fit.sources.index(goal.target)
+    one = np.eye(count)
+    doubt = np.diagonal(fit.covariance[fit.targets.index(goal.target)])[6 : 6 + count]
+    order = sorted(range(count), key=lambda s: (goal.D[s] == 0, -doubt[s]))
+    partners = [s for s in order if s != t][:_PARTNERS]
+    mixtures = [one[t], *(0.5 * (one[t] + one[s]) for s in partners)]
+    if count > 1:
+        mixtures.append(np.full(count, 1 / count))
+        mixtures += list(rng.dirichlet(np.full(count, _CONCENTRATION), _RANDOM))
+    return mixtures
+
+
+def next_runs(
+    fit: JointFit, goal: Goal, candidates: PlannedRuns, flops: float | None = None, count: int = 6
+) -> NextRuns:
+    """Runs that lower the variance of a prediction most, for a budget.
+
+    Chosen one by one, twice: by the fall of the variance per FLOP, and by the fall alone among what the budget
+    still affords; the better end counts (neither rule alone has a guarantee under a budget; the better of
+    both does, Leskovec et al. 2007).
+
+    Args:
+      fit: of the runs at hand.
+      goal: the prediction.
+      candidates: runs that could be trained; one may be chosen again, with another seed.
+      flops: budget Σ 6·N·D; by default that of `count` middling candidates.
+      count: most runs.
+
+    Raises:
+      UserError: the budget affords no candidate, or the count is not positive.
+    """
+    cost = FLOPS_PER_PARAMETER_TOKEN * candidates.N * candidates.D.sum(1)
+    budget = float(count * np.median(cost)) if flops is None else flops
+    if not (budget > 0 and count > 0):
+        raise UserError(f"the budget and the number of runs must be positive; got {budget:g} and {count}")
+    if cost.min() > budget:
+        raise UserError(f"{budget:g} FLOPs afford no run: the cheapest candidate takes {cost.min():.3g}")
+    loss, deviation = fit.predict(goal.N, goal.D, goal.U, goal.target)
+    knowledge = Information.of(fit)
+    plans = [_greedy(knowledge, goal, candidates, cost, budget, count, power) for power in (1.0, 0.0)]
+    chosen, variance = min(plans, key=lambda plan: plan[1][-1] if plan[1] else np.inf)
+    rows = [
+        (candidates.N[i], candidates.D[i].sum(), _text(fit.sources, candidates.D[i]), cost[i], float(loss * np.sqrt(v)))
+        for i, v in zip(chosen, variance, strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=["params", "tokens", "mixture", "flops", "deviation"])
+    return NextRuns(float(loss), float(deviation), float(budget), table, len(candidates))
+
+
+def _greedy(
+    knowledge: Information,
+    goal: Goal,
+    candidates: PlannedRuns,
+    cost: np.ndarray,
+    budget: float,
+    count: int,
+    power: float,
+) -> tuple[list[int], list[float]]:
+    """Candidates chosen by gain / cost^power, and the variance of the goal's log loss after each."""
+    at = (goal.N, goal.D, goal.U, goal.target)
+    now, chosen, found = float(knowledge.variance(*at)[0]), [], []
+    for _ in range(count):
+        after = knowledge.expected_variance(candidates, *at)[:, 0]
+        gain = np.where(cost <= budget, now - after, -np.inf)
+        best = int(np.argmax(gain / cost**power))
+        if not gain[best] > _LEAST_GAIN * now:
+            break
+        knowledge = knowledge.adding(candidates.take([best]))
+        now, budget = float(after[best]), budget - cost[best]
+        chosen.append(best)
+        found.append(now)
+    return chosen, found
+
+
+def _text(languages: tuple[str, ...], D: np.ndarray) -> str:
+    """A mixture as the configs name it."""
+    shares = D / D.sum()
+    return ",".join(f"{name}:{share:.3g}" for name, share in zip(languages, shares, strict=True) if share > 0)

@@ -1,0 +1,98 @@
+"""Which law: held-out error and information criteria of several laws on the same runs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from atlas.errors import UserError
+from atlas.scaling.holdout import heldout_predictions
+from atlas.scaling.single.fit import Fit, fit
+from atlas.scaling.table.runs import Runs
+
+
+def compare(
+    laws: Sequence[str], runs: Runs, split: str = "top_compute", *, seed: int = 0, **options: Any
+) -> pd.DataFrame:
+    """Fits laws to all runs, and to the runs that a split leaves, and ranks them.
+
+    A law whose held-out error exceeds the least by no more than its standard error over runs counts as good
+    as the best; among those the lower BIC ranks first. The criteria take the residuals' density to be the
+    one that the Huber loss stands for, with its scale estimated, and divide the likelihood by how far rows of
+    a run repeat each other.
+
+    Args:
+      laws: names of laws of one language, two or more.
+      runs: rows of one target language.
+      split, seed: see `atlas.scaling.holdout.heldout`.
+      options: for `fit`.
+
+    Returns:
+      A row per law, best first: law, are (held-out mean absolute relative error), r2, excess (are less the
+      least), excess_se, aicc, bic (less the least of each), parameters, converged, agreeing.
+
+    >>> compare(["chinchilla"], None)
+    Traceback (most recent call last):
+    atlas.errors.UserError: a comparison needs two laws or more
+    """
+    if len(laws) < 2:
+        raise UserError("a comparison needs two laws or more")
+    rows, errors, run = [], [], np.zeros(0)
+    for law in laws:
+        frame = heldout_predictions(runs, split, law, seed=seed, **options)
+        whole = fit(law, runs, **options)
+        loss, predicted = frame["loss"].to_numpy(), frame["predicted"].to_numpy()
+        errors.append(np.abs(predicted / loss - 1.0))
+        run = frame["run"].to_numpy()
+        total = np.sum((loss - loss.mean()) ** 2)
+        aicc, bic = criteria(whole)
+        rows.append(
+            {
+                "law": law,
+                "are": float(errors[-1].mean()),
+                "r2": float(1.0 - np.sum((loss - predicted) ** 2) / total) if total > 0 else float("nan"),
+                "aicc": aicc,
+                "bic": bic,
+                "parameters": len(whole.x),
+                "converged": whole.converged,
+                "agreeing": whole.starts_agreeing,
+            }
+        )
+    table = pd.DataFrame(rows)
+    best = errors[int(np.argmin(table["are"]))]
+    table.insert(3, "excess", [float(np.mean(error - best)) for error in errors])
+    table.insert(4, "excess_se", [_standard_error(error - best, run) for error in errors])
+    for name in ("aicc", "bic"):
+        table[name] -= table[name].min()
+    tied = table["excess"] <= table["excess_se"]
+    order = np.lexsort((np.where(tied, table["bic"], table["are"]), ~tied))
+    return table.iloc[order].reset_index(drop=True)
+
+
+def _standard_error(difference: np.ndarray, run: np.ndarray) -> float:
+    """Of the mean of differences [n], those of one run together."""
+    by_run = pd.Series(difference - difference.mean()).groupby(run).sum().to_numpy()
+    count = len(by_run)
+    return float(np.sqrt(np.sum(by_run**2) * count / max(count - 1, 1)) / len(difference))
+
+
+def criteria(fitted: Fit) -> tuple[float, float]:
+    """AICc and BIC of a fit: less is better, comparable between laws on the same rows and objective."""
+    rows, effective, free = fitted.n_rows, fitted.diagnostics.independent_rows, len(fitted.x) + 1
+    deviance = -2.0 * _log_likelihood(fitted) * effective / rows
+    correction = 2.0 * free * (free + 1) / max(effective - free - 1, 1.0)
+    return deviance + 2.0 * free + correction, deviance + free * float(np.log(effective))
+
+
+def _log_likelihood(fitted: Fit) -> float:
+    """Of the density exp(−huber(r)/s)/Z(s) at the scale s that maximises it."""
+    corner = float(fitted.problem.corner)
+    scales = np.geomspace(1e-14, 1e2, 3000)
+    # Z = ∫ exp(−huber(r)/s) dr, its quadratic middle by quadrature and its exponential tails in closed form.
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    reach = np.minimum(corner, 12.0 * np.sqrt(scales))
+    r = 0.5 * reach * (nodes[:, None] + 1.0)
+    middle = np.sum(weights[:, None] * reach * np.exp(-(r**2) / (2.0 * scales)), axis=0)
+    tails = 2.0 * scales / corner * np.exp(-(corner**2) / (2.0 * scales))
+    return float(np.max(-fitted.objective / scales - fitted.n_rows * np.log(middle + tails)))

@@ -1,0 +1,27 @@
+"""A language's loss by its share of the mixture (He et al.)."""
+
+from atlas.scaling.law import chinchilla
+from atlas.scaling.single.library.chinchilla import ALPHA, BETA, A, B, E
+from atlas.scaling.single.specification import EXPONENTS, SHARE, D, Law, N, Parameter, diagnose_power_laws
+
+
+def _diagnose(batch):
+    found = diagnose_power_laws(batch)
+    if batch["p"].max() < 1.05 * batch["p"].min():
+        found["gamma"] = f"its share is {batch['p'].mean():.2f} in every run; vary it"
+    return found
+
+
+LAWS = (
+    Law(
+        "multilingual_share",
+        "He et al., arXiv 2410.12883: (E + A/N^alpha + B/D^beta)·p^-gamma, D over all languages",
+        lambda p, x: chinchilla(x["N"], x["D"], p["E"], p["A"], p["alpha"], p["B"], p["beta"]) * x["p"] ** -p["gamma"],
+        (E, A, ALPHA, B, BETA, Parameter("gamma", positive=False, prior=(0.0, 1.0), width=0.3)),
+        (N, D, SHARE),
+        grid={"alpha": EXPONENTS[::2], "beta": EXPONENTS[::2], "gamma": (0.0, 0.1, 0.3)},
+        linear=("E", "A", "B"),
+        diagnose=_diagnose,
+        tokens="total",
+    ),
+)

@@ -1,0 +1,317 @@
+"""The runs table: one row per evaluation of one checkpoint on one language, read into plain NumPy arrays."""
+
+import dataclasses
+import difflib
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from atlas.errors import UserError, unknown
+from atlas.scaling.table.checks import suspicions
+
+_TOKEN_NAMES = ("tokens", "num_tokens", "tokens_seen")
+_MEASURED = "tokens."
+_UNIQUE = "unique_tokens."
+_ONLY_LANGUAGE = "all"  # the name of the language of a table that names none
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Evaluations of training runs, as arrays.
+
+    Attributes:
+      N: [n] float64, parameters.
+      D: [n, Ls] float64, training tokens seen per source language (0 where the run does not train on it).
+      U: [n, Ls] float64, unique tokens per source language (infinite where nothing is known to repeat).
+      target: [n] int, index into `languages` of the evaluated language.
+      loss: [n] float64, in the table's own unit.
+      run: [n] int, index into `run_ids`; rows of one run are correlated.
+      languages: the Ls source languages; the evaluated ones come first, source-only ones after them.
+      num_targets: how many languages are evaluated.
+      run_ids: the runs' names.
+      frame: the rows kept, in the same order, with every column of the table.
+      warnings: what was dropped or assumed while reading, with counts.
+    """
+
+    N: np.ndarray
+    D: np.ndarray
+    U: np.ndarray
+    target: np.ndarray
+    loss: np.ndarray
+    run: np.ndarray
+    languages: tuple[str, ...]
+    num_targets: int
+    run_ids: tuple[str, ...]
+    frame: pd.DataFrame
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The languages that have evaluations: a prefix of `languages`, whatever rows are selected."""
+        return self.languages[: self.num_targets]
+
+    @property
+    def total_tokens(self) -> np.ndarray:
+        """[n] training tokens over all languages."""
+        return self.D.sum(1)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """[n, Ls] proportion of each source language in the tokens seen."""
+        return self.D / self.total_tokens[:, None]
+
+    def own(self, values: np.ndarray) -> np.ndarray:
+        """[n] the column of `values` [n, Ls] that belongs to each row's evaluated language."""
+        return values[np.arange(len(self)), self.target]
+
+    def where(self, mask: np.ndarray | str) -> "Runs":
+        """The rows that a boolean array [n], or a pandas query over the table's columns, selects.
+
+        Raises:
+          UserError: the query names an unknown column or cannot be read, or no row is left.
+        """
+        rows = self._query(mask) if isinstance(mask, str) else np.asarray(mask)
+        if rows.dtype != bool or rows.shape != (len(self),):
+            raise UserError(f"a selection is {len(self)} booleans or a query; got {rows.dtype} of shape {rows.shape}")
+        if not rows.any():
+            raise UserError(f"the filter {mask if isinstance(mask, str) else ''!r} keeps none of {len(self)} rows")
+        frame = self.frame[rows].reset_index(drop=True)
+        ids, run = np.unique(self.run[rows], return_inverse=True)
+        return dataclasses.replace(
+            self,
+            **{name: getattr(self, name)[rows] for name in ("N", "D", "U", "target", "loss")},
+            run=run,
+            run_ids=tuple(self.run_ids[i] for i in ids),
+            frame=frame,
+        )
+
+    def _query(self, query: str) -> np.ndarray:
+        try:
+            rows = self.frame.eval(query)
+        except Exception as error:  # pandas raises errors of a dozen types for a bad query
+            reason = str(error).splitlines()[0]
+            raise UserError(f"cannot apply the filter {query!r}: {reason}; columns: {_names(self.frame)}") from None
+        if not isinstance(rows, pd.Series) or rows.dtype != bool:
+            raise UserError(f"the filter {query!r} is not a condition, such as 'family == \"gpt\"'")
+        return rows.to_numpy()
+
+
+def load_runs(source: str | os.PathLike | pd.DataFrame) -> Runs:
+    """Reads and checks a runs table.
+
+    Columns: `num_params`, `loss`; `tokens` (also `num_tokens`, `tokens_seen`) or one `tokens.<language>` per
+    training language (blank means 0); optionally `unique_tokens` or `unique_tokens.<language>`, `language`,
+    `run` (absent: every row is a run of its own), `loss_unit`, `initialize` (the parent of a run that continues
+    another one), and anything else, which is kept in `frame`.
+
+    Args:
+      source: a CSV or Parquet file, or a DataFrame.
+
+    Raises:
+      UserError: a column is missing, misspelt or not numeric; sizes, tokens or losses are not positive;
+        losses of several units are mixed; nothing is left.
+
+    >>> table = pd.DataFrame({"num_params": [1e6, 2e6], "tokens": [1e7, 4e7], "loss": [2.0, 1.5]})
+    >>> runs = load_runs(table)
+    >>> runs.D.shape, runs.languages
+    ((2, 1), ('all',))
+    """
+    frame = _read(source)
+    if frame.empty:
+        raise UserError(f"the runs table {_label(source)} has no rows")
+    frame = _canonical_names(frame)
+    notes: list[str] = []
+    frame = _clean(frame, notes)
+    targets, languages = _languages(frame, notes)
+    target = pd.Index(languages).get_indexer(_language_of(frame))
+    D = _tokens(frame, languages, target)
+    U = _unique_tokens(frame, languages, target, D)
+    run_names = frame["run"].astype(str) if "run" in frame else pd.Series(np.arange(len(frame))).astype(str)
+    run, run_ids = pd.factorize(run_names)
+    notes += suspicions(frame, D, U, target, languages)
+    return Runs(
+        N=frame["num_params"].to_numpy(float),
+        D=D,
+        U=U,
+        target=target,
+        loss=frame["loss"].to_numpy(float),
+        run=run,
+        languages=languages,
+        num_targets=len(targets),
+        run_ids=tuple(run_ids),
+        frame=frame,
+        warnings=tuple(notes),
+    )
+
+
+def _label(source: object) -> str:
+    return "given" if isinstance(source, pd.DataFrame) else repr(str(source))
+
+
+def _names(frame: pd.DataFrame) -> str:
+    return ", ".join(map(str, frame.columns[:20]))
+
+
+def _read(source: str | os.PathLike | pd.DataFrame) -> pd.DataFrame:
+    if isinstance(source, pd.DataFrame):
+        return source.reset_index(drop=True)
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"no runs table at {str(path)!r}; give a CSV or Parquet file")
+    try:
+        return pd.read_parquet(path) if path.suffix in (".parquet", ".pq") else pd.read_csv(path)
+    except ImportError:
+        raise UserError(f"reading {str(path)!r} needs pyarrow; install it or save the table as CSV") from None
+    except (ValueError, UnicodeDecodeError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot read the runs table {str(path)!r}: {reason}") from None
+
+
+def _canonical_names(frame: pd.DataFrame) -> pd.DataFrame:
+    """Settles aliases of `tokens` and names the nearest column for each one that is missing."""
+    frame = frame.rename(columns=str)
+    doubled = frame.columns[frame.columns.duplicated()]
+    if len(doubled):
+        raise UserError(f"the runs table has two columns named {doubled[0]!r}; keep one")
+    if "tokens" not in frame:
+        alias = next((name for name in _TOKEN_NAMES if name in frame), None)
+        frame = frame.rename(columns={alias: "tokens"}) if alias else frame
+    required = ["num_params", "loss"]
+    if not any(name.startswith(_MEASURED) for name in frame):
+        required.append("tokens")
+    for name in required:
+        if name not in frame:
+            raise UserError(f"the runs table has no column {name!r}{_hint(name, frame)} (columns: {_names(frame)})")
+    return frame
+
+
+def _hint(name: str, frame: pd.DataFrame) -> str:
+    plain = {str(column).lower(): column for column in frame}
+    near = difflib.get_close_matches(name, list(plain), n=1)
+    return f"; did you mean to name {plain[near[0]]!r} so?" if near else ""
+
+
+def _numeric_columns(frame: pd.DataFrame) -> list[str]:
+    named = ["num_params", "loss", "tokens", "unique_tokens"]
+    return [n for n in frame if n in named or n.startswith((_MEASURED, _UNIQUE))]
+
+
+def _clean(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Numbers as float64, unusable rows dropped with a counted reason, impossible values refused."""
+    frame = frame.copy()
+    for name in _numeric_columns(frame):
+        values = pd.to_numeric(frame[name], errors="coerce")
+        wrong = values.isna() & frame[name].notna()
+        if wrong.any():
+            raise UserError(
+                f"column {name!r} is not numeric: {frame[name][wrong].iloc[0]!r} in row {int(np.argmax(wrong))}"
+            )
+        frame[name] = values.astype(float)
+    _check_unit(frame)
+    split = any(name.startswith(_MEASURED) for name in frame)
+    required = ["num_params", "loss"] + ([] if split else ["tokens"]) + (["language"] if "language" in frame else [])
+    for name in required:
+        frame = _drop(frame, frame[name].isna(), f"{name!r} is missing", notes)
+    for name in ("num_params", "loss") if split else ("num_params", "loss", "tokens"):
+        frame = _drop(frame, np.isinf(frame[name]) & (frame[name] > 0), f"{name!r} is infinite", notes)
+        _refuse(frame, name, frame[name] <= 0, "must be positive")
+    measured = [name for name in frame if name.startswith(_MEASURED)]
+    for name in measured:
+        _refuse(frame, name, (frame[name] < 0) | np.isinf(frame[name]), "must be finite and not negative")
+    if measured:
+        _refuse(frame, "tokens.<language>", frame[measured].sum(axis=1) <= 0, "must not all be 0")
+    frame = _drop(frame, frame.duplicated(), "the row repeats another one exactly", notes)
+    if "phase" in frame and frame["phase"].nunique() > 1:
+        notes.append(
+            "the table mixes learning-rate phases "
+            f"({', '.join(sorted(frame['phase'].dropna().astype(str).unique()))}): fit one of them at a time"
+        )
+    return frame.reset_index(drop=True)
+
+
+def _drop(frame: pd.DataFrame, bad: pd.Series, reason: str, notes: list[str]) -> pd.DataFrame:
+    if not bad.any():
+        return frame
+    notes.append(f"dropped {int(bad.sum())} of {len(frame)} rows: {reason}")
+    if bad.all():
+        raise UserError(f"the runs table has no usable row: {reason} in all {len(frame)}")
+    return frame[~bad]
+
+
+def _refuse(frame: pd.DataFrame, name: str, bad: pd.Series, rule: str) -> None:
+    if bad.any():
+        row = int(frame.index[bad][0])
+        value = f"{frame.at[row, name]:g}" if name in frame else "none"
+        raise UserError(f"column {name!r} {rule}: row {row} has {value}; such rows: {int(bad.sum())}")
+
+
+def _check_unit(frame: pd.DataFrame) -> None:
+    units = frame["loss_unit"].dropna().unique() if "loss_unit" in frame else []
+    if len(units) > 1:
+        raise UserError(f"losses of several units in one table: {', '.join(map(str, units))}; keep one loss_unit")
+
+
+def _language_of(frame: pd.DataFrame) -> pd.Series:
+    if "language" in frame:
+        return frame["language"].astype(str)
+    measured = [name for name in frame if name.startswith(_MEASURED)]
+    if len(measured) > 1:
+        hint = _hint("language", frame)
+        raise UserError(f"a table with several 'tokens.<language>' columns needs a 'language' column{hint}")
+    name = measured[0].removeprefix(_MEASURED) if measured else _ONLY_LANGUAGE
+    return pd.Series([name]).repeat(len(frame))
+
+
+def _languages(frame: pd.DataFrame, notes: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    evaluated = tuple(pd.unique(_language_of(frame)))
+    trained = tuple(name.removeprefix(_MEASURED) for name in frame if name.startswith(_MEASURED))
+    if not trained:
+        return evaluated, evaluated
+    repeats = [name.removeprefix(_UNIQUE) for name in frame if name.startswith(_UNIQUE)]
+    for name in repeats:
+        if name not in trained:
+            raise unknown("language in column unique_tokens.<language>:", name, trained)
+    never = tuple(name for name in evaluated if name not in trained)
+    if never == evaluated:
+        raise UserError(f"no evaluated language ({evaluated[0]!r}, …) has a column such as 'tokens.{evaluated[0]}'")
+    if never:
+        notes.append(f"languages evaluated but never trained on: {', '.join(never)}")
+    targets = tuple(name for name in trained if name in evaluated) + never
+    only = tuple(name for name in trained if name not in evaluated)
+    if only:
+        notes.append(f"languages in mixtures without evaluations, kept as sources only: {', '.join(only)}")
+    return targets, targets + only
+
+
+def _tokens(frame: pd.DataFrame, languages: tuple[str, ...], target: np.ndarray) -> np.ndarray:
+    D = np.zeros((len(frame), len(languages)))
+    if not any(name.startswith(_MEASURED) for name in frame):
+        D[np.arange(len(frame)), target] = frame["tokens"]
+        return D
+    for i, name in enumerate(languages):
+        if _MEASURED + name in frame:
+            D[:, i] = frame[_MEASURED + name].fillna(0.0)
+    return D
+
+
+def _unique_tokens(frame: pd.DataFrame, languages: tuple[str, ...], target: np.ndarray, D: np.ndarray) -> np.ndarray:
+    U = np.full(D.shape, np.inf)
+    rows = np.arange(len(frame))
+    if "unique_tokens" in frame:
+        U[rows, target] = frame["unique_tokens"].fillna(np.inf)
+    for i, name in enumerate(languages):
+        if _UNIQUE + name in frame:
+            U[:, i] = frame[_UNIQUE + name].fillna(np.inf)
+    U = np.where(D > 0, U, np.inf)
+    row, language = np.nonzero(U <= 0)
+    if len(row):
+        raise UserError(
+            f"unique tokens of {languages[language[0]]!r} must be positive where it is trained on: "
+            f"row {row[0]} has {U[row[0], language[0]]:g}"
+        )
+    return U

@@ -1,0 +1,188 @@
+"""What transfer weights borrow, whose repetition rates are, and where the joint fit starts."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from atlas.errors import UserError
+from atlas.scaling import fit_joint, load_runs, simulation
+from atlas.scaling import law as laws
+from atlas.scaling.joint.prior import joint_prior
+from atlas.scaling.joint.system import TAU, precision
+from atlas.scaling.planning.mixtures import MixtureLaw
+
+L = 6
+OFF = ~np.eye(L, dtype=bool)
+SPARSE = (2, 0.35, 3, 0)  # a third of the pairs, as 50/50 runs
+SCRIPTS = {f"l{i}": "Latn" if i < L // 2 else "Cyrl" for i in range(L)}
+
+
+@dataclasses.dataclass(frozen=True)
+class BySource(simulation.Truth):
+    """A truth whose repetition rate belongs to the source, whoever learns from it."""
+
+    def loss(self, N, D, target):
+        with jax.enable_x64(True):
+            D_eff = np.sum(self.tau[target] * laws.saturation(D, self.U, self.lam), -1)
+            own = (values[target] for values in (self.E, self.A, self.alpha, self.B, self.beta))
+            return np.asarray(laws.chinchilla(N, D_eff, *own))
+
+
+def runs_of(law, design, seed=0, **noise):
+    plan = simulation.mixtures(L, *design, np.random.default_rng(seed))
+    return load_runs(simulation.table(law, plan, seed, **noise))
+
+
+def error(fit, law):
+    return float(np.sqrt(np.mean((fit.transfer_matrix().to_numpy() - law.tau)[OFF] ** 2)))
+
+
+def with_effects(seed, script=0.0, target=0.0):
+    law, rng = simulation.truth(L, seed), np.random.default_rng(100 + seed)
+    same = np.array([[SCRIPTS[a] == SCRIPTS[b] for b in law.languages] for a in law.languages])
+    tau = 0.1 + script * same + target * rng.normal(size=(L, 1)) + 0.04 * rng.normal(size=(L, L))
+    np.fill_diagonal(tau, 1.0)
+    return dataclasses.replace(law, tau=tau)
+
+
+def medians(laws_and_runs, *options):
+    errors = [[error(fit_joint(runs, **o), law) for o in options] for law, runs in laws_and_runs]
+    return np.median(errors, 0)
+
+
+@pytest.mark.thorough
+def test_effects_of_targets_are_borrowed():
+    laws_ = [with_effects(seed, target=0.2) for seed in range(3)]
+    found = medians(
+        [(law, runs_of(law, SPARSE, seed)) for seed, law in enumerate(laws_)],
+        {"tau_prior": "targets"},
+        {"tau_prior": "pairs"},
+        {"tau_prior": "flat"},
+    )
+    assert found[0] < 0.9 * found[1] < found[2]
+
+
+@pytest.mark.thorough
+def test_scripts_are_borrowed_and_wrong_ones_do_no_harm():
+    laws_ = [with_effects(seed, script=0.4) for seed in range(3)]
+    wrong = dict(zip(SCRIPTS, ["Latn", "Cyrl"] * (L // 2), strict=True))
+    found = medians(
+        [(law, runs_of(law, SPARSE, seed)) for seed, law in enumerate(laws_)],
+        {"scripts": SCRIPTS},
+        {},
+        {"scripts": wrong},
+    )
+    assert found[0] < 0.8 * found[1]
+    assert found[2] < 1.1 * found[1]
+
+
+@pytest.mark.thorough
+def test_shuffled_families_do_no_harm():
+    laws_ = [simulation.truth(L, seed) for seed in range(3)]
+    shuffled = dict(zip(laws_[0].languages, ["f0", "f0", "f1", "f1", "f2", "f2"], strict=True))
+    found = medians(
+        [(law, runs_of(law, SPARSE, seed)) for seed, law in enumerate(laws_)],
+        {"relatedness_groups": laws_[0].families},
+        {},
+        {"relatedness_groups": shuffled},
+    )
+    assert found[0] < found[1]
+    assert found[2] < 1.1 * found[1]
+
+
+def test_prior_of_a_block_is_that_of_its_effects():
+    law = simulation.truth(L, 0)
+    prior, _ = joint_prior(runs_of(law, SPARSE), law.families, SCRIPTS, "targets", "target", True)
+    found = np.linalg.inv(np.asarray(precision(jax.tree.map(jax.numpy.asarray, prior)), float)[0])
+    expected = np.diag(prior.variance[0])
+    expected[TAU + 1 :, TAU + 1 :] += prior.effect_variance
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    # Means: log alpha, log beta, log lambda, all pairs, what a common family adds, what a common script adds.
+    np.testing.assert_array_equal(prior.selector[0, :TAU, 2], [0, 0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(prior.selector[0, TAU:, 3], [0, 1, 1, 1, 1, 1])
+    np.testing.assert_array_equal(prior.selector[0, TAU:, 4], [0, 0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(prior.selector[0, TAU:, 5], [0, 1, 1, 0, 0, 0])
+
+
+def test_initial_weights_move_the_start_not_the_optimum():
+    law = simulation.truth(L, 0)
+    runs = runs_of(law, (4, 1, 6, 0), rho=0.3)
+    rough = pd.DataFrame(law.tau + 0.1, law.languages, law.languages).rename(index={"l5": "elsewhere"})
+    rough.iloc[0, 1] = np.nan
+    plain, started = fit_joint(runs, law.families), fit_joint(runs, law.families, initial_tau=rough)
+    assert started.converged and plain.converged
+    gap = (started.transfer_matrix() - plain.transfer_matrix()) / plain.transfer_matrix("se").mask(~OFF, 1.0)
+    assert np.abs(gap.to_numpy()).max() < 0.01
+
+
+@pytest.fixture(scope="module")
+def by_source():
+    plain = simulation.truth(L, 3)
+    fields = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
+    rates = 0.12 * np.exp(np.linspace(-1.2, 1.2, L))
+    law = BySource(**fields | {"lam": rates, "U": np.geomspace(1e9, 8e9, L)})
+    runs = runs_of(law, (3, 1, 8, 10))
+    return law, runs, {kind: fit_joint(runs, law.families, lambda_kind=kind) for kind in ("source", "target", "shared")}
+
+
+@pytest.mark.thorough
+def test_repetition_rates_of_sources_are_recovered(by_source):
+    law, _, fits = by_source
+    found = fits["source"]
+    assert found.converged and found.covariance.shape == (L, 7 + 2 * L, 7 + 2 * L)
+    rates = np.array([found.parameters[f"lambda[<-{name}]"].value for name in law.languages])
+    np.testing.assert_array_equal(rates, found.source_lambda)
+    of = {"source": "lambda[<-{}]", "target": "lambda[{}]", "shared": "lambda[{}]"}
+    errors = {
+        k: np.log([f.parameters[of[k].format(n)].value for n in law.languages]) - np.log(law.lam)
+        for k, f in fits.items()
+    }
+    assert np.sqrt(np.mean(errors["source"] ** 2)) < 0.12
+    assert np.sqrt(np.mean(errors["target"] ** 2)) > 2 * np.sqrt(np.mean(errors["source"] ** 2))
+    covered = [
+        found.parameters[f"lambda[<-{name}]"].low < rate < found.parameters[f"lambda[<-{name}]"].high
+        for name, rate in zip(law.languages, law.lam, strict=True)
+    ]
+    assert np.mean(covered) >= 0.5
+    assert all(found.parameters[f"lambda[<-{name}]"].identified for name in law.languages)
+    with pytest.raises(UserError, match="repetition rate of every target"):
+        MixtureLaw.from_parameters(found.parameters)
+
+
+@pytest.mark.thorough
+def test_the_right_kind_of_repetition_predicts_best(by_source):
+    law, _, fits = by_source
+    rng = np.random.default_rng(5)
+    shares, target = rng.dirichlet(np.ones(L), 100), rng.integers(0, L, 100)
+    N, D = np.full(100, 1e9), 1e11 * shares
+    truth = law.loss(N, D, target)
+    errors = {k: np.sqrt(np.mean(np.log(f.predict(N, D, law.U, target)[0] / truth) ** 2)) for k, f in fits.items()}
+    assert errors["source"] < 0.004
+    assert 2 * errors["source"] < min(errors["target"], errors["shared"])
+
+
+def test_shared_repetition_is_one_rate():
+    law = dataclasses.replace(simulation.truth(L, 3), lam=np.full(L, 0.2))
+    fit = fit_joint(runs_of(law, (3, 1, 8, 4)), law.families, lambda_kind="shared")
+    rates = [fit.parameters[f"lambda[{name}]"] for name in law.languages]
+    assert len({round(rate.value, 6) for rate in rates}) == 1
+    assert rates[0].value == pytest.approx(0.2, rel=0.15) and all(rate.identified for rate in rates)
+    assert fit.source_lambda is None
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"scripts": {"l9": "Latn"}}, "unknown language 'l9'"),
+        ({"tau_prior": "pair"}, "unknown tau prior 'pair'.*pairs"),
+        ({"lambda_kind": "sources"}, "unknown kind of lambda 'sources'"),
+        ({"tau_prior": "flat", "scripts": SCRIPTS}, "flat tau prior"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    law = simulation.truth(L, 0)
+    with pytest.raises(UserError, match=message):
+        fit_joint(runs_of(law, (2, 0, 3, 0)), **options)

@@ -1,0 +1,130 @@
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from atlas.errors import UserError
+from atlas.scaling import fit, load_runs
+from atlas.scaling.law import chinchilla
+
+LAW = {"E": 1.7, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
+CHINCHILLA = pathlib.Path(os.environ.get("ATLAS_SHARED", "../shared")) / "runs" / "chinchilla.csv"
+
+
+def study(sigma=0.0, seed=0, sizes=5, tokens=7, ratio=None):
+    rng = np.random.default_rng(seed)
+    N, D = (a.ravel() for a in np.meshgrid(np.geomspace(1e8, 1e10, sizes), np.geomspace(3e9, 1e12, tokens)))
+    D = N * ratio if ratio else D
+    with jax.enable_x64(True):
+        loss = np.asarray(chinchilla(N, D, *LAW.values())) * np.exp(sigma * rng.normal(size=N.size))
+    return load_runs(pd.DataFrame({"num_params": N, "tokens": D, "loss": loss}))
+
+
+def test_240_chinchilla_points_reach_the_known_optimum():
+    if not CHINCHILLA.is_file():
+        pytest.skip(f"the 240 points of Chinchilla are not at {CHINCHILLA}")
+    law = fit("chinchilla", load_runs(CHINCHILLA))
+    assert law.converged and law.starts_agreeing > 0.5
+    assert law.objective <= 1.018274017801e-3 * (1 + 1e-9)
+    expected = {"A": (477.826, 0.05), "B": (2143.42, 0.5), "E": (1.817218, 1e-5)}
+    expected |= {"alpha": (0.347310, 1e-5), "beta": (0.367172, 1e-5)}
+    for name, (value, tolerance) in expected.items():
+        assert abs(law.parameters[name].value - value) <= tolerance, name
+    # Standard errors of 4,000 resamples of points.
+    for name, error in {"E": 0.02566, "alpha": 0.0154, "beta": 0.0206, "A": 124.5}.items():
+        assert law.parameters[name].se == pytest.approx(error, rel=0.15), name
+
+
+@pytest.mark.parametrize("objective", ["huber", "least_squares", "lad"])
+def test_exact_data_give_the_law_back(objective):
+    law = fit("chinchilla", study(), objective=objective)
+    for name, value in LAW.items():
+        assert law.parameters[name].value == pytest.approx(value, rel=1e-5), name
+        assert law.parameters[name].identified
+    assert law.warnings == ()
+
+
+def test_intervals_cover_the_truth():
+    runs = [study(sigma=0.005, seed=seed) for seed in range(20)]
+    inside = [p.low <= LAW[name] <= p.high for r in runs for name, p in fit("chinchilla", r).parameters.items()]
+    assert 0.75 <= np.mean(inside) <= 0.98
+
+
+def test_document_names_the_coordinates_of_its_covariance():
+    law = fit("chinchilla", study(sigma=0.005))
+    document = json.loads(json.dumps(law.to_json(), allow_nan=False))
+    found = document["covariance"]
+    assert found["coordinates"] == ["log E", "log A", "log alpha", "log B", "log beta"]
+    assert found["centre"]["N"] == pytest.approx(1e9) and found["freedom"] == law.freedom
+    for i, estimate in enumerate(document["parameters"].values()):
+        assert np.sqrt(found["matrix"][i][i]) == pytest.approx(estimate["se"] / estimate["value"], rel=1e-6)
+
+
+def test_outliers_move_huber_little():
+    frame = study(sigma=0.002).frame
+    frame.loc[3, "loss"] *= 1.2
+    runs = load_runs(frame)
+    robust, squares = (
+        fit("chinchilla", runs, objective=o).parameters["alpha"].value for o in ("huber", "least_squares")
+    )
+    assert abs(robust - 0.35) < 0.5 * abs(squares - 0.35)
+
+
+@pytest.mark.parametrize(
+    "design, lost, known",
+    [
+        ({"sizes": 2, "tokens": 18}, {"E", "A", "alpha"}, {"beta"}),
+        ({"tokens": 2, "sizes": 18}, {"E", "B", "beta"}, {"alpha"}),
+        ({"ratio": 20.0}, {"A", "alpha", "B", "beta"}, set()),
+    ],
+)
+def test_designs_that_cannot_tell_are_flagged(design, lost, known):
+    law = fit("chinchilla", study(sigma=0.003, **design))
+    assert {name for name, p in law.parameters.items() if not p.identified} >= lost
+    assert all(law.parameters[name].identified for name in known)
+    assert any("not identified" in warning for warning in law.warnings)
+    if "sizes" in design:
+        assert any(law.parameters[n].high > 100 * law.parameters[n].low for n in lost)
+    json.dumps(law.to_json(), allow_nan=False)
+
+
+def test_prediction_is_the_law_and_its_band_grows_outside_the_data():
+    law = fit("chinchilla", study(sigma=0.005))
+    natural = [law.parameters[name].value for name in LAW]
+    with jax.enable_x64(True):
+        expected = np.asarray(chinchilla(np.array([1e9, 1e13]), np.array([1e11, 1e16]), *natural))
+    loss, deviation = law.predict([1e9, 1e13], [1e11, 1e16])
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+    assert 0 < deviation[0] < deviation[1]
+
+
+def test_the_caller_keeps_float32():
+    fit("chinchilla", study()).predict(1e9, 1e10)
+    assert jax.numpy.ones(1).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"law": "chinchila"}, "did you mean 'chinchilla'"),
+        ({"objective": "l2"}, "unknown objective"),
+        ({"delta": -1.0}, "delta must be a positive"),
+        ({"tokens": "most"}, "unknown meaning of tokens"),
+    ],
+)
+def test_wrong_options_are_user_errors(change, message):
+    options = {"law": "chinchilla", "runs": study()} | change
+    with pytest.raises(UserError, match=message):
+        fit(**options)
+
+
+def test_too_few_rows_and_several_languages_are_user_errors():
+    with pytest.raises(UserError, match="3 rows cannot determine the 5"):
+        fit("chinchilla", study().where(np.arange(35) < 3))
+    frame = study().frame.assign(language=["fr"] * 20 + ["de"] * 15)
+    with pytest.raises(UserError, match='language == "fr"'):
+        fit("chinchilla", load_runs(frame))

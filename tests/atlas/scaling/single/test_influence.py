@@ -1,0 +1,113 @@
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from atlas.errors import UserError
+from atlas.scaling import bootstrap, fit, load_runs
+from atlas.scaling.single.influence import influence, parameter_gradients, prediction_gradients, profile_interval
+
+POINT = {"N": 3e10, "D": 2e12}
+
+
+def study(checkpoints: int = 1, sigma: float = 0.004, shared: float = 0.0, seed: int = 0):
+    """40 runs of 8 sizes; noise of a run and of a row."""
+    random = np.random.default_rng(seed)
+    N, ratio = np.repeat(np.geomspace(1e8, 1e10, 8), 5), np.tile(np.geomspace(5.0, 300.0, 5), 8)
+    frames = []
+    for part in np.linspace(1.0 / checkpoints, 1.0, checkpoints):
+        frames.append(pd.DataFrame({"run": np.arange(40).astype(str), "num_params": N, "tokens": N * ratio * part}))
+    table = pd.concat(frames, ignore_index=True)
+    effect = shared * random.normal(size=40)[table["run"].astype(int)]
+    loss = 1.7 + 480.0 / table["num_params"] ** 0.35 + 2100.0 / table["tokens"] ** 0.37
+    return load_runs(table.assign(loss=loss * np.exp(effect + sigma * random.normal(size=len(table)))))
+
+
+def fitted_values(law) -> np.ndarray:
+    return np.log(list(law.values.values()))
+
+
+@pytest.mark.parametrize("objective", ["huber", "least_squares"])
+def test_gradients_are_those_of_refits(objective):
+    runs = study()
+    law = fit("chinchilla", runs, objective=objective)
+    by_row, at_point = parameter_gradients(law), prediction_gradients(law, **POINT)
+    assert by_row.shape == (5, len(runs)) and at_point.shape == (1, len(runs))
+    row, step = int(np.argmax(np.abs(by_row[2]))), 1e-5
+    moved = []
+    for sign in (1.0, -1.0):
+        loss = runs.loss.copy()
+        loss[row] *= np.exp(sign * step)
+        again = fit("chinchilla", dataclasses.replace(runs, loss=loss), objective=objective)
+        moved.append(np.append(fitted_values(again), np.log(again.predict(**POINT)[0])))
+    numeric = (moved[0] - moved[1]) / (2 * step)
+    np.testing.assert_allclose(np.append(by_row[:, row], at_point[0, row]), numeric, rtol=2e-3)
+
+
+def test_leaving_out_a_run_is_refitting_without_it():
+    runs = study(checkpoints=3, shared=0.003)
+    law = fit("chinchilla", runs)
+    found = influence(law, **POINT)
+    for run in (0, 17, 39):
+        rest = fit("chinchilla", runs.where(runs.run != run))
+        change = np.log(rest.predict(**POINT)[0] / law.predict(**POINT)[0])
+        assert found["loss"][run] == pytest.approx(float(change), rel=1e-4, abs=1e-9)
+        np.testing.assert_allclose(
+            found.loc[run, list(law.values)], fitted_values(rest) - fitted_values(law), rtol=1e-3
+        )
+
+
+def test_one_step_influence_agrees_where_the_corner_is_not_sharp():
+    law = fit("chinchilla", study(), objective="least_squares")
+    step, exact = influence(law, exact=False, **POINT), influence(law, **POINT)
+    for name in step:
+        assert np.corrcoef(step[name], exact[name])[0, 1] > 0.99, name
+
+
+def test_profile_intervals_agree_with_normal_ones_near_the_optimum_and_open_where_nothing_is_known():
+    law = fit("chinchilla", study(sigma=0.001), objective="least_squares")
+    for name in ("alpha", "E"):
+        low, high = profile_interval(law, name)
+        estimate = law.parameters[name]
+        assert (low, high) == pytest.approx((estimate.low, estimate.high), rel=0.02)
+    with pytest.raises(UserError, match="unknown parameter"):
+        profile_interval(law, "gamma")
+
+
+def test_resampling_by_run_sees_what_rows_of_a_run_share():
+    law = fit("chinchilla", study(checkpoints=6, sigma=0.001, shared=0.005))
+    by_run, by_row = (bootstrap(law, 200, by=unit).se["alpha"] for unit in ("run", "row"))
+    assert by_run > 1.5 * by_row
+    assert law.diagnostics.correlation > 0.8 and law.parameters["alpha"].se > 0.012 * 0.35
+    with pytest.raises(UserError, match="unknown unit"):
+        bootstrap(law, 10, by="rows")
+    with pytest.raises(UserError, match="2 resamples or more"):
+        bootstrap(law, 1)
+
+
+@pytest.mark.parametrize("objective", ["huber", "least_squares"])
+@pytest.mark.parametrize(
+    "design", [{}, {"checkpoints": 6, "sigma": 0.002, "shared": 0.004}], ids=["runs", "checkpoints"]
+)
+def test_intervals_of_parameters_and_predictions_cover_the_truth(objective, design):
+    truth = {"E": 1.7, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
+    loss = 1.7 + 480.0 / POINT["N"] ** 0.35 + 2100.0 / POINT["D"] ** 0.37
+    inside = []
+    for seed in range(100):
+        law = fit("chinchilla", study(seed=seed, **design), objective=objective)
+        low, high = law.interval(**POINT, noise=False)
+        inside += [law.parameters[name].low <= value <= law.parameters[name].high for name, value in truth.items()]
+        inside += [low <= loss <= high]
+    assert 0.85 <= np.mean(inside) <= 0.95
+
+
+def test_resampled_predictions_spread_as_the_fit_says():
+    law = fit("chinchilla", study())
+    losses = bootstrap(law, 300).predict(law, **POINT)
+    loss, deviation = law.predict(**POINT)
+    assert np.mean(losses) == pytest.approx(float(loss), rel=0.01)
+    assert np.std(losses) == pytest.approx(float(deviation), rel=0.6)
+    low, high = law.interval(**POINT)
+    bare = law.interval(**POINT, noise=False)
+    assert low < bare[0] < loss < bare[1] < high

@@ -1,0 +1,112 @@
+import dataclasses
+import types
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from atlas.errors import UserError
+from atlas.scaling import compare, fit, load_runs
+from atlas.scaling.single import library
+from atlas.scaling.single.library import LAWS
+from atlas.scaling.single.specification import Law
+from atlas.scaling.table.curves import annealing_areas
+
+TRUTH = {
+    "chinchilla": {"E": 1.7, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37},
+    "chinchilla_tied": {"E": 1.7, "A": 480.0, "alpha": 0.35, "B": 1400.0},
+    "over_training": {"E": 1.7, "a": 700.0, "b": 2400.0, "eta": 0.18},
+    "multilingual_share": {"E": 1.1, "A": 300.0, "alpha": 0.33, "B": 900.0, "beta": 0.32, "gamma": 0.12},
+    "capacity": {"E": 1.1, "A": 300.0, "alpha": 0.33, "B": 900.0, "beta": 0.32, "phi": 0.11, "psi": -0.04},
+    "annealing": {"E": 2.4, "A": 0.6, "alpha": 0.5, "C": 0.4},
+    # As published for the law's own runs, rounded.
+    "farseer": {
+        **{"s": -0.021, "q": 0.169, "S": 1.2, "B": 88.0, "b": -0.1, "Q": -6.3, "A": -0.124, "a": 0.123, "E": 0.424},
+    },
+}
+
+
+def runs_of(name: str, sigma: float = 0.0, seed: int = 0):
+    """Runs of a law: 6 sizes, 8 token counts, even mixtures of 1, 2 and 4 languages where it asks for them."""
+    law, random = LAWS[name], np.random.default_rng(seed)
+    N, D = (a.ravel() for a in np.meshgrid(np.geomspace(1e8, 1e10, 6), np.geomspace(3e9, 1e12, 8)))
+    if name == "annealing":
+        step = np.arange(200, 4001, 100)
+        rate = np.interp(np.arange(1, 4001), [0, 100, 3000, 4000], [0.0, 1e-3, 1e-3, 1e-4])
+        S1, S2 = (area[step - 1] for area in annealing_areas(rate))
+        batch, table = {"S1": S1, "S2": S2}, {"step": step, "lr_area": S1, "lr_annealed": S2, "num_params": 1e8}
+        table |= {"tokens": step * 1e6, "run": "a"}
+    elif any(column.name in ("p", "K") for column in law.columns):
+        K = np.resize([1.0, 2.0, 4.0], N.size)
+        own = D / K if name == "capacity" else D
+        batch = {"N": N, "D": own, "p": 1.0 / K, "K": K}
+        others = {f"tokens.l{i}": np.where(i < K, D / K, 0.0) for i in range(1, 4)}
+        table = {"num_params": N, "language": "l0", "tokens.l0": D / K} | others
+    else:
+        batch, table = {"N": N, "D": D}, {"num_params": N, "tokens": D}
+    with jax.enable_x64(True):
+        loss = np.asarray(law.loss(TRUTH[name], batch))
+    return load_runs(pd.DataFrame(table | {"loss": loss * np.exp(sigma * random.normal(size=loss.size))}))
+
+
+@pytest.mark.parametrize("name", [name for name in TRUTH if name not in ("chinchilla", "farseer")])
+def test_exact_data_give_each_law_back(name):
+    found = fit(name, runs_of(name))
+    assert found.converged, found.diagnostics
+    # The law's own weak priors hold parameters a little way off.
+    assert found.values == pytest.approx(TRUTH[name], rel=2e-3, abs=2e-3)
+    assert found.diagnostics.are < 1e-5
+
+
+def test_over_training_is_chinchilla_with_both_exponents_tied():
+    tied, other = (
+        fit("chinchilla_tied", runs_of("chinchilla", 0.005)),
+        fit("over_training", runs_of("chinchilla", 0.005)),
+    )
+    assert other.objective == pytest.approx(tied.objective, rel=1e-9)
+    eta = other.values["eta"]
+    assert (2 * eta, other.values["a"] * 6**-eta) == pytest.approx((tied.values["alpha"], tied.values["A"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("truth", [pytest.param("farseer", marks=pytest.mark.thorough), "chinchilla"])
+def test_the_law_that_made_the_data_is_chosen(truth):
+    table = compare(["chinchilla", "farseer"], runs_of(truth, sigma=0.002))
+    assert table["law"][0] == truth, table
+    assert table["bic"][0] == 0.0
+
+
+def test_a_law_needs_one_file(monkeypatch):
+    """A module that defines LAWS is all that the registry asks of it."""
+    plain = dataclasses.replace(LAWS["chinchilla_tied"], name="mine")
+    module = types.SimpleNamespace(LAWS=(plain,))
+    with monkeypatch.context() as patch:
+        patch.setattr(library.pkgutil, "iter_modules", lambda path: [types.SimpleNamespace(name="mine")])
+        patch.setattr(library.importlib, "import_module", lambda name: module)
+        assert library._found() == {"mine": plain}
+    found = fit(plain, runs_of("chinchilla_tied"))
+    assert found.law == "mine" and found.values["alpha"] == pytest.approx(0.35, rel=1e-5)
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_specifications_are_consistent(law: Law):
+    columns = {column.name for column in law.columns}
+    assert set(law.linear) | set(law.grid) <= set(law.names) and law.source
+    for parameter in law.parameters:
+        if parameter.scale:
+            assert parameter.scale[0] in columns and parameter.scale[1] in law.names
+    assert law.starts or {p.name for p in law.parameters} == set(law.linear) | set(law.grid) | {
+        p.name for p in law.parameters if p.prior
+    }
+
+
+def test_a_schedule_in_the_table_gives_the_areas():
+    runs = runs_of("annealing")
+    rate = np.interp(runs.frame["step"], [0, 100, 3000, 4000], [0.0, 1e-3, 1e-3, 1e-4])
+    table = runs.frame.drop(columns=["lr_area", "lr_annealed"]).assign(learning_rate=rate)
+    S1, S2 = (column.of(load_runs(table), "own") for column in LAWS["annealing"].columns)
+    # The rows begin after the warm-up, which interpolation takes for constant.
+    assert np.ptp(S1 - runs.frame["lr_area"]) < 1e-9
+    np.testing.assert_allclose(S2, runs.frame["lr_annealed"], atol=1e-9)
+    with pytest.raises(UserError, match="'step' and 'learning_rate'"):
+        fit("annealing", load_runs(table.drop(columns="learning_rate")))
