@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import pandas as pd
 from absl import flags
 
-from atlas.studies import scaling_study as study
+from atlas.studies.analysis import analyse, write_analysis
+from atlas.studies.scaling_study import run_study
 from experiments import _app
 
 _CONFIG = _app.define_config()
@@ -28,12 +29,12 @@ def main(_: Sequence[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     if _RUNS.value:
         frame = pd.read_csv(_RUNS.value)
-        print(study.write_analysis(study.analyse(frame, pathlib.Path(_RUNS.value).stem), workdir))
+        print(write_analysis(analyse(frame, pathlib.Path(_RUNS.value).stem), workdir))
         return
     _app.require(config=_CONFIG.value)
     runs = _app.config_module(_CONFIG).get_sweep(_CONFIG.value)
     command = "python -m experiments.study " + shlex.join(sys.argv[1:])
-    print(study.run_study(_CONFIG.value, runs, workdir, command))
+    print(run_study(_CONFIG.value, runs, workdir, command))
 
 
 if __name__ == "__main__":
