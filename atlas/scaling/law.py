@@ -1,14 +1,23 @@
-"""Scaling laws as pure functions of parameters and runs.
+"""Scaling laws as pure functions of parameters and runs, and `JointLaw`, the form in which a fitted joint law travels.
 
 Legend: N parameters, D tokens seen, U unique tokens, K languages. Every function broadcasts, works in the dtype of its
 arguments and is differentiable in all of them.
 """
 
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
+from atlas.errors import UserError, unknown
+
 FLOPS_PER_PARAMETER_TOKEN = 6  # of training: C = 6·N·D
+# Width of the smooth lower bound on D_eff / D_tot: rows above 40 widths, which is nearly all, do not feel it.
+GUARD = 1e-3
 
 
 def saturation(D: ArrayLike, U: ArrayLike, lam: ArrayLike) -> jax.Array:
@@ -40,7 +49,9 @@ def _mean_decay(x: jax.Array) -> jax.Array:
     return jnp.where(small, 1.0 - x / 2.0 + x * x / 6.0, -jnp.expm1(-x_safe) / x_safe)
 
 
-def effective_tokens(D: ArrayLike, U: ArrayLike, transfer: ArrayLike, lam: ArrayLike, guard: ArrayLike) -> jax.Array:
+def effective_tokens(
+    D: ArrayLike, U: ArrayLike, transfer: ArrayLike, lam: ArrayLike, guard: ArrayLike = GUARD
+) -> jax.Array:
     """Tokens of the target language that a mixture is worth: D_eff of ATLAS (Eq. 2), kept positive.
 
     The sum over sources of transfer · S_λ(D; U) is z·D_tot; strongly negative transfer makes z ≤ 0, where
@@ -51,16 +62,18 @@ def effective_tokens(D: ArrayLike, U: ArrayLike, transfer: ArrayLike, lam: Array
       D: [..., Ls] tokens seen per source.
       U: [..., Ls] unique tokens per source.
       transfer: [..., Ls] τ of each source for the target; 1 at the target itself.
-      lam: [...] repetition rate.
+      lam: [..., Ls] repetition rate of each source, or [..., 1] of all of them.
       guard: width of the smooth lower bound on z.
 
     Returns:
       [...] effective tokens.
     """
-    total = jnp.sum(D, -1)
-    S = saturation(D, U, jnp.asarray(lam)[..., None])
-    z = jnp.sum(transfer * S, -1) / total
-    return total * kept_positive(z, guard)
+    return jnp.sum(D, -1) * kept_positive(effective_share(D, U, transfer, lam), guard)
+
+
+def effective_share(D: ArrayLike, U: ArrayLike, transfer: ArrayLike, lam: ArrayLike) -> jax.Array:
+    """z = D_eff / D_tot [...] before it is kept positive; arguments as for `effective_tokens`."""
+    return jnp.sum(transfer * saturation(D, U, lam), -1) / jnp.sum(D, -1)
 
 
 def kept_positive(z: ArrayLike, guard: ArrayLike) -> jax.Array:
@@ -101,7 +114,6 @@ def atlas(
     transfer: ArrayLike,
     lam: ArrayLike,
     phi: ArrayLike = 0.0,
-    guard: ArrayLike = 1e-3,
 ) -> jax.Array:
     """Loss E + A·K^φ/N^α + B/D_eff^β (arXiv 2510.22037, Eqs. 1–3, with the capacity term of Eq. 7 on A).
 
@@ -111,15 +123,14 @@ def atlas(
       N: [...] parameters.
       D: [..., Ls] tokens per source.
       U: [..., Ls] unique tokens per source.
-      E, A, alpha, B, beta, lam: [...] the target language's law.
-      transfer: [..., Ls] τ of each source for the target; 1 at the target itself.
+      E, A, alpha, B, beta: [...] the target language's law.
+      transfer, lam: see `effective_tokens`.
       phi: capacity exponent, 0 for no curse of multilinguality.
-      guard: see `effective_tokens`.
 
     Returns:
       [...] loss, in the unit of E.
     """
-    D_eff = effective_tokens(D, U, transfer, lam, guard)
+    D_eff = effective_tokens(D, U, transfer, lam)
     return chinchilla(N, D_eff, E, A * num_languages(D) ** phi, alpha, B, beta)
 
 
@@ -147,3 +158,140 @@ def data_constrained(
     unique = jnp.minimum(D, U)
     N_optimal = jnp.power(alpha * A / (beta * B) * jnp.power(unique, beta), 1.0 / alpha)
     return chinchilla(saturation(N, N_optimal, 1.0 / R_N), saturation(D, U, 1.0 / R_D), E, A, alpha, B, beta)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("E", "A", "alpha", "B", "beta", "lam", "tau", "phi"),
+    meta_fields=("targets", "sources"),
+)
+@dataclasses.dataclass(frozen=True)
+class JointLaw:
+    """The law `atlas` of every target language at once, or anything else that has one value a parameter.
+
+    A pytree of arrays, whose leading axes [...] are draws.
+
+    Attributes:
+      targets, sources: Lt and Ls languages; the targets are the first of the sources.
+      E, A, alpha, B, beta: [..., Lt], A and B at one parameter and one token.
+      lam: [..., Lt, 1] repetition rates where they belong to the targets, [..., 1, Ls] where to the sources.
+      tau: [..., Lt, Ls] transfer weights, 1 of a target on itself.
+      phi: [...] capacity exponent.
+    """
+
+    targets: tuple[str, ...]
+    sources: tuple[str, ...]
+    E: ArrayLike
+    A: ArrayLike
+    alpha: ArrayLike
+    B: ArrayLike
+    beta: ArrayLike
+    lam: ArrayLike
+    tau: ArrayLike
+    phi: ArrayLike
+
+    @property
+    def rates_by_source(self) -> bool:
+        """Whether repetition rates belong to the sources."""
+        return np.shape(self.lam)[-1] > 1
+
+    def loss(self, N: ArrayLike, D: ArrayLike, U: ArrayLike, target: ArrayLike | None = None) -> jax.Array:
+        """float64 losses, in the unit of E, where the arguments broadcast against the draws.
+
+        Args:
+          N: [...] parameters.
+          D: [..., Ls] tokens by source.
+          U: [..., Ls] unique tokens, infinite where nothing repeats.
+          target: [...] index of the evaluated language; without it all of them are.
+
+        Returns:
+          [..., Lt], or [...] of the given targets.
+        """
+        with jax.enable_x64(True):
+            D, U, law = self._rows(D, U, target)
+            N = jnp.asarray(N, float)
+            N = N[..., None] if target is None else N
+            phi = jnp.reshape(law.phi, np.shape(law.phi) + (1,) * (np.ndim(law.E) - np.ndim(law.phi)))
+            return atlas(N, D, U, law.E, law.A, law.alpha, law.B, law.beta, law.tau, law.lam, phi)
+
+    def effective_share(self, D: ArrayLike, U: ArrayLike, target: ArrayLike | None = None) -> jax.Array:
+        """z = D_eff / D_tot, which may be negative; arguments and shape as for `loss`."""
+        with jax.enable_x64(True):
+            D, U, law = self._rows(D, U, target)
+            return effective_share(D, U, law.tau, law.lam)
+
+    def _rows(self, D: ArrayLike, U: ArrayLike, target: ArrayLike | None) -> "tuple[jax.Array, jax.Array, JointLaw]":
+        D, U = jnp.asarray(D, float), jnp.asarray(U, float)
+        if target is None:
+            return D[..., None, :], U[..., None, :], self
+        levels = {name: jnp.asarray(getattr(self, name))[..., target] for name in ("E", "A", "alpha", "B", "beta")}
+        rates = jnp.broadcast_to(self.lam, (*np.shape(self.tau)[:-1], np.shape(self.lam)[-1]))
+        of_target = {"lam": rates[..., target, :], "tau": jnp.asarray(self.tau)[..., target, :]}
+        return D, U, dataclasses.replace(self, **levels, **of_target)
+
+    def language(self, name: str) -> dict[str, np.ndarray]:
+        """E, A, alpha, B, beta, lambda [...] of one target, on its own tokens alone.
+
+        Raises:
+          UserError: it is no target of the law.
+        """
+        if name not in self.targets:
+            raise unknown("target language", name, self.targets)
+        t = self.targets.index(name)
+        rate = (..., 0, t) if self.rates_by_source else (..., t, 0)
+        levels = {key: np.asarray(getattr(self, key))[..., t] for key in ("E", "A", "alpha", "B", "beta")}
+        return levels | {"lambda": np.asarray(self.lam)[rate]}
+
+    def named(self) -> dict[str, ArrayLike]:
+        """Every parameter [...] by the name that tables and files print: E[en], …, tau[en<-fr], lambda[<-fr], phi.
+
+        >>> law = JointLaw(("en",), ("en", "fr"), *[[2.0]] * 5, [[0.1]], [[1.0, 0.3]], 0.1)
+        >>> {name: float(value) for name, value in law.named().items() if name > "beta"}
+        {'beta[en]': 2.0, 'lambda[en]': 0.1, 'tau[en<-fr]': 0.3, 'phi': 0.1}
+        """
+        found: dict[str, ArrayLike] = {}
+        for t, target in enumerate(self.targets):
+            found |= {f"{key}[{target}]": _at(getattr(self, key), t) for key in ("E", "A", "alpha", "B", "beta")}
+            found |= {} if self.rates_by_source else {f"lambda[{target}]": _at(self.lam, t, 0)}
+            found |= {f"tau[{target}<-{name}]": _at(self.tau, t, s) for s, name in enumerate(self.sources) if s != t}
+        if self.rates_by_source:
+            found |= {f"lambda[<-{name}]": _at(self.lam, 0, s) for s, name in enumerate(self.sources)}
+        return found | {"phi": self.phi}
+
+    def to_json(self) -> dict:
+        """Plain values, ready for json.dumps; a number that is not finite becomes None."""
+        arrays = {name: _plain(getattr(self, name)) for name in _ARRAYS}
+        return {"targets": list(self.targets), "sources": list(self.sources)} | arrays
+
+    @classmethod
+    def from_json(cls, document: Mapping) -> "JointLaw":
+        """The law that `to_json` wrote.
+
+        Raises:
+          UserError: the document is of another kind.
+        """
+        try:
+            arrays = {name: np.array(document[name], float) for name in _ARRAYS}
+            law = cls(tuple(document["targets"]), tuple(document["sources"]), **arrays)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"no law of all languages: {error}; fit the runs again") from None
+        Lt, Ls = len(law.targets), len(law.sources)
+        wanted = dict.fromkeys(("E", "A", "alpha", "B", "beta"), (Lt,)) | {"tau": (Lt, Ls), "phi": ()}
+        wanted["lam"] = (1, Ls) if law.rates_by_source else (Lt, 1)
+        for name, shape in wanted.items():
+            if arrays[name].shape != shape:
+                raise UserError(f"no law of all languages: {name} is {arrays[name].shape}, its languages need {shape}")
+        return law
+
+
+_ARRAYS = ("E", "A", "alpha", "B", "beta", "lam", "tau", "phi")
+
+
+def _at(values: ArrayLike, *index: int) -> ArrayLike:
+    values = values if isinstance(values, jax.Array) else np.asarray(values)
+    return values[(..., *index)]
+
+
+def _plain(values: ArrayLike) -> list | float | None:
+    values = np.asarray(values, float)
+    return np.where(np.isfinite(values), values, None).tolist()

@@ -63,9 +63,9 @@ class Truth:
 
     def loss(self, N: np.ndarray, D: np.ndarray, target: np.ndarray) -> np.ndarray:
         """[...] losses without noise, for N [...], D [..., L] and indices of target languages [...]."""
-        own = (values[target] for values in (self.E, self.A, self.alpha, self.B, self.beta, self.tau, self.lam))
+        own = (values[target] for values in (self.E, self.A, self.alpha, self.B, self.beta, self.tau))
         with jax.enable_x64(True):
-            return np.asarray(laws.atlas(N, D, self.U, *own, self.phi))
+            return np.asarray(laws.atlas(N, D, self.U, *own, self.lam[target][..., None], self.phi))
 
 
 def truth(L: int, seed: int, phi: float = 0.0) -> Truth:

@@ -24,7 +24,6 @@ from atlas.scaling.joint.draws import JointDraws, band
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.table.runs import Runs
 
-_GUARD = 1e-3
 _STARTS = 32
 _DRAW_STARTS = 6  # under every drawn law, from the plan and from points around it
 _STEPS = 400
@@ -105,7 +104,7 @@ class _Arrays(NamedTuple):
 
 def _losses(law: _Arrays, N: jax.Array, D: jax.Array, U: jax.Array) -> jax.Array:
     N, D = N[..., None], D[..., None, :]
-    return laws.atlas(N, D, U, *law[:5], law.tau, law.lam, law.phi, _GUARD)
+    return laws.atlas(N, D, U, *law[:5], law.tau, law.lam[..., None], law.phi)
 
 
 def _effective_share(law: _Arrays, D: jax.Array, U: jax.Array) -> jax.Array:

@@ -173,7 +173,7 @@ def test_prediction_is_the_law(medium):
             rows.U,
             *(natural[n][t] for n in NAMES[:5]),
             fit.transfer_matrix().to_numpy()[t],
-            natural["lambda"][t],
+            natural["lambda"][t][:, None],
             fit.phi,
         )
     np.testing.assert_allclose(loss, expected, rtol=1e-9)
