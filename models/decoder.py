@@ -158,7 +158,7 @@ class Decoder(nnx.Module):
           positions_BT: int32 rotary positions [B or 1, T], default 0 to T-1. Only differences within a
             document matter.
           train: moves the running variance of an adaptive k rule, in this module's own state.
-          measure: adds the metrics that compare selections with dense attention, which costs about as much as that.
+          measure: adds the metrics that need attention probabilities, which costs about as much as dense attention.
 
         Returns:
           The state in `config.dtype`, and the metrics of `Attention` as float32 scalars, each a mean over

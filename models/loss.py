@@ -10,7 +10,7 @@ from models.decoder import Decoder
 
 
 def token_losses(
-    model: Decoder, tokens_BS: jax.Array, separator: int, padding: int, *, train: bool = False
+    model: Decoder, tokens_BS: jax.Array, separator: int, padding: int, *, train: bool = False, measure: bool = False
 ) -> tuple[jax.Array, jax.Array, Metrics]:
     """The loss of every token of windows that overlap by one token.
 
@@ -21,13 +21,14 @@ def token_losses(
 
     Args:
       tokens_BS: int32 [B, T+1].
-      train: see `Decoder.hidden`; leave it False to evaluate.
+      train, measure: see `Decoder.hidden`; the first to train, the second to evaluate.
 
     Returns:
       Losses in nats float32 [B, T], weights float32 [B, T] (0 or 1), and the model's metrics.
     """
     inputs_BT, targets_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
-    x_BTM, metrics = model.hidden(inputs_BT, document_segments(inputs_BT, separator, padding), train=train)
+    segments_BT = document_segments(inputs_BT, separator, padding)
+    x_BTM, metrics = model.hidden(inputs_BT, segments_BT, train=train, measure=measure)
     losses = _chunked_losses if model.loss_chunk else _losses
     weights_BT = (targets_BT != padding).astype(jnp.float32)
     return losses(model, x_BTM, targets_BT), weights_BT, metrics

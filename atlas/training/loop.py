@@ -205,7 +205,7 @@ class Population:
 
     def _evaluate(self, state: TrainState, phase: str) -> None:
         tokens = jax.device_put(self._evaluation.tokens, self._program.evaluation_sharding)
-        nats_RC = jax.device_get(self._program.evaluate(state.params, state.buffers, tokens))
+        nats_RC, metrics = jax.device_get(self._program.evaluate(state.params, state.buffers, tokens))
         step, windows, skipped = jax.device_get((state.step, state.windows, state.skipped))
         if not _writes():
             return
@@ -213,7 +213,8 @@ class Population:
             bits, nats = self._evaluation.losses(nats_RC[run])
             file = JsonLines(directory / EVALUATIONS)
             file.keep(lambda r: (r["phase"], r["step"]) != (phase, int(step[run])))  # noqa: B023  called at once
-            file.append(self._evaluation_record(phase, int(step[run]), windows[run], int(skipped[run]), bits, nats))
+            record = self._evaluation_record(phase, int(step[run]), windows[run], int(skipped[run]), bits, nats)
+            file.append(record | {name: float(value[run]) for name, value in metrics.items()})
 
     def _evaluation_record(
         self,

@@ -169,15 +169,20 @@ class TrainStep:
         metrics |= {"gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
         return TrainState(params, buffers, optimizer, state.step + 1, windows, skipped), metrics
 
-    def evaluate(self, params: Arrays, buffers: Arrays, tokens_CBS: jax.Array) -> jax.Array:
-        """Nats summed over each of C chunks of windows: int32 [C, B, T+1] → float32 [C]."""
+    def evaluate(self, params: Arrays, buffers: Arrays, tokens_CBS: jax.Array) -> tuple[jax.Array, Arrays]:
+        """Of C chunks of windows int32 [C, B, T+1]: nats summed over each, float32 [C], and the model's metrics.
 
-        def chunk(tokens_BS: jax.Array) -> jax.Array:
+        Metrics are means over chunks, as by `evaluation.read`; those that need attention probabilities are measured
+        here and in no training step.
+        """
+
+        def chunk(tokens_BS: jax.Array) -> tuple[jax.Array, Arrays]:
             model = self.skeleton.merge(params, buffers)
-            nats_BT, weights_BT, _ = token_losses(model, tokens_BS, self.separator, self.padding)
-            return jnp.sum(nats_BT * weights_BT)
+            nats_BT, weights_BT, metrics = token_losses(model, tokens_BS, self.separator, self.padding, measure=True)
+            return jnp.sum(nats_BT * weights_BT), metrics
 
-        return jax.lax.map(chunk, tokens_CBS)
+        nats_C, metrics_C = jax.lax.map(chunk, tokens_CBS)
+        return nats_C, jax.tree.map(jnp.mean, metrics_C)
 
     def _loss(self, params: Arrays, buffers: Arrays, tokens_BS: jax.Array) -> tuple[jax.Array, tuple[Arrays, Arrays]]:
         model = self.skeleton.merge(params, buffers)

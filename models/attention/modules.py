@@ -71,13 +71,14 @@ class Attention(nnx.Module):
     in a layer with a window, its length in keys, it returns the output [B, T, M] and metrics: float32 scalars,
     each a mean over queries that are not padding.
       indexer_loss            KL of the indexer in nats (0 without an indexer)
+      mean_k                  selected keys (sparse kinds)
+      output_gate, value_gate mean of the gates (gated kinds, where configured)
+    and, with measure=True, what needs probabilities, so that no training step computes it:
       first_token_attention   probability given to the document's first token, mean over heads; without the
                               queries at that token
       sink_rate               share of the heads that give the first token more than 0.3 on average
-      mean_k                  selected keys (sparse kinds)
       first_token_selected    share of queries whose set holds the document's first token (sparse kinds)
-      output_gate, value_gate mean of the gates (gated kinds, where configured)
-    and with measure=True, where single tokens are selected (see `models.attention.quality`):
+    and, where single tokens are selected (see `models.attention.quality`):
       selection_recall        share of dense attention that falls on the selected keys
       selection_overlap       share of the selected keys that dense attention would choose
 
@@ -125,10 +126,10 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, Metrics]:
         q_BTHE, k_BSGE, v_BSGE, gate_BSGE = self._project(x_BTM, rotation)
         if self.indexer is None:
-            o_BTHE, metrics = self._attend(q_BTHE, k_BSGE, v_BSGE, segments_BT, window)
+            o_BTHE, metrics = self._attend(q_BTHE, k_BSGE, v_BSGE, segments_BT, window, measure)
         else:
             index = self.indexer(x_BTM)
-            o_BTHE, metrics = self._attend_selected(q_BTHE, k_BSGE, v_BSGE, index, segments_BT, train)
+            o_BTHE, metrics = self._attend_selected(q_BTHE, k_BSGE, v_BSGE, index, segments_BT, train, measure)
             if measure and self.block is None:
                 metrics |= self._measure(q_BTHE, k_BSGE, index, segments_BT)
         if gate_BSGE is not None:
@@ -218,6 +219,7 @@ class Attention(nnx.Module):
         v_BSGE: jax.Array,
         segments_BT: jax.Array,
         window: jax.Array | None,
+        measure: bool,
     ) -> tuple[jax.Array, Metrics]:
         if self.chunk:
             _log.info("dense attention in tiles of %d queries", self.chunk)
@@ -229,7 +231,7 @@ class Attention(nnx.Module):
             o_BTHE, p_BGRTS = reference.attend(q_BTHE, k_BSGE, v_BSGE, mask_BTS, softcap)
             first_BTH = reference.first_token_probability(p_BGRTS, segments_BT)
         metrics = {"indexer_loss": jnp.zeros((), jnp.float32)}
-        return o_BTHE, metrics | _first_token_metrics(first_BTH, segments_BT)
+        return o_BTHE, metrics | (_first_token_metrics(first_BTH, segments_BT) if measure else {})
 
     def _attend_selected(
         self,
@@ -239,6 +241,7 @@ class Attention(nnx.Module):
         index: reference.IndexInputs,
         segments_BT: jax.Array,
         train: bool,
+        measure: bool,
     ) -> tuple[jax.Array, Metrics]:
         running = self._running()
         arguments = (q_BTHE, k_BSGE, v_BSGE, index, segments_BT, running, self.selection)
@@ -258,8 +261,9 @@ class Attention(nnx.Module):
             "indexer_loss": _mean(statistics.indexer_loss, valid_BT),
             "mean_k": _mean(statistics.selected, valid_BT),
         }
-        first_BTH, first_selected_BT = statistics.first_token, statistics.first_token_selected
-        return o_BTHE, metrics | _first_token_metrics(first_BTH, segments_BT, first_selected_BT)
+        if measure:
+            metrics |= _first_token_metrics(statistics.first_token, segments_BT, statistics.first_token_selected)
+        return o_BTHE, metrics
 
     def _measure(
         self, q_BTHE: jax.Array, k_BSGE: jax.Array, index: reference.IndexInputs, segments_BT: jax.Array

@@ -11,6 +11,7 @@ from models import token_losses
 from tests.atlas.training.worker import MODEL
 
 SEPARATOR, PADDING, LANGUAGES = 256, 257, 3
+MEASURED = {"first_token_attention", "first_token_selected", "sink_rate", "selection_recall", "selection_overlap"}
 COOLDOWN = tuple(jnp.int32(bound) for bound in NO_COOLDOWN)
 
 
@@ -97,11 +98,16 @@ def test_weight_decay_leaves_vectors_alone(state, tokens_BS):
 
 
 def test_evaluation_sums_nats_by_chunk(one, state, tokens_BS):
-    nats_C = jax.jit(one.evaluate)(state.params, state.buffers, jnp.stack([tokens_BS, tokens_BS[::-1]]))
+    nats_C, metrics = jax.jit(one.evaluate)(state.params, state.buffers, jnp.stack([tokens_BS, tokens_BS[::-1]]))
     nats_BT, weights_BT, _ = token_losses(
         one.skeleton.merge(state.params, state.buffers), tokens_BS, SEPARATOR, PADDING
     )
     np.testing.assert_allclose(nats_C, [jnp.sum(nats_BT * weights_BT)] * 2, rtol=1e-5)
+    assert MEASURED <= metrics.keys() and all(np.isfinite(value) for value in metrics.values())
+
+
+def test_a_training_step_measures_no_probabilities(one, state, tokens_BS):
+    assert not MEASURED & jax.eval_shape(one, state, tokens_BS, LANGUAGE_B, COOLDOWN)[1].keys()
 
 
 def test_dense_warm_up_trains_the_indexer_alone(state, tokens_BS):

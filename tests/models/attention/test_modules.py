@@ -22,15 +22,15 @@ def build(config):
     return Attention(config, rngs=nnx.Rngs(0))
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "train"))
-def apply(graphdef, state, x, segments, rotation, train):
+@functools.partial(jax.jit, static_argnames=("graphdef", "train", "measure"))
+def apply(graphdef, state, x, segments, rotation, train, measure):
     module = nnx.merge(graphdef, state)
-    return module(x, segments, rotation, train=train), nnx.state(module)
+    return module(x, segments, rotation, train=train, measure=measure), nnx.state(module)
 
 
-def run(module, x, segments=SEGMENTS, rotation=ROTATION, train=False):
+def run(module, x, segments=SEGMENTS, rotation=ROTATION, train=False, measure=False):
     """Calls the module under jit and puts the new state back."""
-    result, state = apply(*nnx.split(module), x, segments, rotation, train)
+    result, state = apply(*nnx.split(module), x, segments, rotation, train, measure)
     nnx.update(module, state)
     return result
 
@@ -105,7 +105,7 @@ def test_first_token_attention(tiny, attention):
     """Zero queries spread attention evenly, so the first token's share is 1 over the number of keys."""
     module = build(tiny(attention=attention, k_rule="fixed", k_base=16))
     module.query[...] = jnp.zeros_like(module.query[...])
-    _, metrics = run(module, make_input())
+    _, metrics = run(module, make_input(), measure=True)
     shares = [1 / n for length in (16, 6, 10) for n in range(2, length + 1)]
     np.testing.assert_allclose(metrics["first_token_attention"], np.mean(shares), rtol=1e-5)
     assert all(m.dtype == jnp.float32 and m.shape == () for m in metrics.values())
