@@ -37,7 +37,6 @@ _IDLE_SECONDS = 60.0  # longer gaps between log lines are interruptions, not tra
 _DPI = 150
 _CURVES = {
     "loss": "loss, nats per token",
-    "first_token_attention": "first-token attention",
     "largest_activation": "largest activation",
     "indexer_loss": "indexer's loss, nats",
 }
