@@ -23,13 +23,14 @@ from atlas.errors import UserError, unknown
 from atlas.files import write_atomically
 from atlas.scaling import Runs, fit_joint
 from atlas.scaling.estimates import Z90
-from atlas.scaling.joint.draws import JointDraws, joint_draws, law_draws, refitted
-from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
+from atlas.scaling.joint.draws import joint_draws, refitted
+from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
 from atlas.scaling.planning import allocation as planning
 from atlas.scaling.planning.crossover import crossover_law, measured_crossovers
 from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, CapacityExponents
 from atlas.scaling.planning.mixtures import MixtureLaw, TrustRegion, optimal_mixture
 from atlas.scaling.planning.next_runs import candidate_runs, goal_of, next_runs
+from atlas.scaling.single.draws import law_draws
 from atlas.scaling.table import published
 from atlas.scaling.table.labels import labels
 from atlas.scaling.table.runs import load_runs
@@ -153,7 +154,7 @@ def _language_draws(document: dict, language: str) -> tuple[dict | None, str]:
     return None, "none: the fit holds no finite covariance; fit the runs again"
 
 
-def _joint_draws(document: dict) -> tuple[JointDraws | None, str]:
+def _joint_draws(document: dict) -> tuple[JointLaw | None, str]:
     try:
         fit = refitted(document, _study_runs())
     except UserError as error:

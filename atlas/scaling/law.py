@@ -208,26 +208,12 @@ class JointLaw:
           [..., Lt], or [...] of the given targets.
         """
         with jax.enable_x64(True):
-            D, U, law = self._rows(D, U, target)
-            N = jnp.asarray(N, float)
-            N = N[..., None] if target is None else N
-            phi = jnp.reshape(law.phi, np.shape(law.phi) + (1,) * (np.ndim(law.E) - np.ndim(law.phi)))
-            return atlas(N, D, U, law.E, law.A, law.alpha, law.B, law.beta, law.tau, law.lam, phi)
+            return _losses(self, *(jnp.asarray(values, float) for values in (N, D, U)), target)
 
     def effective_share(self, D: ArrayLike, U: ArrayLike, target: ArrayLike | None = None) -> jax.Array:
         """z = D_eff / D_tot, which may be negative; arguments and shape as for `loss`."""
         with jax.enable_x64(True):
-            D, U, law = self._rows(D, U, target)
-            return effective_share(D, U, law.tau, law.lam)
-
-    def _rows(self, D: ArrayLike, U: ArrayLike, target: ArrayLike | None) -> "tuple[jax.Array, jax.Array, JointLaw]":
-        D, U = jnp.asarray(D, float), jnp.asarray(U, float)
-        if target is None:
-            return D[..., None, :], U[..., None, :], self
-        levels = {name: jnp.asarray(getattr(self, name))[..., target] for name in ("E", "A", "alpha", "B", "beta")}
-        rates = jnp.broadcast_to(self.lam, (*np.shape(self.tau)[:-1], np.shape(self.lam)[-1]))
-        of_target = {"lam": rates[..., target, :], "tau": jnp.asarray(self.tau)[..., target, :]}
-        return D, U, dataclasses.replace(self, **levels, **of_target)
+            return _effective_shares(self, *(jnp.asarray(values, float) for values in (D, U)), target)
 
     def language(self, name: str) -> dict[str, np.ndarray]:
         """E, A, alpha, B, beta, lambda [...] of one target, on its own tokens alone.
@@ -282,6 +268,29 @@ class JointLaw:
             if arrays[name].shape != shape:
                 raise UserError(f"no law of all languages: {name} is {arrays[name].shape}, its languages need {shape}")
         return law
+
+
+@jax.jit
+def _losses(law: JointLaw, N: jax.Array, D: jax.Array, U: jax.Array, target: jax.Array | None) -> jax.Array:
+    D, U, law = _of_rows(law, D, U, target)
+    N = N[..., None] if target is None else N
+    phi = jnp.reshape(law.phi, jnp.shape(law.phi) + (1,) * (jnp.ndim(law.E) - jnp.ndim(law.phi)))
+    return atlas(N, D, U, law.E, law.A, law.alpha, law.B, law.beta, law.tau, law.lam, phi)
+
+
+@jax.jit
+def _effective_shares(law: JointLaw, D: jax.Array, U: jax.Array, target: jax.Array | None) -> jax.Array:
+    D, U, law = _of_rows(law, D, U, target)
+    return effective_share(D, U, law.tau, law.lam)
+
+
+def _of_rows(law: JointLaw, D: jax.Array, U: jax.Array, target: jax.Array | None):
+    """Tokens and law with an axis of targets before that of sources, or of each row's own target."""
+    if target is None:
+        return D[..., None, :], U[..., None, :], law
+    levels = {name: getattr(law, name)[..., target] for name in ("E", "A", "alpha", "B", "beta")}
+    rates = jnp.broadcast_to(law.lam, (*law.tau.shape[:-1], law.lam.shape[-1]))
+    return D, U, dataclasses.replace(law, lam=rates[..., target, :], tau=law.tau[..., target, :], **levels)
 
 
 _ARRAYS = ("E", "A", "alpha", "B", "beta", "lam", "tau", "phi")

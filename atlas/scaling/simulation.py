@@ -3,20 +3,19 @@
 Languages differ as real ones seem to: exponents by 6 to 8 %, repetition rates by half, transfer stronger within
 one of three families than across them and now and then negative. The spreads are assumptions, not measurements.
 
-    law = truth(L=10, seed=0)
+    known = truth(L=10, seed=0)
     plan = mixtures(10, mono=5, pairs=2, uniform=20, dirichlet=0, rng=np.random.default_rng(0))
-    fit = fit_joint(load_runs(table(law, plan, seed=0, rho=0.3)), law.families)
-    error = fit.transfer_matrix() - law.tau
+    fit = fit_joint(load_runs(table(known, plan, seed=0, rho=0.3)), known.families)
+    error = fit.transfer_matrix() - known.law.tau
 """
 
 import dataclasses
 import itertools
 
-import jax
 import numpy as np
 import pandas as pd
 
-from atlas.scaling import law as laws
+from atlas.scaling.law import JointLaw
 
 # Hoffmann et al.'s third method as Besiroglu et al. refitted it (arXiv 2404.10102).
 CHINCHILLA = {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658}
@@ -32,40 +31,20 @@ Mixture = tuple[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """The law of L languages in natural units (A and B at one parameter and one token).
+    """A study's law, the family of each of its L languages, and how many unique tokens [L] each has."""
 
-    Attributes:
-      languages: L names.
-      families: family of each language.
-      E, A, alpha, B, beta, lam: [L].
-      tau: [L, L] rows targets, columns sources; 1 on the diagonal.
-      U: [L] unique tokens.
-      phi: capacity exponent.
-    """
-
-    languages: tuple[str, ...]
+    law: JointLaw
     families: dict[str, str]
-    E: np.ndarray
-    A: np.ndarray
-    alpha: np.ndarray
-    B: np.ndarray
-    beta: np.ndarray
-    lam: np.ndarray
-    tau: np.ndarray
     U: np.ndarray
-    phi: float
 
-    def effective_share(self, D: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """D_eff / D_tot of rows [n], from tokens by source [n, L]."""
-        with jax.enable_x64(True):
-            S = np.asarray(laws.saturation(D, self.U, self.lam[target][:, None]))
-        return np.sum(self.tau[target] * S, axis=-1) / np.sum(D, axis=-1)
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """All of them are both targets and sources."""
+        return self.law.sources
 
     def loss(self, N: np.ndarray, D: np.ndarray, target: np.ndarray) -> np.ndarray:
         """[...] losses without noise, for N [...], D [..., L] and indices of target languages [...]."""
-        own = (values[target] for values in (self.E, self.A, self.alpha, self.B, self.beta, self.tau))
-        with jax.enable_x64(True):
-            return np.asarray(laws.atlas(N, D, self.U, *own, self.lam[target][..., None], self.phi))
+        return np.asarray(self.law.loss(N, D, self.U, target))
 
 
 def truth(L: int, seed: int, phi: float = 0.0) -> Truth:
@@ -78,19 +57,20 @@ def truth(L: int, seed: int, phi: float = 0.0) -> Truth:
     np.fill_diagonal(tau, 1.0)
     alpha, beta = 0.33 * np.exp(rng.normal(0, 0.06, L)), 0.31 * np.exp(rng.normal(0, 0.08, L))
     languages = tuple(f"l{i}" for i in range(L))
-    return Truth(
-        languages,
-        {name: f"f{f}" for name, f in zip(languages, family, strict=True)},
+    law = JointLaw(
+        targets=languages,
+        sources=languages,
         E=rng.uniform(0.6, 1.0, L),
         A=0.35 * (4e8**alpha) * np.exp(rng.normal(0, 0.1, L)),
         alpha=alpha,
         B=0.45 * (2e10**beta) * np.exp(rng.normal(0, 0.1, L)),
         beta=beta,
-        lam=0.12 * np.exp(rng.normal(0, 0.5, L)),
+        lam=0.12 * np.exp(rng.normal(0, 0.5, (L, 1))),
         tau=tau,
-        U=np.exp(rng.uniform(np.log(2e9), np.log(3e11), L)),
-        phi=phi,
+        phi=np.float64(phi),
     )
+    families = {name: f"f{f}" for name, f in zip(languages, family, strict=True)}
+    return Truth(law, families, U=np.exp(rng.uniform(np.log(2e9), np.log(3e11), L)))
 
 
 def mixtures(L: int, mono: int, pairs: float, uniform: int, dirichlet: int, rng: np.random.Generator) -> list[Mixture]:
@@ -126,7 +106,7 @@ def mixtures(L: int, mono: int, pairs: float, uniform: int, dirichlet: int, rng:
 
 
 def table(
-    law: Truth,
+    truth: Truth,
     plan: list[Mixture],
     seed: int,
     checkpoints: int = 10,
@@ -141,7 +121,7 @@ def table(
     can leave, the law has no meaning.
 
     Args:
-      law: what the losses follow.
+      truth: what the losses follow.
       plan: the mixture of every run, from `mixtures`.
       seed: of sizes, tokens and noise.
       checkpoints: of every run, spaced geometrically from a twentieth of its tokens.
@@ -162,18 +142,19 @@ def table(
     rows = {name: np.repeat(values, checkpoints) for name, values in zip(names, once, strict=True)}
     shares = np.stack([shares for _, shares in plan])[rows["run"]]
     D = (np.tile(_schedule(checkpoints), len(parts)) * rows["final"])[:, None] * shares
-    columns = {f"tokens.{name}": D[:, i] for i, name in enumerate(law.languages)}
-    columns |= {f"unique_tokens.{name}": law.U[i] for i, name in enumerate(law.languages)}
+    columns = {f"tokens.{name}": D[:, i] for i, name in enumerate(truth.languages)}
+    columns |= {f"unique_tokens.{name}": truth.U[i] for i, name in enumerate(truth.languages)}
     columns |= {
         "run": [f"r{number}" for number in rows["run"]],
         "num_params": rows["N"],
-        "language": np.asarray(law.languages)[rows["target"]],
+        "language": np.asarray(truth.languages)[rows["target"]],
         "mixture": rows["mixture"],
         "diverged": rows["diverged"],
-        "loss": law.loss(rows["N"], D, rows["target"]) * np.exp(np.concatenate(noise)),
+        "loss": truth.loss(rows["N"], D, rows["target"]) * np.exp(np.concatenate(noise)),
     }
     frame = pd.DataFrame(columns)
-    return frame[law.effective_share(D, rows["target"]) >= _LEAST_EFFECT].reset_index(drop=True)
+    z = np.asarray(truth.law.effective_share(D, truth.U, rows["target"]))
+    return frame[z >= _LEAST_EFFECT].reset_index(drop=True)
 
 
 def series(runs: int, seed: int, checkpoints: int = 1, sigma: float = 0.005, rho: float = 0.0) -> pd.DataFrame:

@@ -82,18 +82,14 @@ def measure_bootstrap(runs: int, checkpoints: int, seed: int) -> Outcome:
 
 def measure_joint(seed: int) -> Outcome:
     """Scores of every parameter of a joint fit, and of the losses of a large run."""
-    law, frame = recovery.simulate(dataclasses.replace(JOINT, rho=correlation(seed), phi=(0.0, 0.11)[seed % 2]), seed)
-    found = fit_joint(load_runs(frame), law.families)
-    known = found.parameters
-    levels = {"E": law.E, "A": law.A, "alpha": law.alpha, "B": law.B, "beta": law.beta, "lambda": law.lam}
-    outcome: Outcome = {
-        name: [score(known[f"{name}[{language}]"], x) for language, x in zip(law.languages, truth, strict=True)]
-        for name, truth in levels.items()
-    }
-    pairs = zip(itertools.permutations(law.languages, 2), law.tau[recovery.off_diagonal(law)], strict=True)
-    outcome["tau"] = [score(known[f"tau[{t}<-{s}]"], x, positive=False) for (t, s), x in pairs]
-    outcome["phi"] = [score(known["phi"], law.phi, positive=False)]
-    outcome["loss"] = [score(estimate, truth) for estimate, truth in recovery.large_run(found, law)]
+    truth, frame = recovery.simulate(dataclasses.replace(JOINT, rho=correlation(seed), phi=(0.0, 0.11)[seed % 2]), seed)
+    found = fit_joint(load_runs(frame), truth.families)
+    outcome: Outcome = {}
+    for name, value in truth.law.named().items():
+        kind = name.partition("[")[0]
+        scored = score(found.parameters[name], float(value), positive=kind not in ("tau", "phi"))
+        outcome.setdefault(kind, []).append(scored)
+    outcome["loss"] = [score(estimate, loss) for estimate, loss in recovery.large_run(found, truth)]
     return outcome
 
 

@@ -12,13 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from atlas.scaling import JointFit, fit_joint, load_runs, simulation
-from atlas.scaling.joint import rounds as refinement
-from atlas.scaling.joint import system as posterior
+from atlas.scaling.joint import rounds, system
+from atlas.scaling.joint.arrow import Coordinates
 from atlas.scaling.joint.fit import start_tau
+from atlas.scaling.joint.influence import refit
+from atlas.scaling.law import GUARD
 from atlas.scaling.planning.mixtures import MixtureLaw, TrustRegion, optimal_mixture
-from atlas.scaling.solver import Coordinates
-from experiments.benchmarks import optimum
-from experiments.benchmarks.optimum import Problem
 
 # Languages -> monolingual runs of each, runs of every pair, even and Dirichlet mixtures; and the bars in seconds.
 _SIZES = {10: (5, 2, 20, 0), 40: (5, 1, 20, 280)}
@@ -36,32 +35,33 @@ def run(languages: tuple[int, ...] = tuple(_SIZES)) -> list[dict[str, Any]]:
     return [row for L in tqdm(languages, desc="times", leave=False) for row in _times(L, _SIZES[L], _ROUNDS[L])]
 
 
-def _times(L: int, design: tuple[int, ...], rounds: int) -> Iterator[dict[str, Any]]:
-    law = simulation.truth(L, 0)
+def _times(L: int, design: tuple[int, ...], times: int) -> Iterator[dict[str, Any]]:
+    truth = simulation.truth(L, 0)
     plan = simulation.mixtures(L, *design, np.random.default_rng(0))
-    runs = load_runs(simulation.table(law, plan, 0, rho=0.3))
+    runs = load_runs(simulation.table(truth, plan, 0, rho=0.3))
     study = f"{L} languages, {len(runs)} rows"
     jax.clear_caches()
-    first = _seconds(lambda: fit_joint(runs, law.families))
-    fits = [_seconds(lambda: fit_joint(runs, law.families)) for _ in range(rounds)]
-    solved = optimum.problem(fit_joint(runs, law.families), law)
+    first = _seconds(lambda: fit_joint(runs, truth.families))
+    fits = [_seconds(lambda: fit_joint(runs, truth.families)) for _ in range(times)]
+    found = fit_joint(runs, truth.families)
     yield _row("fit: priors, noise and law", study, _BARS[L]["fit"], fits)
     yield _row("compiling it", study, _COMPILE, [_minus(first, fits)])
-    yield _row("one descent, noise and priors known", study, _BARS[L]["one descent"], _warm(_descent(solved), rounds))
+    yield _row("one descent, noise and priors known", study, _BARS[L]["one descent"], _warm(_descent(found), times))
     if L in _PLANNED:
-        yield _row("plan of a mixture", study, _PLAN, _warm(_planner(solved.fit), rounds))
-        yield _row(f"{_RESAMPLES} resamples of the runs, refitted", study, _REFITS, _warm(_resampler(solved), 1))
+        yield _row("plan of a mixture", study, _PLAN, _warm(_planner(found), times))
+        yield _row(f"{_RESAMPLES} resamples of the runs, refitted", study, _REFITS, _warm(_resampler(found), 1))
 
 
-def _descent(solved: Problem) -> Callable[[], Any]:
-    state, rows = solved.fit.record.state, solved.rows
+def _descent(found: JointFit) -> Callable[[], Any]:
+    record = found.record
+    state, rows = record.state, record.rows
 
     def descend() -> Any:
         with jax.enable_x64(True):
-            blocks, _ = refinement.start(rows, start_tau(solved.fit.record.runs, None), 0.1)
+            blocks, _ = rounds.start(rows, start_tau(record.runs, None), 0.1)
             start = state._replace(x=Coordinates(blocks, state.prior.shared_mean))
-            linear = posterior.linearise(start, rows, solved.fit.guard)
-            end = refinement.refine(start, linear, rows, solved.spreads, solved.fit.guard, False, True, True, 1e-9)
+            linear = system.linearise(start, rows)
+            end = rounds.refine(start, linear, rows, record.spreads, GUARD, False, True, True, 1e-9)
             return jax.block_until_ready(end.state)
 
     return descend
@@ -73,22 +73,22 @@ def _planner(found: JointFit) -> Callable[[], Any]:
     return lambda: optimal_mixture(law, _FLOPS, trust)
 
 
-def _resampler(solved: Problem) -> Callable[[], Any]:
-    weight = np.array(solved.fit.record.state.noise.run_weight)
-    random, count = np.random.default_rng(0), len(solved.fit.record.runs.run_ids)
+def _resampler(found: JointFit) -> Callable[[], Any]:
+    weight = np.array(found.record.state.noise.run_weight)
+    random, count = np.random.default_rng(0), len(found.record.runs.run_ids)
 
     def resample() -> None:
         for _ in range(_RESAMPLES):
             drawn = np.bincount(random.integers(count, size=count), minlength=len(weight))
-            optimum.refit(solved, run_weight=weight * drawn, settled=_SETTLED)
+            refit(found, run_weight=weight * drawn, settled=_SETTLED)
 
     return resample
 
 
-def _warm(function: Callable[[], Any], rounds: int) -> list[tuple[float, float]]:
-    if rounds > 1:
+def _warm(function: Callable[[], Any], times: int) -> list[tuple[float, float]]:
+    if times > 1:
         function()
-    return [_seconds(function) for _ in range(rounds)]
+    return [_seconds(function) for _ in range(times)]
 
 
 def _seconds(function: Callable[[], Any]) -> tuple[float, float]:
@@ -102,8 +102,8 @@ def _minus(first: tuple[float, float], later: list[tuple[float, float]]) -> tupl
     return tuple(a - statistics.median(b) for a, b in zip(first, zip(*later, strict=True), strict=True))
 
 
-def _row(line: str, study: str, bar: float, times: list[tuple[float, float]]) -> dict[str, Any]:
-    cpu, wall = np.median(times, 0).tolist()
+def _row(line: str, study: str, bar: float, seconds: list[tuple[float, float]]) -> dict[str, Any]:
+    cpu, wall = np.median(seconds, 0).tolist()
     return {
         "line": line,
         "study": study,
@@ -111,6 +111,6 @@ def _row(line: str, study: str, bar: float, times: list[tuple[float, float]]) ->
         "bar": f"<= {bar:g}",
         "measured": cpu,
         "wall": wall,
-        "studies": len(times),
+        "studies": len(seconds),
         "reached": "yes" if cpu <= bar else "no",
     }

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from atlas.scaling import Estimate, JointFit, Runs, fit, fit_joint, load_runs, simulation
+from atlas.scaling.law import JointLaw
 from atlas.scaling.simulation import Mixture, Truth
 from experiments.benchmarks import joint_speed, optimum
 from experiments.benchmarks.studies import Outcome, outcomes
@@ -102,92 +103,95 @@ def run(studies: int | None = None, workdir: str = "") -> tuple[list[dict[str, A
 
 def measure(study: Study, seed: int) -> Outcome:
     """Errors of a fit to the study with this seed: root mean squares over languages or pairs, and coverage."""
-    law, frame = simulate(study, seed)
+    truth, frame = simulate(study, seed)
     runs = load_runs(frame)
-    found = fit_joint(runs, law.families)
-    outcome = errors(found, law) | coverage(found, law) | {"converged": float(found.converged)}
+    found = fit_joint(runs, truth.families)
+    outcome = errors(found, truth.law) | coverage(found, truth) | {"converged": float(found.converged)}
     if study.diverged:
         outcome |= _detected(found, frame)
     if study.unseen:
-        outcome |= _unseen(found, runs, law, seed, study.rho)
+        outcome |= _unseen(found, runs, truth, seed, study.rho)
     return outcome
 
 
 def measure_priors(study: Study, seed: int) -> Outcome:
     """What the prior of τ is worth: its error under wrong families over that under none, and under no prior over that
     under the true families."""
-    law, frame = simulate(study, seed)
+    truth, frame = simulate(study, seed)
     runs, random = load_runs(frame), np.random.default_rng(seed)
-    shuffled = dict(zip(law.languages, random.permutation(list(law.families.values())).tolist(), strict=True))
-    fits = fit_joint(runs, law.families), fit_joint(runs, shuffled), fit_joint(runs), fit_joint(runs, tau_prior="flat")
-    true, wrong, none, flat = (errors(found, law)["tau"] for found in fits)
+    shuffled = dict(zip(truth.languages, random.permutation(list(truth.families.values())).tolist(), strict=True))
+    fits = (
+        fit_joint(runs, truth.families),
+        fit_joint(runs, shuffled),
+        fit_joint(runs),
+        fit_joint(runs, tau_prior="flat"),
+    )
+    true, wrong, none, flat = (errors(found, truth.law)["tau"] for found in fits)
     return {"wrong over none": wrong / none, "flat over true": flat / true}
 
 
 def measure_optimum(study: Study, seed: int) -> Outcome:
     """How exact the optimum and its derivatives are; without the other optimiser where SciPy is not installed."""
-    law, frame = simulate(study, seed)
-    solved = optimum.problem(fit_joint(load_runs(frame), law.families), law)
-    N, D, target = _large(law)
-    outcome = optimum.derivatives(solved, {"N": N, "D": D, "U": law.U, "target": target}, seed)
+    truth, frame = simulate(study, seed)
+    found = fit_joint(load_runs(frame), truth.families)
+    N, D, target = _large(truth)
+    outcome = optimum.derivatives(found, {"N": N, "D": D, "U": truth.U, "target": target}, seed)
     try:
         from scipy.optimize import minimize
     except ImportError:
         return outcome
-    return outcome | {"objective gap": optimum.objective_gap(solved, minimize)}
+    return outcome | {"objective gap": optimum.objective_gap(found, minimize)}
 
 
 def simulate(study: Study, seed: int) -> tuple[Truth, pd.DataFrame]:
     """The law of a study and its runs table."""
-    law = simulation.truth(study.languages, seed, study.phi)
+    truth = simulation.truth(study.languages, seed, study.phi)
     plan = _plan(study, np.random.default_rng(seed))
     noise = study.checkpoints, study.sigma, study.rho, study.diverged
-    return law, simulation.table(law, plan, seed, *noise)
+    return truth, simulation.table(truth, plan, seed, *noise)
 
 
-def errors(found: JointFit, law: Truth) -> Outcome:
+def errors(found: JointFit, law: JointLaw) -> Outcome:
     """Root mean square errors of τ, alpha, beta, log E, and the errors of φ and ρ̂."""
     off = off_diagonal(law)
-    value = {name: _values(found, law, name) for name in ("E", "alpha", "beta")}
     return {
         "tau": _rms((found.transfer_matrix().to_numpy() - law.tau)[off]),
-        "alpha": _rms(value["alpha"] - law.alpha),
-        "beta": _rms(value["beta"] - law.beta),
-        "log E": _rms(np.log(value["E"] / law.E)),
-        "phi": found.phi,
-        "phi error": abs(found.phi - law.phi),
+        "alpha": _rms(found.law.alpha - law.alpha),
+        "beta": _rms(found.law.beta - law.beta),
+        "log E": _rms(np.log(found.law.E / law.E)),
+        "phi": float(found.law.phi),
+        "phi error": abs(float(found.law.phi - law.phi)),
         "rho": found.rho,
         "told": float(found.transfer_matrix("identified").to_numpy()[off].mean()),
-        "flagged": float(np.mean([any(_confounds(w, name) for w in found.warnings) for name in law.languages])),
+        "flagged": float(np.mean([any(_confounds(w, name) for w in found.warnings) for name in law.targets])),
     }
 
 
-def coverage(found: JointFit, law: Truth) -> Outcome:
+def coverage(found: JointFit, truth: Truth) -> Outcome:
     """Parts of the τ and of the losses of a large run on all languages that lie inside their 90 % intervals."""
-    off = off_diagonal(law)
+    law, off = truth.law, off_diagonal(truth.law)
     low, high = (found.transfer_matrix(field).to_numpy()[off] for field in ("low", "high"))
     inside = (low <= law.tau[off]) & (law.tau[off] <= high)
-    losses = [estimate.low <= truth <= estimate.high for estimate, truth in large_run(found, law)]
+    losses = [estimate.low <= loss <= estimate.high for estimate, loss in large_run(found, truth)]
     return {"tau inside": float(inside.mean()), "loss inside": float(np.mean(losses))}
 
 
-def large_run(found: JointFit, law: Truth) -> list[tuple[Estimate, float]]:
+def large_run(found: JointFit, truth: Truth) -> list[tuple[Estimate, float]]:
     """Losses predicted for a run larger than any fitted one, on all languages evenly, each with its true loss."""
-    N, D, target = _large(law)
-    loss, deviation = found.predict(N, D, law.U, target)
-    truth = law.loss(N, D, target)
+    N, D, target = _large(truth)
+    loss, deviation = found.predict(N, D, truth.U, target)
     estimates = [Estimate.lognormal(np.log(x), s / x, True) for x, s in zip(loss, deviation, strict=True)]
-    return list(zip(estimates, truth.tolist(), strict=True))
+    return list(zip(estimates, truth.loss(N, D, target).tolist(), strict=True))
 
 
-def off_diagonal(law: Truth) -> np.ndarray:
+def off_diagonal(law: JointLaw) -> np.ndarray:
     """[L, L] where a target is not its own source."""
-    return ~np.eye(len(law.languages), dtype=bool)
+    return ~np.eye(len(law.targets), dtype=bool)
 
 
-def _large(law: Truth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _large(truth: Truth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """N [L], D [L, L] and targets [L] of a run on all languages evenly, seen from each of them."""
-    L = len(law.languages)
+    L = len(truth.languages)
     return np.full(L, _LARGE_N), np.full((L, L), _LARGE_D / L), np.arange(L)
 
 
@@ -205,10 +209,6 @@ def _confounds(warning: str, name: str) -> bool:
     return warning.startswith(f"{name}:") and "cannot be told apart" in warning
 
 
-def _values(found: JointFit, law: Truth, name: str) -> np.ndarray:
-    return np.array([found.parameters[f"{name}[{language}]"].value for language in law.languages])
-
-
 def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
@@ -219,10 +219,10 @@ def _detected(found: JointFit, frame: pd.DataFrame) -> Outcome:
     return {"detected": float(lost[bad].mean()) if bad.any() else 1.0, "false alarms": float(lost[~bad].mean())}
 
 
-def _unseen(found: JointFit, runs: Runs, law: Truth, seed: int, rho: float) -> Outcome:
+def _unseen(found: JointFit, runs: Runs, truth: Truth, seed: int, rho: float) -> Outcome:
     """R² on mixtures unlike any in training, within languages: ours, and the data-constrained law's."""
-    plan = simulation.mixtures(len(law.languages), 0, 0, 0, _UNSEEN_RUNS, np.random.default_rng(10_000 + seed))
-    held = load_runs(simulation.table(law, plan, 10_000 + seed, rho=rho))
+    plan = simulation.mixtures(len(truth.languages), 0, 0, 0, _UNSEEN_RUNS, np.random.default_rng(10_000 + seed))
+    held = load_runs(simulation.table(truth, plan, 10_000 + seed, rho=rho))
     ours, theirs = _r2(held, found.predict_runs(held)[0]), _r2(held, _one_by_one(runs, held))
     return {"unseen r2": ours, "gain in r2": ours - theirs}
 

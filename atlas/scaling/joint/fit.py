@@ -1,6 +1,7 @@
 """The joint ATLAS fit: all target languages, the whole transfer matrix and the capacity exponent at once."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -10,32 +11,57 @@ import numpy as np
 import pandas as pd
 
 from atlas.errors import UserError, unknown
-from atlas.scaling import law as laws
 from atlas.scaling.estimates import Estimate, document
-from atlas.scaling.joint import rounds as refinement
-from atlas.scaling.joint import system as posterior
-from atlas.scaling.joint.prior import LAMBDA, check_options, joint_prior
-from atlas.scaling.joint.system import PHI, SOURCE_LAMBDA
-from atlas.scaling.joint.verdicts import note_runs, parameters_of
+from atlas.scaling.joint import rounds, system
+from atlas.scaling.joint.arrow import Arrow, Coordinates
+from atlas.scaling.joint.prior import HYPERPRIOR, Hyperprior, check_options, joint_prior
+from atlas.scaling.joint.rounds import Spreads
+from atlas.scaling.joint.system import Units
+from atlas.scaling.joint.verdicts import Estimates, estimates_of, judge_runs
+from atlas.scaling.law import GUARD, JointLaw, num_languages
+from atlas.scaling.noise import HUBER_VARIANCE
 from atlas.scaling.padding import bucket, padded
-from atlas.scaling.solver import Arrow, Coordinates
 from atlas.scaling.table.runs import Runs
 
-_GUARDS = (0.03, 0.01, 0.003, 0.001)
-_ROUNDS = 60
+# Widths of the guard, one a round: a wide one has a gradient where a start leaves no effective tokens, and the last is
+# that of the law.
+_GUARDS = (0.03, 0.01, 0.003, GUARD)
+_ROUNDS = 60  # at most; 10 to 25 are usual
 _WIDE = 10.0  # spreads of the start's residuals at which rows are winsorised first, lest a bad start stand
 _ROUGH, _FINE = 1.0, 0.1  # decrements that end the descents of a round, before and once the noise is estimated
+_STILL = 0.02  # largest shift, in posterior standard deviations and relative in the noise, of a round that settled
+_CLIPPED = 1.02  # corners within which winsorising has closed, so that runs can be judged
 _SETTLED = 1e-5  # shift of a round, in posterior standard deviations, that ends the last ones
+_OPTIMAL = 1e-6  # Newton decrement below which a gradient counts as zero
+_LAST_SHIFT = 1e-3  # of the last round, above which the fit has not settled
 _START_TAU = (-0.5, 1.5)  # starting values are kept within
 
 
 class Record(NamedTuple):
-    """What a fit keeps of its data and its optimum, for derivatives and for the design of further runs."""
+    """What a fit keeps of its data and its optimum, for derivatives, draws and the design of further runs."""
 
     runs: Runs  # the rows used, languages in the order of the fit
     used: np.ndarray  # [n] bool, of the rows given
-    state: posterior.State
+    state: system.State
+    spreads: Spreads
     precision: Arrow  # posterior precision of all parameters
+    covariance: np.ndarray  # [Lt, p+h, p+h] of every target's block and of the direct shared parameters
+    units: Units
+
+    @property
+    def theta(self) -> np.ndarray:
+        """[Lt, 6 + Ls] blocks."""
+        return self.state.x.own
+
+    @property
+    def direct(self) -> np.ndarray:
+        """[1] φ, or [1 + Ls] φ and log λ of every source."""
+        return system.direct_part(self.state.x, self.state.prior)
+
+    @property
+    def rows(self) -> system.Rows:
+        """The rows as the system takes them."""
+        return rows_by_target(self.runs, self.units)
 
 
 class Points(NamedTuple):
@@ -52,31 +78,20 @@ class JointFit:
     """The law of every target language, their transfer matrix and how well the runs determine them.
 
     Attributes:
-      targets, sources: Lt and Ls languages.
-      theta: [Lt, 6 + Ls] (log E, a, log α, b, log β, log λ, τ by source), a and b at N0 and D0.
-      phi: capacity exponent.
-      covariance: [Lt, 7 + Ls, 7 + Ls] Laplace posterior of (θ_t, φ), followed by log λ of the Ls sources where
-        repetition belongs to the source.
-      N0, D0: the geometric means that a and b refer to.
+      law: the most likely one.
+      estimates: JointLaws of value, se, low, high (90 % interval) and identified; the value of a τ that the design
+        hides is a guess, not the law's.
       sigma, rho: standard deviation of the noise of log loss, its correlation over the rows of one run and
         target.
       run_weights: weight of every run id; near 0 means that the run went astray as a whole.
       objective: minus the log posterior at the optimum, without its constants.
-      converged: whether the gradient vanishes there (Newton decrement below 1e-6) and the rounds settled.
-      parameters: name -> estimate, as in `to_json`.
+      converged: whether the gradient vanishes there and the rounds settled.
       warnings: what the runs cannot tell, and what was left out.
-      source_lambda: [Ls] repetition rate of each source for every target, where it belongs to the source.
-      record: what `atlas.scaling.joint.influence` and `atlas.scaling.joint.information` need of the data.
+      record: data and optimum, for `atlas.scaling.joint`.
     """
 
-    targets: tuple[str, ...]
-    sources: tuple[str, ...]
-    theta: np.ndarray
-    phi: float
-    covariance: np.ndarray
-    N0: float
-    D0: float
-    guard: float
+    law: JointLaw
+    estimates: Estimates
     sigma: float
     rho: float
     run_weights: dict[str, float]
@@ -84,15 +99,25 @@ class JointFit:
     converged: bool
     n_rows: int
     n_runs: int
-    parameters: dict[str, Estimate]
     warnings: tuple[str, ...]
-    source_lambda: np.ndarray | None = None
-    record: Record | None = dataclasses.field(default=None, repr=False, compare=False)
+    record: Record = dataclasses.field(repr=False, compare=False)
 
     @property
-    def direct(self) -> np.ndarray:
-        """[1] φ, or [1 + Ls] φ and log λ of every source."""
-        return np.append(self.phi, np.log([] if self.source_lambda is None else self.source_lambda))
+    def targets(self) -> tuple[str, ...]:
+        """Lt languages."""
+        return self.law.targets
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Ls languages, of which the targets are the first."""
+        return self.law.sources
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, Estimate]:
+        """Estimates by name, as `JointLaw.named` has them."""
+        columns = [self.estimates[field].named() for field in ("value", "se", "low", "high")]
+        told = self.estimates["identified"].named()
+        return {name: Estimate(*(float(column[name]) for column in columns), bool(told[name])) for name in told}
 
     def predict(self, N, D, U, target) -> tuple[np.ndarray, np.ndarray]:
         """Loss and the standard deviation from the law's uncertainty (a run's own noise, `sigma`, is more).
@@ -110,7 +135,7 @@ class JointFit:
         size = bucket(len(points.N))
         filled = [padded(values, size, 1) for values in points[:3]] + [padded(points.target, size, 0)]
         with jax.enable_x64(True):
-            found = posterior.predict(self.theta, self.direct, self.covariance, *filled, self.guard)
+            found = system.predict(self.record.theta, self.record.direct, self.record.covariance, *filled)
             log_loss, deviation = (np.asarray(values)[: len(points.N)] for values in found)
         loss = np.exp(log_loss)
         return loss.reshape(shape), (loss * deviation).reshape(shape)
@@ -125,9 +150,9 @@ class JointFit:
         if D.shape[-1:] != (len(self.sources),):
             raise UserError(f"D needs {len(self.sources)} tokens a row, for {', '.join(self.sources)}; got {D.shape}")
         shape = np.broadcast_shapes(np.shape(N), D.shape[:-1], np.shape(U)[:-1], target.shape)
-        wide = (*shape, len(self.sources))
-        N = np.broadcast_to(np.asarray(N, float), shape).reshape(-1) / self.N0
-        D, U = (np.broadcast_to(np.asarray(a, float), wide).reshape(-1, wide[-1]) / self.D0 for a in (D, U))
+        wide, units = (*shape, len(self.sources)), self.record.units
+        N = np.broadcast_to(np.asarray(N, float), shape).reshape(-1) / units.N
+        D, U = (np.broadcast_to(np.asarray(a, float), wide).reshape(-1, wide[-1]) / units.D for a in (D, U))
         return Points(N, D, U, np.broadcast_to(target, shape).reshape(-1)), shape
 
     def predict_runs(self, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
@@ -149,18 +174,15 @@ class JointFit:
         Args:
           field: "value", "se", "low", "high" (90 % interval) or "identified".
         """
-        if field not in Estimate.__annotations__:
-            raise unknown("field", field, Estimate.__annotations__)
-        known = Estimate(1.0, 0.0, 1.0, 1.0, True)
-        cells = [
-            [getattr(self.parameters.get(f"tau[{t}<-{s}]", known), field) for s in self.sources] for t in self.targets
-        ]
-        return pd.DataFrame(cells, pd.Index(self.targets, name="target"), pd.Index(self.sources, name="source"))
+        if field not in self.estimates:
+            raise unknown("field", field, self.estimates)
+        cells, index = self.estimates[field].tau, pd.Index(self.targets, name="target")
+        return pd.DataFrame(cells, index, pd.Index(self.sources, name="source"))
 
     def to_json(self, holdout: Mapping | None = None) -> dict:
-        """The fit as plain values, ready for json.dumps."""
+        """The fit as plain values, ready for json.dumps; "joint_law" is what `JointLaw.from_json` reads."""
         extra = {"sigma": self.sigma, "rho": self.rho, "run_weights": self.run_weights}
-        return document("atlas", self, holdout) | extra
+        return document("atlas", self, holdout) | extra | {"joint_law": self.law.to_json()}
 
     def _target_index(self, target) -> np.ndarray:
         target = np.asarray(target)
@@ -174,27 +196,24 @@ class JointFit:
 
 def fit_joint(
     runs: Runs,
-    relatedness_groups: Mapping[str, str] | None = None,
-    capacity: bool = True,
-    robust: bool = True,
+    families: Mapping[str, str] | None = None,
     scripts: Mapping[str, str] | None = None,
     tau_prior: str = "targets",
     lambda_kind: str = "target",
     initial_tau: pd.DataFrame | None = None,
+    hyperprior: Hyperprior = HYPERPRIOR,
 ) -> JointFit:
     """Fits L = E + A·K^φ/N^α + B/D_eff^β for all languages of a runs table together.
 
     The languages share φ (drawn to 0), the hierarchical priors of α, β and λ, and the prior of the τ
     (`atlas.scaling.joint.prior`), whose means and spreads are estimated from the runs. Noise is on log loss,
     winsorised at 1.345σ and equally correlated within a run on one target; its σ and ρ have the highest Laplace
-    marginal likelihood. Rows that evaluate a language which the run does not train are left out.
+    marginal likelihood. Runs that went astray as a whole lose their weight (Tukey's bisquare on a run's mean
+    residual). Rows that evaluate a language which the run does not train are left out.
 
     Args:
       runs: two or more runs.
-      relatedness_groups: family of each language; languages missing from it belong to no family.
-      capacity: whether to fit φ; otherwise it is 0.
-      robust: whether runs that went astray as a whole lose their weight (Tukey's bisquare on a run's mean
-        residual).
+      families: family of each language; languages missing from it belong to no family.
       scripts: script of each language, whose pairs may have another mean τ than the rest.
       tau_prior: what the weights of a pair borrow: "targets" from related pairs and from the target's other
         pairs, "pairs" from related pairs only, "flat" nothing.
@@ -204,65 +223,45 @@ def fit_joint(
       initial_tau: transfer weights [target, source] to start from, NaN where unknown, such as
         `tau_from_score(score_matrix(scores))`; languages that the runs lack are ignored. They shorten the way;
         the optimum is the same.
+      hyperprior: the numbers of the prior.
 
     Raises:
       UserError: a label is given for an unknown language, an option is unknown, or no row evaluates a trained
         language.
     """
-    check_options(runs.languages, relatedness_groups, scripts, tau_prior, lambda_kind)
+    check_options(runs.languages, families, scripts, tau_prior, lambda_kind)
     notes = list(runs.warnings)
     used = runs.own(runs.D) > 0
     runs = _trained_rows(runs, used, notes)
-    N0, D0 = np.exp(np.mean(np.log(runs.N))), np.exp(np.mean(np.log(runs.total_tokens)))
-    rows = rows_by_target(runs, N0, D0)
-    prior, spreads = joint_prior(runs, relatedness_groups, scripts, tau_prior, lambda_kind, capacity)
+    units = Units(*(float(np.exp(np.mean(np.log(values)))) for values in (runs.N, runs.total_tokens)))
+    rows = rows_by_target(runs, units)
+    prior, spreads = joint_prior(runs, families, scripts, tau_prior, lambda_kind, hyperprior)
     with jax.enable_x64(True):
-        blocks, variance = refinement.start(rows, start_tau(runs, initial_tau), np.exp(LAMBDA[0]))
+        blocks, variance = rounds.start(rows, start_tau(runs, initial_tau), hyperprior.repetition)
         weight = np.ones(bucket(len(runs.run_ids)))
-        noise = posterior.Noise(variance, np.float64(0.0), weight, _WIDE * np.sqrt(variance))
-        state = posterior.State(Coordinates(blocks, prior.shared_mean), noise, prior)
-        found = jax.tree.map(np.asarray, _rounds(state, rows, spreads, robust))
-    return _described(runs, used, found, (N0, D0), capacity, lambda_kind, notes)
-
-
-def _described(
-    runs: Runs,
-    used: np.ndarray,
-    found: tuple,
-    units: tuple[float, float],
-    capacity: bool,
-    lambda_kind: str,
-    notes: list[str],
-) -> JointFit:
-    """What `_rounds` found, in natural units and with its verdicts."""
-    (state, _, report, cov, precision), guard, settled = found
-    converged = bool(settled and report.decrement < 1e-6)
+        noise = system.Noise(variance, np.float64(0.0), weight, _WIDE * np.sqrt(variance))
+        state = system.State(Coordinates(blocks, prior.shared_mean), noise, prior)
+        end, settled = jax.tree.map(np.asarray, _rounds(state, rows, spreads))
+    converged = bool(settled and end.report.decrement < _OPTIMAL)
     if not converged:
         notes.append("the fit did not settle: do not trust its parameters")
-    parameters = parameters_of(runs, state, cov, units, capacity, lambda_kind, notes)
-    weights = dict(zip(runs.run_ids, state.noise.run_weight.round(4).tolist(), strict=False))
-    note_runs(weights, float(report.lowest_z), float(guard), notes)
-    direct = posterior.direct_part(state.x, state.prior)
+    record = Record(runs, used, end.state, spreads, end.precision, end.covariance, units)
+    noise = end.state.noise
+    estimates = estimates_of(runs, end.state, end.covariance, units, lambda_kind, hyperprior, notes)
+    weights = dict(zip(runs.run_ids, noise.run_weight.round(4).tolist(), strict=False))
+    judge_runs(weights, float(end.report.lowest_z), notes)
     return JointFit(
-        targets=runs.targets,
-        sources=runs.languages,
-        theta=state.x.own,
-        phi=float(direct[PHI]),
-        covariance=cov,
-        N0=float(units[0]),
-        D0=float(units[1]),
-        guard=float(guard),
-        sigma=float(np.sqrt(state.noise.variance / posterior.HUBER_VARIANCE)),
-        rho=float(state.noise.rho),
+        law=system.natural_arrays(record.theta, record.direct, units, runs.targets, runs.languages),
+        estimates=estimates,
+        sigma=float(np.sqrt(noise.variance / HUBER_VARIANCE)),
+        rho=float(noise.rho),
         run_weights=weights,
-        objective=float(report.objective),
+        objective=float(end.report.objective),
         converged=converged,
         n_rows=len(runs),
         n_runs=len(runs.run_ids),
-        parameters=parameters,
         warnings=tuple(notes),
-        source_lambda=np.exp(direct[SOURCE_LAMBDA:]) if lambda_kind == "source" else None,
-        record=Record(runs, used, state, precision),
+        record=record,
     )
 
 
@@ -289,7 +288,7 @@ def _trained_rows(runs: Runs, trained: np.ndarray, notes: list[str]) -> Runs:
     )
 
 
-def rows_by_target(runs: Runs, N0: float, D0: float) -> posterior.Rows:
+def rows_by_target(runs: Runs, units: Units) -> system.Rows:
     """Rows by target in `order_by_target`, padded to a common length."""
     picks = order_by_target(runs)
     length = bucket(max(map(len, picks)), 512)
@@ -299,16 +298,16 @@ def rows_by_target(runs: Runs, N0: float, D0: float) -> posterior.Rows:
     def stack(values: np.ndarray, fill: float) -> np.ndarray:
         return np.stack([padded(values[rows], length, fill) for rows in picks])
 
-    return posterior.Rows(
+    return system.Rows(
         log_loss=stack(np.log(runs.loss), 0.0),
-        N=stack(runs.N / N0, 1.0),
-        D=stack(runs.D / D0, 1.0),
-        U=stack(runs.U / D0, np.inf),
+        N=stack(runs.N / units.N, 1.0),
+        D=stack(runs.D / units.D, 1.0),
+        U=stack(runs.U / units.D, np.inf),
         weight=stack(np.ones(len(runs)), 0.0),
         group=np.stack([padded(index, length, groups - 1) for _, index, _ in members]),
         group_size=np.stack([padded(count.astype(float), groups, 0.0) for _, _, count in members]),
         group_run=np.stack([padded(ids, groups, 0) for ids, _, _ in members]),
-        languages=stack(np.asarray(laws.num_languages(runs.D)), 1.0),
+        languages=stack(np.asarray(num_languages(runs.D)), 1.0),
     )
 
 
@@ -327,29 +326,29 @@ def start_tau(runs: Runs, initial: pd.DataFrame | None) -> np.ndarray:
     return start
 
 
-def _rounds(state: posterior.State, rows: posterior.Rows, spreads: refinement.Spreads, robust: bool):
+def _rounds(state: system.State, rows: system.Rows, spreads: Spreads) -> tuple[rounds.Round, bool]:
     """Refines until parameters, noise and prior stand still, the guard narrowing on the way; then to the optimum."""
-    settled, judge, keep, seen, rho = False, False, False, np.zeros(2), [0.0] * 4
+    judge, keep, seen, rho = False, False, np.zeros(2), [0.0] * 4
     for i in range(_ROUNDS):
         # First the law, then its noise, then which runs go astray: a verdict on a law that does not fit may stand.
         hold = i < len(_GUARDS)
         if hold:
             guard = _GUARDS[i]
-            linear = posterior.linearise(state, rows, guard)
+            linear = system.linearise(state, rows, guard)
         tolerance = _ROUGH if hold else _FINE
-        state, linear, report, *_ = refinement.refine(state, linear, rows, spreads, guard, judge, keep, hold, tolerance)
+        state, linear, report, *_ = rounds.refine(state, linear, rows, spreads, guard, judge, keep, hold, tolerance)
         noise = np.array([state.noise.rho, state.noise.clip])
-        settled = i > len(_GUARDS) and float(report.shift) < 0.02 and np.allclose(noise, seen, rtol=0.02)
-        settled = settled and (judge or not robust)
-        judge = judge or bool(robust and i >= len(_GUARDS) and noise[1] < 1.02 * float(state.noise.corner))
+        still = float(report.shift) < _STILL and np.allclose(noise, seen, rtol=_STILL)
+        settled = i > len(_GUARDS) and still and judge
+        judge = judge or bool(not hold and noise[1] < _CLIPPED * float(state.noise.corner))
         if settled:
             break
         seen, rho = noise, [*rho[-4:], float(noise[0])]
         # Two places of ρ's grid can each make the other one likelier: then it lies between them.
         if (middle := _alternating(rho)) is not None:
             keep, state = True, state._replace(noise=state.noise._replace(rho=jnp.float64(middle)))
-    end = refinement.settle(state, linear, rows, spreads, guard, _SETTLED)
-    return end, guard, settled and float(end.report.shift) < 1e-3
+    end = rounds.settle(state, linear, rows, spreads, _SETTLED)
+    return end, settled and float(end.report.shift) < _LAST_SHIFT
 
 
 def _alternating(values: list[float]) -> float | None:

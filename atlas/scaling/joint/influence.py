@@ -5,7 +5,7 @@ fit's own Hessian is, but not symmetric: clipping a residual and sharing a run's
 of runs and variances of the priors are held as fitted.
 """
 
-from collections.abc import Sequence
+import dataclasses
 from functools import partial
 
 import jax
@@ -13,13 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from atlas.errors import unknown
-from atlas.scaling.joint import system as posterior
-from atlas.scaling.joint.fit import JointFit, order_by_target, rows_by_target
+from atlas.scaling.joint import rounds, system
+from atlas.scaling.joint.arrow import Bordered, products
+from atlas.scaling.joint.fit import JointFit, order_by_target
 from atlas.scaling.joint.information import spread
 from atlas.scaling.joint.system import Rows, State
-from atlas.scaling.joint.verdicts import LAW, log_law
-from atlas.scaling.solver import Bordered, products
+from atlas.scaling.joint.verdicts import logarithms
+from atlas.scaling.noise import by_group, shrinkage, winsorised, winsorised_slope
+from atlas.scaling.padding import bucket, padded
+
+_BATCH = 64  # gradients are asked for in multiples of it, so that most calls share a compiled program
+_EXACT = 1e-11  # shift in posterior standard deviations that ends a refit
 
 
 def prediction_gradients(fit: JointFit, N, D, U, target) -> np.ndarray:
@@ -30,21 +34,26 @@ def prediction_gradients(fit: JointFit, N, D, U, target) -> np.ndarray:
     """
     points, _ = fit.points(N, D, U, target)
     with jax.enable_x64(True):
-        return _by_row(fit, _at_points(fit, points))
+        return _by_row(fit, _slopes(fit, points), points.target)
 
 
-def parameter_gradients(fit: JointFit, names: Sequence[str] | None = None) -> np.ndarray:
-    """Derivatives [m, n] of parameters by the log losses of the n rows given to the fit, as `prediction_gradients`.
+def parameter_gradients(fit: JointFit) -> dict[str, np.ndarray]:
+    """Derivatives [n] of every parameter, by name, by the log losses of the n rows given to the fit.
 
-    Of the logarithms of positive parameters (E, A, alpha, B, beta, lambda of a language), of τ and φ themselves.
-
-    Args:
-      names: m keys of `fit.parameters`; by default all of them.
+    Of the logarithms of positive parameters (E, A, alpha, B, beta, lambda), of τ and φ themselves; see
+    `prediction_gradients`.
     """
-    names = list(fit.parameters) if names is None else names
-    slope, target = zip(*(_direction(fit, name) for name in names), strict=True)
+    record = fit.record
+
+    def values(theta: jax.Array, direct: jax.Array) -> jax.Array:
+        law = logarithms(system.natural(theta, direct, record.units, fit.targets, fit.sources))
+        return jnp.stack(list(law.named().values()))
+
     with jax.enable_x64(True):
-        return _by_row(fit, (np.array(slope), np.array(target)))
+        own, direct = map(np.asarray, jax.jit(jax.jacrev(values, (0, 1)))(record.theta, record.direct))
+        target = np.abs(own).sum(-1).argmax(-1)  # the one block that a parameter depends on, if any
+        slope = np.concatenate([own[np.arange(len(own)), target], direct], -1)
+        return dict(zip(fit.parameters, _by_row(fit, slope, target), strict=True))
 
 
 def influence(fit: JointFit, N, D, U, target) -> pd.DataFrame:
@@ -56,48 +65,52 @@ def influence(fit: JointFit, N, D, U, target) -> pd.DataFrame:
       A row per run id, with columns loss (or loss_0, loss_1, … of several points).
     """
     points, _ = fit.points(N, D, U, target)
-    state, rows = fit.record.state, _rows(fit)
+    state, ids = fit.record.state, fit.record.runs.run_ids
     with jax.enable_x64(True):
-        slope, target = _at_points(fit, points)
-        change = _without(state, rows, fit.guard, slope, target, len(state.noise.run_weight))
-        change = np.asarray(change)[: len(fit.record.runs.run_ids)]
+        change = _without(state, fit.record.rows, _slopes(fit, points), points.target, len(state.noise.run_weight))
+        change = np.asarray(change)[: len(ids)]
     names = ["loss"] if change.shape[1] == 1 else [f"loss_{i}" for i in range(change.shape[1])]
-    return pd.DataFrame(change, pd.Index(fit.record.runs.run_ids, name="run"), names)
+    return pd.DataFrame(change, pd.Index(ids, name="run"), names)
 
 
-def _rows(fit: JointFit) -> Rows:
-    return rows_by_target(fit.record.runs, fit.N0, fit.D0)
+def refit(
+    fit: JointFit,
+    log_shift: np.ndarray | float = 0.0,
+    run_weight: np.ndarray | None = None,
+    settled: float = _EXACT,
+) -> JointFit:
+    """The fit again with its noise and priors held, what the derivatives here are exact for.
+
+    Its estimates and verdicts stay those of `fit`.
+
+    Args:
+      log_shift: [n] added to the log losses of the rows used.
+      run_weight: [runs, or more] weights of the runs; by default the fit's own.
+      settled: shift of a round, in posterior standard deviations, that ends the descent.
+    """
+    record, state = fit.record, fit.record.state
+    if run_weight is not None:
+        state = state._replace(noise=state.noise._replace(run_weight=run_weight))
+    runs = dataclasses.replace(record.runs, loss=record.runs.loss * np.exp(log_shift))
+    rows = record._replace(runs=runs).rows
+    with jax.enable_x64(True):
+        end = rounds.settle(state, system.linearise(state, rows), rows, record.spreads, settled)
+        end = jax.tree.map(np.asarray, end)
+    moved = record._replace(state=end.state, precision=end.precision, covariance=end.covariance, runs=runs)
+    law = system.natural_arrays(moved.theta, moved.direct, record.units, fit.targets, fit.sources)
+    return dataclasses.replace(fit, law=law, objective=float(end.report.objective), record=moved)
 
 
-def _at_points(fit: JointFit, points) -> tuple[jax.Array, np.ndarray]:
-    """Slopes [m, p+h] of log losses at points, and their targets."""
-    return _slopes(fit.theta, fit.direct, points, fit.guard), points.target
+def _slopes(fit: JointFit, points) -> jax.Array:
+    """Slopes [m, p+h] of log losses at points by the block of their target and the direct shared parameters."""
+    return system.slopes(fit.record.theta, fit.record.direct, *points)[1]
 
 
-def _direction(fit: JointFit, name: str) -> tuple[np.ndarray, int]:
-    """Derivative [p+h] of one parameter, or of its logarithm, by (θ_t, direct), and t."""
-    p, found = fit.theta.shape[1], np.zeros(fit.theta.shape[1] + len(fit.direct))
-    if name not in fit.parameters:
-        raise unknown("parameter", name, fit.parameters)
-    key, _, label = name.rstrip("]").partition("[")
-    if key == "phi":
-        found[p + posterior.PHI] = 1.0
-        return found, 0
-    if label.startswith("<-"):
-        found[p + posterior.SOURCE_LAMBDA + fit.sources.index(label.removeprefix("<-"))] = 1.0
-        return found, 0
-    if key == "tau":
-        label, source = label.split("<-")
-        found[posterior.TAU + fit.sources.index(source)] = 1.0
-    t = fit.targets.index(label)
-    if key != "tau":
-        found[:p] = log_law(fit.theta[t], (fit.N0, fit.D0))[1][LAW.index(key)]
-    return found, t
-
-
-def _by_row(fit: JointFit, points: tuple) -> np.ndarray:
-    """Derivatives [m, n] of what has the given slopes and targets by the log losses of the rows given."""
-    by_target = np.asarray(_implicit(fit.record.state, _rows(fit), fit.guard, *points))
+def _by_row(fit: JointFit, slope, target: np.ndarray) -> np.ndarray:
+    """Derivatives [m, n] of what has the given slopes [m, p+h] and targets by the log losses of the rows given."""
+    size = bucket(len(target), _BATCH)
+    slope, padding = padded(np.asarray(slope), size, 0.0), padded(np.asarray(target), size, 0)
+    by_target = np.asarray(_implicit(fit.record.state, fit.record.rows, slope, padding))[..., : len(target)]
     runs, used = fit.record.runs, np.flatnonzero(fit.record.used)
     found = np.zeros((by_target.shape[-1], len(fit.record.used)))
     for t, rows in enumerate(order_by_target(runs)):
@@ -105,30 +118,25 @@ def _by_row(fit: JointFit, points: tuple) -> np.ndarray:
     return found
 
 
-@jax.jit
-def _slopes(theta, direct, points, guard) -> jax.Array:
-    return posterior.slopes(theta, direct, *points, guard)[1]
-
-
 class _Equations:
     """The estimating equations JᵀΩψ(r) = prior's pull at the optimum: their pieces, in units of the noise."""
 
-    def __init__(self, state: State, rows: Rows, guard: jax.Array):
-        self.state, self.rows, self.guard = state, rows, guard
+    def __init__(self, state: State, rows: Rows):
+        self.state, self.rows = state, rows
         noise = state.noise
-        value, self.jacobian = posterior.linearise(state, rows, guard)
+        value, self.jacobian = system.linearise(state, rows)
         residual = rows.log_loss - value
-        self.told = posterior.winsorised(residual, noise)
-        self.slope = posterior.winsorised_slope(residual, noise)
-        self.group_weight, self.weight = posterior.row_weights(noise, rows)
-        self.shrink = self.group_weight * posterior.shrinkage(rows.group_size, noise.rho)
+        self.told = winsorised(residual, noise.clip)
+        self.slope = winsorised_slope(residual, noise.clip)
+        self.groups = system.groups_of(rows, noise)
+        self.shrink = self.groups.trust * shrinkage(rows.group_size, noise.rho)
 
     def whitened(self, values: jax.Array) -> jax.Array:
         """Ω·values [t, r, …] over the noise."""
         extra = (slice(None), slice(None)) + (None,) * (values.ndim - 2)
-        sums = posterior.by_group(self.rows.weight[extra] * values, self.rows) * self.shrink[extra]
+        sums = by_group(self.rows.weight[extra] * values, self.groups) * self.shrink[extra]
         back = jax.vmap(lambda sums, group: sums[group])(sums, self.rows.group) * self.rows.weight[extra]
-        return (self.weight[extra] * values - back) / self.state.noise.scale
+        return (self.groups.row_weight[extra] * values - back) / self.state.noise.scale
 
     def matrix(self) -> jax.Array:
         """Derivative of the equations by (θ_t, direct) [t, p+h, p+h], from the rows alone."""
@@ -137,14 +145,14 @@ class _Equations:
         pull = self.whitened(self.told)
         state, rows = self.state, self.rows
         p = state.x.own.shape[1]
-        direct = posterior.direct_part(state.x, state.prior)
+        direct = system.direct_part(state.x, state.prior)
 
         def bend(inputs) -> jax.Array:
             own, pull, N, D, U = inputs
 
             def total(z: jax.Array) -> jax.Array:
-                by_row = jax.vmap(posterior.log_loss, (None, None, 0, 0, 0, None))
-                return jnp.sum(pull * by_row(z[:p], z[p:], N, D, U, self.guard))
+                by_row = jax.vmap(system.log_loss, (None, None, 0, 0, 0))
+                return jnp.sum(pull * by_row(z[:p], z[p:], N, D, U))
 
             return jax.hessian(total)(jnp.concatenate([own, direct]))
 
@@ -156,7 +164,7 @@ class _Equations:
         state = self.state
         t, p = state.x.own.shape
         full = self.matrix()
-        _, prior = posterior.system(
+        _, prior = system.system(
             state.x, jnp.zeros(full.shape[:2]), jnp.zeros_like(full), state.noise.scale, state.prior
         )
         h, q = full.shape[1] - p, len(prior.corner)
@@ -173,9 +181,9 @@ class _Equations:
 
 
 @jax.jit
-def _implicit(state: State, rows: Rows, guard, slope, target) -> jax.Array:
+def _implicit(state: State, rows: Rows, slope, target) -> jax.Array:
     """[t, r, m] derivatives by the rows' log losses."""
-    equations = _Equations(state, rows, guard)
+    equations = _Equations(state, rows)
     p, h = state.x.own.shape[1], slope.shape[1] - state.x.own.shape[1]
     adjoint = equations.bordered(slope, target).adjoint(len(state.x.shared))
     reach = jnp.einsum("trp,tpm->trm", equations.jacobian[..., :p], adjoint.own)
@@ -184,9 +192,9 @@ def _implicit(state: State, rows: Rows, guard, slope, target) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames="runs")
-def _without(state: State, rows: Rows, guard, slope, target, runs: int) -> jax.Array:
+def _without(state: State, rows: Rows, slope, target, runs: int) -> jax.Array:
     """[runs, m] changes after one Newton step on the equations without each run."""
-    equations = _Equations(state, rows, guard)
+    equations = _Equations(state, rows)
     p, h, q = state.x.own.shape[1], slope.shape[1] - state.x.own.shape[1], len(state.x.shared)
     matrix = equations.bordered(slope, target)
     pull = equations.whitened(equations.told)

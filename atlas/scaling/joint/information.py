@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas.errors import UserError
-from atlas.scaling.joint import system as posterior
+from atlas.scaling.joint import system
+from atlas.scaling.joint.arrow import Arrow, Bordered, products
 from atlas.scaling.joint.fit import JointFit
 from atlas.scaling.joint.system import Noise
+from atlas.scaling.noise import shrinkage
 from atlas.scaling.padding import bucket, padded
-from atlas.scaling.solver import Arrow, Bordered, products
 
 _CHECKPOINTS = tuple(np.geomspace(0.05, 1.0, 10).tolist())
 _BATCH = 64  # groups at a time: enough to fill a core, few enough for its cache
@@ -87,11 +88,6 @@ class Information:
             precision = _extended(self.precision, groups, *self._law(), np.array(runs.checkpoints))
             return dataclasses.replace(self, precision=jax.tree.map(np.asarray, precision))
 
-    def covariance(self) -> np.ndarray:
-        """Posterior of the law of every target, shaped as `JointFit.covariance`."""
-        with jax.enable_x64(True):
-            return np.asarray(_covariance(self.precision, h=len(self.fit.direct)))
-
     def variance(self, N, D, U, target) -> np.ndarray:
         """Posterior variance [m] of the log loss at m points; arguments as for `JointFit.predict`.
 
@@ -120,7 +116,8 @@ class Information:
             return np.asarray(found)[: len(candidates)]
 
     def _law(self) -> tuple:
-        return self.fit.theta, self.fit.direct, self.fit.record.state.noise, self.fit.guard
+        record = self.fit.record
+        return record.theta, record.direct, record.state.noise
 
     def _groups(self, runs: PlannedRuns) -> tuple[np.ndarray, tuple]:
         """The run of each pair of a run and a target that it trains; N, D, U, target and weight of the pairs."""
@@ -138,13 +135,13 @@ class Information:
     def _bordered(self, N, D, U, target) -> Bordered:
         """The precision beside the slopes of m points, as rows and as columns."""
         points, _ = self.fit.points(N, D, U, target)
-        return bordered(self.precision, self.fit.theta, self.fit.direct, points, self.fit.guard)
+        return bordered(self.precision, self.fit.record.theta, self.fit.record.direct, points)
 
 
 @jax.jit
-def bordered(matrix: Arrow, theta: jax.Array, direct: jax.Array, points, guard: jax.Array) -> Bordered:
+def bordered(matrix: Arrow, theta: jax.Array, direct: jax.Array, points) -> Bordered:
     """A symmetric arrow beside the slopes [m, p+h] of log losses at points, as rows and as columns."""
-    _, slope = posterior.slopes(theta, direct, *points, guard)
+    _, slope = system.slopes(theta, direct, *points)
     own, shared = spread(slope, points.target, theta.shape, len(matrix.corner))
     lower = jnp.concatenate([jnp.swapaxes(matrix.border, 1, 2), own], 1)
     m = len(shared)
@@ -161,20 +158,20 @@ def spread(slope: jax.Array, target: jax.Array, shape: tuple[int, int], q: int) 
     return own, jnp.pad(shared, ((0, 0), (0, q - shared.shape[1])))
 
 
-def _information(group: tuple, theta, direct, noise: Noise, guard, checkpoints) -> jax.Array:
+def _information(group: tuple, theta, direct, noise: Noise, checkpoints) -> jax.Array:
     """[p+h, p+h] Fisher information of one planned run's evaluations on one target."""
     N, D, U, target, weight = group
-    by_row = jax.vmap(jax.grad(posterior.log_loss, (0, 1)), (None, None, None, 0, None, None))
-    J = jnp.concatenate(by_row(theta[target], direct, N, D * checkpoints[:, None], U, guard), -1)
+    by_row = jax.vmap(jax.grad(system.log_loss, (0, 1)), (None, None, None, 0, None))
+    J = jnp.concatenate(by_row(theta[target], direct, N, D * checkpoints[:, None], U), -1)
     total = jnp.sum(J, 0)
-    shrink = posterior.shrinkage(jnp.float64(len(J)), noise.rho)
+    shrink = shrinkage(jnp.float64(len(J)), noise.rho)
     return weight * (J.T @ J - shrink * jnp.outer(total, total)) / noise.scale
 
 
 @jax.jit
-def _extended(matrix: Arrow, groups: tuple, theta, direct, noise, guard, checkpoints) -> Arrow:
+def _extended(matrix: Arrow, groups: tuple, theta, direct, noise, checkpoints) -> Arrow:
     def each(group: tuple):
-        return _information(group, theta, direct, noise, guard, checkpoints)
+        return _information(group, theta, direct, noise, checkpoints)
 
     p, h = theta.shape[1], len(direct)
     by_target = jax.ops.segment_sum(jax.lax.map(each, groups, batch_size=_BATCH), groups[3], len(theta))
@@ -185,11 +182,6 @@ def _extended(matrix: Arrow, groups: tuple, theta, direct, noise, guard, checkpo
     )
 
 
-@partial(jax.jit, static_argnames="h")
-def _covariance(matrix: Arrow, h: int) -> jax.Array:
-    return posterior.covariance(matrix, h)[0]
-
-
 @partial(jax.jit, static_argnames="q")
 def _variance(matrix: Bordered, q: int) -> jax.Array:
     return jnp.diagonal(products(matrix.reduced(), q))
@@ -197,14 +189,14 @@ def _variance(matrix: Bordered, q: int) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("members", "q"))
 def _alternatives(
-    matrix: Bordered, groups: tuple, member, theta, direct, noise, guard, checkpoints, members: int, q: int
+    matrix: Bordered, groups: tuple, member, theta, direct, noise, checkpoints, members: int, q: int
 ) -> jax.Array:
     """[members, m] variances under each member's own groups."""
     p, h = theta.shape[1], len(direct)
     eliminated = matrix.eliminated()
 
     def change(group: tuple) -> jax.Array:
-        information = _information(group, theta, direct, noise, guard, checkpoints)
+        information = _information(group, theta, direct, noise, checkpoints)
         target = group[3]
         lower = matrix.left[target].at[:h].add(information[p:, :p])
         factor = jnp.linalg.cholesky(matrix.blocks[target] + information[:p, :p])

@@ -7,60 +7,94 @@ parameters of the fit; every spread, and how far an addition may go from 0, is e
 Bayes), so labels that tell nothing cost little.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 
 from atlas.errors import UserError, unknown
-from atlas.scaling.joint import system as posterior
 from atlas.scaling.joint.rounds import Spreads
-from atlas.scaling.joint.system import LOG_ALPHA, LOG_BETA, LOG_LAMBDA, TAU
+from atlas.scaling.joint.system import LOG_A, LOG_ALPHA, LOG_B, LOG_BETA, LOG_E, LOG_LAMBDA, TAU, Prior
 from atlas.scaling.table.runs import Runs
 
 TAU_PRIORS = ("targets", "pairs", "flat")
 LAMBDA_KINDS = ("target", "shared", "source")
-EXPONENT = (np.log(0.33), 0.7)  # of the mean log exponents
-CAPACITY = 0.15  # of φ, around 0
-LAMBDA = (np.log(0.1), 0.7)  # of the mean log λ, or of each where they belong to the sources
-_PINNED = 1e-10  # prior variance of a parameter that is known
-_LEVEL = {"log E": 0.7, "a": 1.5, "b": 1.5}  # prior standard deviations of the three terms' logs
-_TRANSFER = (0.1, 0.2)  # of the mean τ
-_CONTRAST = (0.0, 0.2)  # of what a common family or script adds to it
-_FLAT = 2.0  # standard deviation of τ around 0 where nothing is borrowed
-_EXPONENT_SPREAD = (2.0, 0.15)  # pseudo-observations and standard deviation that each spread is drawn to
-_LAMBDA_SPREAD = (2.0, 0.7)
-_TRANSFER_SPREAD = (3.0, 0.15)
-_KIND_SPREAD = (12.0, np.nan)  # drawn to the spread of all kinds together
-_CONTRAST_SPREAD = (0.3, 0.03)
-_EFFECT_SPREAD = (2.0, 0.05)
-_START_SPREAD = 0.3
-_START_EFFECT = 0.1
+_PINNED = 1e-10  # prior variance of a parameter that is known: far below any posterior's, far above rounding
+# Where the variances that the runs estimate begin; the rounds leave them at once.
+_START_SPREAD, _START_EFFECT = 0.3, 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperprior:
+    """The numbers of the prior. `_sd` are standard deviations; each `_spread` is a standard deviation between
+    languages or pairs that the runs estimate, drawn to the value given here as if `_pseudo` observations had shown it.
+    """
+
+    # Fits to published families give exponents between .15 and .75; a factor of two either way.
+    exponent: float = 0.33
+    exponent_sd: float = 0.7  # of the mean log exponents
+    # R* = 15 (Muennighoff et al. 2023) is λ = .065, and few epochs tell little; a factor of two either way.
+    repetition: float = 0.1
+    repetition_sd: float = 0.7  # of the mean log λ, or of each where they belong to the sources
+    # Published φ is .11; within it a doubling of K costs 18 % of N.
+    capacity_sd: float = 0.15  # of φ, around 0
+    # Levels start from the losses themselves: E from the least one, the terms from the median.
+    floor_sd: float = 0.7  # of log E
+    term_sd: float = 1.5  # of log A/N0^α and log B/D0^β
+    # Published bilingual scores imply a mean τ of .1, and families that differ by as much.
+    transfer: float = 0.1
+    transfer_sd: float = 0.2  # of the mean τ
+    contrast_sd: float = 0.2  # of what a common family or script adds to it
+    flat_sd: float = 2.0  # of τ around 0 where nothing is borrowed
+    # Exponents of languages differ by 6 to 8 % in published families; rates by half.
+    exponent_spread: float = 0.15
+    exponent_pseudo: float = 2.0
+    repetition_spread: float = 0.7
+    repetition_pseudo: float = 2.0
+    transfer_spread: float = 0.15
+    transfer_pseudo: float = 3.0
+    kind_pseudo: float = 12.0  # of pairs within and across families, each drawn to the spread of all pairs together
+    contrast_spread: float = 0.03  # small: labels that tell nothing must cost little
+    contrast_pseudo: float = 0.3
+    effect_spread: float = 0.05  # of what a target adds to all of its τ
+    effect_pseudo: float = 2.0
+
+    @property
+    def log_exponent(self) -> tuple[float, float]:
+        """Mean and standard deviation of the mean log exponents."""
+        return float(np.log(self.exponent)), self.exponent_sd
+
+    @property
+    def log_repetition(self) -> tuple[float, float]:
+        """Mean and standard deviation of the mean log λ."""
+        return float(np.log(self.repetition)), self.repetition_sd
+
+
+HYPERPRIOR = Hyperprior()
 
 
 def joint_prior(
     runs: Runs,
-    families: Mapping[str, str] | None,
-    scripts: Mapping[str, str] | None,
-    tau_prior: str,
-    lambda_kind: str,
-    capacity: bool,
-) -> tuple[posterior.Prior, Spreads]:
+    families: Mapping[str, str] | None = None,
+    scripts: Mapping[str, str] | None = None,
+    tau_prior: str = "targets",
+    lambda_kind: str = "target",
+    hyperprior: Hyperprior = HYPERPRIOR,
+) -> tuple[Prior, Spreads]:
     """The prior before the runs have told its spreads, and which of them they shall tell; see `fit_joint`."""
     Lt, Ls = len(runs.targets), len(runs.languages)
     kinds = _kinds(runs, families) if tau_prior != "flat" else np.empty((0, Lt, Ls))
     labels = [*kinds[1:], *([_same(runs, scripts)] if tau_prior != "flat" and scripts else [])]
     pairs = np.array([kinds.sum(0), *labels]) if len(kinds) else kinds
-    means = _means(pairs, lambda_kind)
-    direct = _direct(Ls, lambda_kind, capacity)
-    base, variance = _blocks(runs, tau_prior, lambda_kind)
-    other = ~np.eye(Lt, Ls, dtype=bool)
+    selector, means = _means(pairs, lambda_kind, hyperprior)
+    rates = [hyperprior.log_repetition] * (Ls if lambda_kind == "source" else 0)
+    shared = np.array([(0.0, hyperprior.capacity_sd), *rates, *means])
+    base, variance = _blocks(runs, tau_prior, lambda_kind, hyperprior)
     effect = np.zeros((Lt, TAU + Ls))
-    effect[:, TAU:] = other & (tau_prior == "targets")
-    shared = np.concatenate([direct, means[1]])
-    prior = posterior.Prior(
-        base, means[0], variance, effect, np.float64(_START_EFFECT**2), shared[:, 0], shared[:, 1] ** -2.0
-    )
-    return prior, _spreads(kinds, Lt, Ls, np.arange(len(shared)) >= len(shared) - len(labels), lambda_kind)
+    effect[:, TAU:] = ~np.eye(Lt, Ls, dtype=bool) & (tau_prior == "targets")
+    prior = Prior(base, selector, variance, effect, np.float64(_START_EFFECT**2), shared[:, 0], shared[:, 1] ** -2.0)
+    contrast = np.arange(len(shared)) >= len(shared) - len(labels)
+    return prior, _spreads(kinds, Lt, Ls, contrast, lambda_kind, hyperprior)
 
 
 def check_options(
@@ -96,56 +130,58 @@ def _kinds(runs: Runs, families: Mapping[str, str] | None) -> np.ndarray:
     return np.stack([across, within] if within.any() else [across])
 
 
-def _means(pairs: np.ndarray, lambda_kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Selector [Lt, p, k] of the means that blocks are drawn to, and mean and deviation [k, 2] of each."""
+def _means(pairs: np.ndarray, lambda_kind: str, hyperprior: Hyperprior) -> tuple[np.ndarray, list]:
+    """Selector [Lt, p, k] of the means that blocks are drawn to, and (mean, deviation) of each."""
     count, Lt, Ls = pairs.shape
     rates = int(lambda_kind != "source")
     selector = np.zeros((Lt, TAU + Ls, 2 + rates + count))
     selector[:, LOG_ALPHA, 0] = selector[:, LOG_BETA, 1] = 1.0
     selector[:, LOG_LAMBDA, 2 : 2 + rates] = 1.0
     selector[:, TAU:, 2 + rates :] = np.moveaxis(pairs, 0, -1)
-    of_pairs = [_TRANSFER] + [_CONTRAST] * (count - 1) if count else []
-    return selector, np.array([EXPONENT, EXPONENT] + [LAMBDA] * rates + of_pairs)
+    of_pairs = [(hyperprior.transfer, hyperprior.transfer_sd)] + [(0.0, hyperprior.contrast_sd)] * (count - 1)
+    return selector, [hyperprior.log_exponent] * 2 + [hyperprior.log_repetition] * rates + of_pairs[:count]
 
 
-def _direct(Ls: int, lambda_kind: str, capacity: bool) -> np.ndarray:
-    """[h, 2] mean and deviation of φ, and of log λ of every source where repetition belongs to the sources."""
-    phi = (0.0, CAPACITY if capacity else _PINNED**0.5)
-    return np.array([phi] + [LAMBDA] * (Ls if lambda_kind == "source" else 0))
-
-
-def _blocks(runs: Runs, tau_prior: str, lambda_kind: str) -> tuple[np.ndarray, np.ndarray]:
+def _blocks(runs: Runs, tau_prior: str, lambda_kind: str, hyperprior: Hyperprior) -> tuple[np.ndarray, np.ndarray]:
     """Centre and variance [Lt, p] of what is not drawn to a mean."""
     Lt, Ls = len(runs.targets), len(runs.languages)
     base, deviation = np.zeros((Lt, TAU + Ls)), np.full((Lt, TAU + Ls), _START_SPREAD)
     for t in range(Lt):
         losses = runs.loss[runs.target == t]
-        base[t, posterior.LOG_E] = np.log(0.6 * losses.min())
-        base[t, [posterior.LOG_A, posterior.LOG_B]] = np.log(0.2 * np.median(losses))
-    deviation[:, [posterior.LOG_E, posterior.LOG_A, posterior.LOG_B]] = list(_LEVEL.values())
+        # Part of the least loss seen, and of the median one, that E and each term make up in common studies.
+        base[t, LOG_E] = np.log(0.6 * losses.min())
+        base[t, [LOG_A, LOG_B]] = np.log(0.2 * np.median(losses))
+    deviation[:, [LOG_E, LOG_A, LOG_B]] = hyperprior.floor_sd, hyperprior.term_sd, hyperprior.term_sd
     # Around the mean of all, or tied to it; idle where repetition belongs to the sources.
-    rate = {"target": (0.0, _LAMBDA_SPREAD[1]), "shared": (0.0, _PINNED**0.5), "source": LAMBDA}
+    rate = {
+        "target": (0.0, hyperprior.repetition_spread),
+        "shared": (0.0, _PINNED**0.5),
+        "source": hyperprior.log_repetition,
+    }
     base[:, LOG_LAMBDA], deviation[:, LOG_LAMBDA] = rate[lambda_kind]
     if tau_prior == "flat":
-        deviation[:, TAU:] = _FLAT
+        deviation[:, TAU:] = hyperprior.flat_sd
     own = np.arange(Lt)
     base[own, TAU + own], deviation[own, TAU + own] = 1.0, _PINNED**0.5
     return base, deviation**2
 
 
-def _spreads(kinds: np.ndarray, Lt: int, Ls: int, contrast: np.ndarray, lambda_kind: str) -> Spreads:
+def _spreads(
+    kinds: np.ndarray, Lt: int, Ls: int, contrast: np.ndarray, lambda_kind: str, hyperprior: Hyperprior
+) -> Spreads:
+    h = hyperprior
     member = np.zeros((Lt, TAU + Ls, 3 + len(kinds)))
     member[:, LOG_ALPHA, 0] = member[:, LOG_BETA, 1] = 1.0
     member[:, LOG_LAMBDA, 2] = lambda_kind == "target"
     member[:, TAU:, 3:] = np.moveaxis(kinds, 0, -1)
-    drawn = np.array([_EXPONENT_SPREAD] * 2 + [_LAMBDA_SPREAD] + [_KIND_SPREAD] * len(kinds))
-    alike = np.arange(len(drawn)) >= 3
+    own = [(h.exponent_pseudo, h.exponent_spread)] * 2 + [(h.repetition_pseudo, h.repetition_spread)]
+    drawn = np.array(own + [(h.kind_pseudo, np.nan)] * len(kinds))  # to the spread of all kinds together
     return Spreads(
         member,
         drawn,
-        alike.astype(float),
-        np.array(_TRANSFER_SPREAD),
-        np.array(_EFFECT_SPREAD),
+        (np.arange(len(drawn)) >= len(own)).astype(float),
+        np.array([h.transfer_pseudo, h.transfer_spread]),
+        np.array([h.effect_pseudo, h.effect_spread]),
         contrast.astype(float),
-        np.array(_CONTRAST_SPREAD),
+        np.array([h.contrast_pseudo, h.contrast_spread]),
     )

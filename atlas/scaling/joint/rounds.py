@@ -6,18 +6,41 @@ import jax
 import jax.numpy as jnp
 
 from atlas.scaling import law as laws
-from atlas.scaling.joint import system as posterior
-from atlas.scaling.joint.system import Linear, Noise, Prior, Rows, State, Sums
-from atlas.scaling.solver import Arrow, Coordinates, Optimum, damped, factor, levenberg_marquardt
+from atlas.scaling.joint import system
+from atlas.scaling.joint.arrow import Arrow, Coordinates, damped, factor
+from atlas.scaling.joint.system import Linear, Noise, Prior, Rows, State
+from atlas.scaling.noise import (
+    HUBER,
+    HUBER_VARIANCE,
+    Groups,
+    Solved,
+    Sums,
+    deviation,
+    estimate,
+    run_weights,
+    sums,
+    whitened,
+    winsorised,
+)
+from atlas.scaling.solver import Optimum, levenberg_marquardt
 
-_BISQUARE = 4.685
-_LEAST_VARIANCE = 1e-14  # of log losses: rounding must not pass for noise
 _ITERATIONS = 60  # most steps of one descent; 1 to 5 are usual
 _LAST_ROUNDS = 60  # at most, with noise and priors held
 _DAMPING = 1e-6  # of the first step; much more would hardly move along what the rows leave to the prior
 _STEP = 1e-3  # decrement of their descents: one step each, since every round moves the pseudo-observations
+_LEAST_INFORMED = 1e-3  # keeps a spread from being divided by nothing
+_LEAST_SPREAD = 0.1  # of what a spread is drawn to: below it a hierarchy would pass for equality
+_CLOSING = 3.0  # most by which winsorising closes in a round
 _RHO_GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 0.97)
 _RHO_STEPS = (-6, -3, -1, 0, 1, 3, 6)  # places in the grid that one round looks at
+
+# The grid of variable projection: exponents from well below to well above published ones; τ common to all sources.
+_START_EXPONENTS = (0.06, 1.2, 10)
+_START_TRANSFER = (0.0, 0.15, 0.5)
+_START_GUARD = 1e-2  # wide, as in the first rounds
+_START_RIDGE = 1e-9  # of least squares for E, A, B, whose columns are nearly one where exponents are small
+_START_LEAST = 0.02  # part of the loss that each of E, A, B makes up at least: their logarithms are fitted
+_START_VARIANCE = 1e-12  # of log losses, at least
 
 
 class Spreads(NamedTuple):
@@ -85,24 +108,29 @@ def refine(
         raw = rows.log_loss - linear.log_loss
         weight = jnp.where(judge_runs, _run_weights(raw, state.noise, rows), state.noise.run_weight)
         noise = state.noise._replace(run_weight=weight)
-        sums = posterior.sums(posterior.winsorised(raw, noise), linear.jacobian, rows, noise)
-        noise = _estimate_noise(moved._replace(noise=noise), sums, rows, keep_rho)
-        _, gradient, hessian = posterior.whitened(sums, rows, noise, noise.rho)
-        return noise, posterior.system(end.x, gradient, hessian, noise.scale, state.prior)[1]
+        groups = system.groups_of(rows, noise)
+        found = sums(winsorised(raw, noise.clip), linear.jacobian, groups)
+        noise = _estimate_noise(moved._replace(noise=noise), found, groups, keep_rho)
+        _, gradient, hessian = whitened(found, groups, noise.rho)
+        return noise, system.system(end.x, gradient, hessian, noise.scale, state.prior)[1]
 
     noise, matrix = jax.lax.cond(hold, lambda: (state.noise, matrix), judged)
-    cov, parts = posterior.covariance(matrix, len(posterior.direct_part(end.x, state.prior)))
+    cov, parts = system.covariance(matrix, len(system.direct_part(end.x, state.prior)))
     deviation = jnp.sqrt(jnp.diagonal(cov, axis1=1, axis2=2)[:, : end.x.own.shape[1]])
     shift = jnp.max(jnp.abs(end.x.own - state.x.own) / deviation)
     prior = jax.tree.map(lambda a, b: jnp.where(hold, a, b), state.prior, _update_prior(moved, parts, spreads))
-    report = Report(shift, end.decrement, end.value, end.iterations, posterior.lowest_z(moved, rows))
+    report = Report(shift, end.decrement, end.value, end.iterations, system.lowest_z(moved, rows))
     return Round(State(end.x, noise, prior), linear, report, cov, matrix)
 
 
-def settle(state: State, linear: Linear, rows: Rows, spreads: Spreads, guard: jax.Array, shift: float) -> Round:
-    """The exact optimum with noise, weights of runs and prior held, to a shift in posterior standard deviations."""
+def settle(state: State, linear: Linear, rows: Rows, spreads: Spreads, shift: float) -> Round:
+    """The exact optimum with noise, weights of runs and prior held, to a shift in posterior standard deviations.
+
+    Args:
+      linear: the law of the rows at the state.
+    """
     for _ in range(_LAST_ROUNDS):
-        found = refine(state, linear, rows, spreads, guard, False, True, True, _STEP)
+        found = refine(state, linear, rows, spreads, laws.GUARD, False, True, True, _STEP)
         state, linear = found.state, found.linear
         if float(found.report.shift) < shift:
             break
@@ -112,17 +140,18 @@ def settle(state: State, linear: Linear, rows: Rows, spreads: Spreads, guard: ja
 def _descend(state: State, linear: Linear, rows: Rows, guard: jax.Array, tolerance: jax.Array | float) -> Optimum:
     """The posterior mode for fixed pseudo-observations, noise and prior, with its Hessian and the law there."""
     noise, prior = state.noise, state.prior
-    observed = linear.log_loss + posterior.winsorised(rows.log_loss - linear.log_loss, noise)
+    observed = linear.log_loss + winsorised(rows.log_loss - linear.log_loss, noise.clip)
+    groups = system.groups_of(rows, noise)
 
     def evaluate(x: Coordinates, linear: Linear):
-        sums = posterior.sums(observed - linear.log_loss, linear.jacobian, rows, noise)
-        square, gradient, hessian = posterior.whitened(sums, rows, noise, noise.rho)
-        objective = 0.5 * square / noise.scale + posterior.penalty(x, prior)
-        gradient, matrix = posterior.system(x, gradient, hessian, noise.scale, prior)
-        return objective, gradient, (matrix, posterior.told(hessian, noise.scale, prior), linear)
+        found = sums(observed - linear.log_loss, linear.jacobian, groups)
+        square, gradient, hessian = whitened(found, groups, noise.rho)
+        objective = 0.5 * jnp.sum(square) / noise.scale + system.penalty(x, prior)
+        gradient, matrix = system.system(x, gradient, hessian, noise.scale, prior)
+        return objective, gradient, (matrix, system.told(hessian, noise.scale, prior), linear)
 
     def anew(x: Coordinates):
-        return evaluate(x, posterior.linearise(state._replace(x=x), rows, guard))
+        return evaluate(x, system.linearise(state._replace(x=x), rows, guard))
 
     def solve(at: tuple[Arrow, Coordinates, Linear], gradient: Coordinates, damping: jax.Array) -> Coordinates:
         # Only what the rows tell bends. To damp the prior too would hold parameters that it ties to one another.
@@ -133,63 +162,35 @@ def _descend(state: State, linear: Linear, rows: Rows, guard: jax.Array, toleran
     return levenberg_marquardt(anew, solve, state.x, _ITERATIONS, tolerance, start, _DAMPING)
 
 
-def _estimate_noise(state: State, sums: Sums, rows: Rows, keep_rho: jax.Array) -> Noise:
-    """ρ and σ² of highest Laplace marginal likelihood near the present ρ, the law linearised at its present mode.
-
-    The prior keeps its absolute precision at every ρ: rescaled to units of the residual it would favour a
-    large ρ.
-    """
+def _estimate_noise(state: State, found: Sums, groups: Groups, keep_rho: jax.Array) -> Noise:
+    """ρ and σ² of highest Laplace marginal likelihood near the present ρ, the law linearised at its present mode."""
     noise, prior = state.noise, state.prior
-    p, h = state.x.own.shape[1], len(posterior.direct_part(state.x, prior))
-    group_weight, row_weight = posterior.row_weights(noise, rows)
-    count = jnp.sum(row_weight)
+    p, h = state.x.own.shape[1], len(system.direct_part(state.x, prior))
 
-    def at(rho: jax.Array) -> tuple[jax.Array, jax.Array]:
-        square, gradient, hessian = posterior.whitened(sums, rows, noise, rho)
-
-        def shifted(variance: jax.Array):
-            scale = variance * (1.0 - rho)
-            slope, matrix = posterior.system(state.x, gradient, hessian, scale, prior)
-            factors = factor(matrix)
-            step = factors.solve(matrix, slope)
-            moved = jnp.concatenate([step.own, jnp.broadcast_to(step.shared[:h], (len(step.own), h))], -1)
-            left = square + 2.0 * jnp.sum(moved * gradient) + jnp.einsum("tp,tpk,tk->", moved, hessian, moved)
-            x = Coordinates(state.x.own - step.own, state.x.shared - step.shared)
-            return left / (1.0 - rho), posterior.penalty(x, prior), factors, scale
-
-        def rescale(_, variance: jax.Array) -> jax.Array:
-            left, _, factors, scale = shifted(variance)
-            used = jnp.sum(jnp.trace(factors.solve_blocks(hessian[:, :p, :p] / scale), axis1=1, axis2=2))
-            return jnp.maximum(left / jnp.maximum(count - used, 0.1 * count), _LEAST_VARIANCE)
-
-        variance = jax.lax.fori_loop(0, 4, rescale, noise.variance)
-        left, penalty, factors, scale = shifted(variance)
-        ratio = rho / (1.0 - rho)
-        spread = count * jnp.log(scale) + jnp.sum(group_weight * jnp.log1p(ratio * rows.group_size))
-        return left / variance + 2.0 * penalty + spread + factors.log_determinant(), variance
+    def solve(gradient: jax.Array, hessian: jax.Array, scale: jax.Array) -> Solved:
+        slope, matrix = system.system(state.x, gradient, hessian, scale, prior)
+        factors = factor(matrix)
+        step = factors.solve(matrix, slope)
+        moved = jnp.concatenate([step.own, jnp.broadcast_to(step.shared[:h], (len(step.own), h))], -1)
+        drop = -2.0 * jnp.sum(moved * gradient) - jnp.einsum("tp,tpk,tk->", moved, hessian, moved)
+        x = Coordinates(state.x.own - step.own, state.x.shared - step.shared)
+        used = jnp.sum(jnp.trace(factors.solve_blocks(hessian[:, :p, :p] / scale), axis1=1, axis2=2))
+        return Solved(drop, system.penalty(x, prior), factors.log_determinant(), used)
 
     grid = jnp.array(_RHO_GRID)
     place = jnp.argmin(jnp.abs(grid - noise.rho)) + jnp.array(_RHO_STEPS)
     grid = jnp.where(keep_rho, noise.rho, grid[jnp.clip(place, 0, len(grid) - 1)])
-    score, variance = jax.lax.map(at, grid)
-    # Without two rows in any group the score is flat, and rounding must not choose.
-    best = jnp.argmin(score + 0.1 * grid)
-    found = noise._replace(rho=grid[best], variance=variance[best])
+    best = estimate(found, groups, solve, grid, noise.variance)
+    moved = noise._replace(rho=best.rho, variance=best.variance)
     # Estimated from what clipping left, σ is too small while the law is far from the rows: it must not hold them there.
-    return found._replace(clip=jnp.maximum(found.corner, noise.clip / 3.0))
+    return moved._replace(clip=jnp.maximum(moved.corner, noise.clip / _CLOSING))
 
 
 def _run_weights(residual: jax.Array, noise: Noise, rows: Rows) -> jax.Array:
-    """Bisquare weight of every run from its mean residual: a run astray as a whole loses its say."""
-    total = jnp.zeros_like(noise.run_weight).at[rows.group_run]
-    size = rows.group_size
-    variance = jnp.maximum(noise.variance, posterior.HUBER_VARIANCE * (noise.clip / posterior.HUBER) ** 2)
-    deviation = jnp.sqrt(variance * total.add(size * (1.0 + noise.rho * (size - 1.0)) * (size > 0)))
-    present = deviation > 0
-    score = total.add(posterior.by_group(rows.weight * residual, rows)) / jnp.where(present, deviation, 1.0)
-    scores = jnp.where(present, jnp.abs(score), jnp.nan)
-    typical = jnp.maximum(1.4826 * jnp.nanmedian(scores), 1.0)
-    return jnp.where(present, jnp.clip(1.0 - (score / (typical * _BISQUARE)) ** 2, 0.0) ** 2, 1.0)
+    """Bisquare weight of every run; see `atlas.scaling.noise.run_weights`."""
+    variance = jnp.maximum(noise.variance, HUBER_VARIANCE * (noise.clip / HUBER) ** 2)
+    runs = len(noise.run_weight)
+    return run_weights(residual, system.groups_of(rows, noise), rows.group_run, runs, variance, noise.rho)
 
 
 def _update_prior(state: State, parts: Arrow, spreads: Spreads) -> Prior:
@@ -198,16 +199,16 @@ def _update_prior(state: State, parts: Arrow, spreads: Spreads) -> Prior:
     MacKay's fixed point: what the data do not reach has informed = 0 and slows nothing.
 
     Args:
-      parts: blocks⁻¹, coupling and shared covariance, from `posterior.covariance`.
+      parts: blocks⁻¹, coupling and shared covariance, from `system.covariance`.
       spreads: the groups.
     """
     prior, k = state.prior, state.prior.selector.shape[-1]
     reach = parts.border.at[..., parts.border.shape[-1] - k :].add(prior.selector)
     cov = parts.blocks + jnp.einsum("tpq,qk,tlk->tpl", reach, parts.corner, reach)
     # The gap of a parameter is its target's effect, of which the gaps tell, and what it has of its own.
-    left = posterior.effect_spread(prior)
+    left = system.effect_spread(prior)
     telling = left[:, None] * prior.effect / prior.variance
-    gap = posterior.gap(state.x, prior)
+    gap = system.gap(state.x, prior)
     common = jnp.sum(telling * gap, 1)
     moved = jnp.einsum("tpk,tk->tp", cov, telling)
     common_variance = jnp.sum(telling * moved, 1) + left
@@ -232,13 +233,14 @@ def _update_prior(state: State, parts: Arrow, spreads: Spreads) -> Prior:
 
 
 def _informed(variance: jax.Array, prior_variance: jax.Array) -> jax.Array:
-    return jnp.clip(1.0 - variance / prior_variance, 1e-3, 1.0)
+    """Part of a parameter that the rows, not the prior, determine (MacKay's γ), never quite nothing."""
+    return jnp.clip(1.0 - variance / prior_variance, _LEAST_INFORMED, 1.0)
 
 
 def _drawn(square: jax.Array, informed: jax.Array, drawn: jax.Array) -> jax.Array:
     """Variance from a sum of squares over as many informed parameters, with the pseudo-observations."""
-    count, deviation = drawn[..., 0], drawn[..., 1]
-    return jnp.maximum((square + count * deviation**2) / (informed + count), (0.1 * deviation) ** 2)
+    count, spread = drawn[..., 0], drawn[..., 1]
+    return jnp.maximum((square + count * spread**2) / (informed + count), (_LEAST_SPREAD * spread) ** 2)
 
 
 @jax.jit
@@ -252,14 +254,14 @@ def start(rows: Rows, tau: jax.Array, lam: jax.Array) -> tuple[jax.Array, jax.Ar
     Returns:
       [t, p] blocks, and a robust variance of the log residuals they leave.
     """
-    exponents = jnp.exp(jnp.linspace(jnp.log(0.06), jnp.log(1.2), 10))
-    commons = jnp.array([0.0, 0.15, 0.5])
-    grid = jnp.stack(jnp.meshgrid(*map(jnp.arange, (10, 10, 3)), indexing="ij"), -1).reshape(-1, 3)
+    exponents, commons = jnp.geomspace(*_START_EXPONENTS), jnp.array(_START_TRANSFER)
+    places = map(jnp.arange, (len(exponents), len(exponents), len(commons)))
+    grid = jnp.stack(jnp.meshgrid(*places, indexing="ij"), -1).reshape(-1, 3)
 
     def for_target(known: jax.Array, log_loss: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, weight: jax.Array):
         relative = weight * jnp.exp(-log_loss)
         transfer = jnp.where(jnp.isnan(known), commons[:, None], known)
-        D_eff = laws.effective_tokens(D, U, transfer[:, None], lam, 1e-2)
+        D_eff = laws.effective_tokens(D, U, transfer[:, None], lam, _START_GUARD)
         by_size = relative * N ** -exponents[:, None]
         by_data = relative * D_eff[:, None] ** -exponents[:, None]
 
@@ -268,9 +270,9 @@ def start(rows: Rows, tau: jax.Array, lam: jax.Array) -> tuple[jax.Array, jax.Ar
             alpha, beta, common = place
             design = jnp.stack([relative, by_size[alpha], by_data[common, beta]], -1)
             normal = design.T @ design
-            ridge = 1e-9 * jnp.diag(jnp.diagonal(normal))
+            ridge = _START_RIDGE * jnp.diag(jnp.diagonal(normal))
             coefficients = jnp.linalg.solve(normal + ridge, design.T @ weight)
-            least = 0.02 * jnp.sum(weight) / jnp.maximum(design.T @ weight, 1e-30)
+            least = _START_LEAST * jnp.sum(weight) / jnp.maximum(design.T @ weight, 1e-30)
             coefficients = jnp.maximum(coefficients, least)
             return weight - design @ coefficients, coefficients
 
@@ -283,5 +285,4 @@ def start(rows: Rows, tau: jax.Array, lam: jax.Array) -> tuple[jax.Array, jax.Ar
         return jnp.concatenate([law, transfer[common]]), left
 
     blocks, residual = jax.vmap(for_target)(tau, rows.log_loss, rows.N, rows.D, rows.U, rows.weight)
-    spread = 1.4826 * jnp.nanmedian(jnp.where(rows.weight > 0, jnp.abs(residual), jnp.nan))
-    return blocks, jnp.maximum(spread**2, 1e-12)
+    return blocks, jnp.maximum(deviation(residual, rows.weight > 0) ** 2, _START_VARIANCE)

@@ -12,16 +12,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from atlas.scaling import law as laws
-from atlas.scaling.solver import Arrow, Coordinates, factor
+from atlas.scaling.joint.arrow import Arrow, Coordinates, factor
+from atlas.scaling.law import GUARD, JointLaw
+from atlas.scaling.noise import HUBER, HUBER_VARIANCE, Groups
 
 LOG_E, LOG_A, LOG_ALPHA, LOG_B, LOG_BETA, LOG_LAMBDA, TAU = range(7)
 PHI, SOURCE_LAMBDA = range(2)  # in the direct shared parameters
-
-HUBER_VARIANCE = 1.0526  # variance of winsorised residual / slope, in units of σ²
-HUBER = 1.345  # 95 % efficient under Gaussian noise
-_HUBER_SLOPE = 0.8213  # P(|x| < 1.345), the mean slope of the winsorised residual
 
 
 class Rows(NamedTuple):
@@ -86,17 +85,30 @@ class Linear(NamedTuple):
     jacobian: jax.Array  # [t, r, p+h] by θ_t and the direct shared parameters
 
 
-class Sums(NamedTuple):
-    """Sufficient statistics of a linearised fit for any ρ: over rows, and per group of correlated rows."""
+class Units(NamedTuple):
+    """N₀ and D₀: geometric means of parameters and of total tokens."""
 
-    residual: jax.Array  # Σ w r²
-    gradient: jax.Array  # [t, p+h] Σ w r J
-    hessian: jax.Array  # [t, p+h, p+h] Σ w J Jᵀ
-    group_residual: jax.Array  # [t, g] Σ r
-    group_jacobian: jax.Array  # [t, g, p+h] Σ J
+    N: float
+    D: float
 
 
-def log_loss(theta: jax.Array, direct: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, guard: jax.Array):
+@partial(jax.jit, static_argnames=("targets", "sources"))
+def natural(theta, direct, units: Units, targets: tuple[str, ...], sources: tuple[str, ...]) -> JointLaw:
+    """The law of blocks [..., t, p] and direct shared parameters [..., h], A and B at one parameter and one token."""
+    E, a, alpha, b, beta = (jnp.exp(theta[..., i]) for i in range(LOG_LAMBDA))
+    by_source = direct.shape[-1] > 1
+    lam = direct[..., None, SOURCE_LAMBDA:] if by_source else theta[..., LOG_LAMBDA, None]
+    A, B = a * units.N**alpha, b * units.D**beta
+    return JointLaw(targets, sources, E, A, alpha, B, beta, jnp.exp(lam), theta[..., TAU:], direct[..., PHI])
+
+
+def natural_arrays(theta, direct, units: Units, targets: tuple[str, ...], sources: tuple[str, ...]) -> JointLaw:
+    """`natural` in NumPy's float64, whatever the caller's precision."""
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, natural(theta, direct, units, targets, sources))
+
+
+def log_loss(theta: jax.Array, direct: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, guard: float = GUARD):
     """log of `laws.atlas` for one row, from a block θ [p] and the direct shared [h]; N in N₀, D and U [s] in D₀."""
     total = jnp.sum(D)
     z = theta[TAU:] @ laws.saturation(D, U, repetition(theta, direct)) / total
@@ -108,7 +120,7 @@ def _log_loss(levels, z, phi, N, total, languages, guard) -> jax.Array:
     return jnp.log(laws.chinchilla(N, total * laws.kept_positive(z, guard), E, A * languages**phi, alpha, B, beta))
 
 
-def _slopes(theta, direct, N, D, U, languages, guard) -> tuple[jax.Array, jax.Array]:
+def _slopes(theta, direct, N, D, U, languages, guard=GUARD) -> tuple[jax.Array, jax.Array]:
     """`log_loss` of one row and its slopes [p+h]: transfer and repetition reach it through z alone."""
     total, transfer, by_source = jnp.sum(D), theta[TAU:], len(direct) > 1
     rate = jnp.broadcast_to(direct[SOURCE_LAMBDA:] if by_source else theta[LOG_LAMBDA], D.shape)
@@ -131,71 +143,24 @@ def direct_part(x: Coordinates, prior: Prior) -> jax.Array:
     return x.shared[: len(x.shared) - prior.selector.shape[-1]]
 
 
-def predictions(state: State, rows: Rows, guard: jax.Array) -> jax.Array:
+def predictions(state: State, rows: Rows) -> jax.Array:
     """Log losses [t, r]."""
-    by_row = jax.vmap(log_loss, (None, None, 0, 0, 0, None))
-    by_target = jax.vmap(by_row, (0, None, 0, 0, 0, None))
-    return by_target(state.x.own, direct_part(state.x, state.prior), rows.N, rows.D, rows.U, guard)
+    by_row = jax.vmap(log_loss, (None, None, 0, 0, 0))
+    by_target = jax.vmap(by_row, (0, None, 0, 0, 0))
+    return by_target(state.x.own, direct_part(state.x, state.prior), rows.N, rows.D, rows.U)
 
 
 @jax.jit
-def linearise(state: State, rows: Rows, guard: jax.Array) -> Linear:
+def linearise(state: State, rows: Rows, guard: jax.Array | float = GUARD) -> Linear:
     by_row = jax.vmap(_slopes, (None, None, 0, 0, 0, 0, None))
     by_target = jax.vmap(by_row, (0, None, 0, 0, 0, 0, None))
     direct = direct_part(state.x, state.prior)
     return Linear(*by_target(state.x.own, direct, rows.N, rows.D, rows.U, rows.languages, guard))
 
 
-def by_group(values: jax.Array, rows: Rows) -> jax.Array:
-    """Sums [t, g, …] over the rows of every group."""
-    groups = rows.group_size.shape[1]
-    return jax.vmap(partial(jax.ops.segment_sum, num_segments=groups, indices_are_sorted=True))(values, rows.group)
-
-
-def row_weights(noise: Noise, rows: Rows) -> tuple[jax.Array, jax.Array]:
-    """Weights of groups [t, g] and of their rows [t, r]."""
-    of_group = noise.run_weight[rows.group_run]
-    return of_group, rows.weight * jnp.take_along_axis(of_group, rows.group, 1)
-
-
-def shrinkage(size: jax.Array, rho: jax.Array) -> jax.Array:
-    """k of the inverse (I − k·11ᵀ)/(1 − ρ) of m equally correlated rows, (1 − ρ)I + ρ·11ᵀ."""
-    ratio = rho / (1.0 - rho)
-    return ratio / (1.0 + ratio * size)
-
-
-def sums(residual: jax.Array, jacobian: jax.Array, rows: Rows, noise: Noise) -> Sums:
-    _, weight = row_weights(noise, rows)
-    weighted = jacobian * weight[..., None]
-    return Sums(
-        jnp.sum(weight * residual**2),
-        jnp.einsum("trp,tr->tp", weighted, residual),
-        jnp.einsum("trp,trk->tpk", weighted, jacobian),
-        by_group(rows.weight * residual, rows),
-        by_group(rows.weight[..., None] * jacobian, rows),
-    )
-
-
-def whitened(sums: Sums, rows: Rows, noise: Noise, rho: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Residual square, gradient and Hessian under equal correlation ρ within a group, in units of σ²(1 − ρ)."""
-    shrink = noise.run_weight[rows.group_run] * shrinkage(rows.group_size, rho)
-    shrunk = sums.group_jacobian * shrink[..., None]
-    square = sums.residual - jnp.sum(shrink * sums.group_residual**2)
-    gradient = sums.gradient - jnp.einsum("tgp,tg->tp", shrunk, sums.group_residual)
-    return square, gradient, sums.hessian - jnp.einsum("tgp,tgk->tpk", shrunk, sums.group_jacobian)
-
-
-def winsorised(residual: jax.Array, noise: Noise) -> jax.Array:
-    """Huber's pseudo-residuals: clipped and rescaled; least squares on them is the M-estimate.
-
-    Unlike reweighting, this leaves the variance of the estimate and the correlation within runs as they are.
-    """
-    return jnp.clip(residual, -noise.clip, noise.clip) / _HUBER_SLOPE
-
-
-def winsorised_slope(residual: jax.Array, noise: Noise) -> jax.Array:
-    """Derivative of `winsorised` by the residual."""
-    return (jnp.abs(residual) < noise.clip) / _HUBER_SLOPE
+def groups_of(rows: Rows, noise: Noise) -> Groups:
+    """The rows of one run on one target correlate; a run's weight is the trust in all of its groups."""
+    return Groups(rows.group, rows.weight, rows.group_size, noise.run_weight[rows.group_run])
 
 
 def precision(prior: Prior) -> jax.Array:
@@ -270,10 +235,11 @@ def lowest_z(state: State, rows: Rows) -> jax.Array:
     return jnp.min(jnp.where(rows.weight > 0, z, jnp.inf))
 
 
-def slopes(theta, direct, N, D, U, target, guard) -> tuple[jax.Array, jax.Array]:
+@jax.jit
+def slopes(theta, direct, N, D, U, target) -> tuple[jax.Array, jax.Array]:
     """Log losses [n] of single rows, each on its own target, and their Jacobian [n, p+h]."""
-    by_row = jax.vmap(_slopes, (0, None, 0, 0, 0, 0, None))
-    return by_row(theta[target], direct, N, D, U, laws.num_languages(D), guard)
+    by_row = jax.vmap(_slopes, (0, None, 0, 0, 0, 0))
+    return by_row(theta[target], direct, N, D, U, laws.num_languages(D))
 
 
 @jax.jit
@@ -285,7 +251,6 @@ def predict(
     D: jax.Array,
     U: jax.Array,
     target: jax.Array,
-    guard: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Log loss of rows and its standard deviation under the posterior of the law.
 
@@ -294,5 +259,5 @@ def predict(
       N: [n]; D, U: [n, s], in N₀ and D₀.
       target: [n] int.
     """
-    value, slope = slopes(theta, direct, N, D, U, target, guard)
+    value, slope = slopes(theta, direct, N, D, U, target)
     return value, jnp.sqrt(jnp.einsum("np,npk,nk->n", slope, cov[target], slope))

@@ -1,107 +1,156 @@
 """What a joint fit may claim: estimates in natural units, and verdicts on what the runs determine."""
 
-import numpy as np
+import dataclasses
 
-from atlas.scaling.estimates import Estimate, diagnose_sizes
-from atlas.scaling.joint.prior import CAPACITY, EXPONENT, LAMBDA
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from atlas.scaling.estimates import Z90, diagnose_sizes
+from atlas.scaling.joint.prior import Hyperprior
 from atlas.scaling.joint.system import (
     LOG_A,
     LOG_ALPHA,
     LOG_B,
     LOG_BETA,
+    LOG_E,
     LOG_LAMBDA,
     PHI,
     SOURCE_LAMBDA,
     TAU,
     State,
+    Units,
     direct_part,
+    natural_arrays,
 )
+from atlas.scaling.law import GUARD, JointLaw
 from atlas.scaling.table.runs import Runs
 
-_UNKNOWN_TRANSFER = Estimate.normal(0.1, 0.5, False)  # what is reported of a τ that the design hides
+Estimates = dict[str, JointLaw]  # value, se, low, high (90 % interval) and identified of every parameter
+
+_UNKNOWN_TRANSFER = 0.1, 0.5  # what is reported of a τ that the design hides: about the published ones, and their range
 _TELLING = 0.5  # a parameter is identified if its posterior variance is below this part of its prior's
-_EPOCHS = 4.0  # fewer tell nothing of repetition
-LAW = ("E", "A", "alpha", "B", "beta", "lambda")
+_EPOCHS = 4.0  # fewer tell nothing of repetition: λ within a factor of e^2.5 (joint simulations)
+_ALIKE = 0.02  # range of a target's shares within which B and the transfer weights cannot be told apart
+_LOST = 0.2  # weight of a run below which it is said to have gone astray
+_DISTORTED = 3.0  # widths of the guard below which it bends the law
+_LARGEST = 700.0  # logarithm that float64 still holds
 
 
-def parameters_of(
+def estimates_of(
     runs: Runs,
     state: State,
     cov: np.ndarray,
-    units: tuple[float, float],
-    capacity: bool,
+    units: Units,
     lambda_kind: str,
+    hyperprior: Hyperprior,
     notes: list[str],
-) -> dict[str, Estimate]:
-    """Estimates by name, with the verdicts on what the runs determine."""
-    parameters: dict[str, Estimate] = {}
+) -> Estimates:
+    """Estimates of every parameter, and in `notes` the verdicts on what the runs leave open.
+
+    Args:
+      cov: [Lt, p+h, p+h] posterior of every target's block and of the direct shared parameters.
+    """
     theta, direct = state.x.own, direct_part(state.x, state.prior)
-    repeated = _judge_repetition(runs, lambda_kind, notes)
-    for t, name in enumerate(runs.targets):
-        rows = runs.where(runs.target == t)
-        told = _told(cov[t], state.prior.variance[t])
-        told[LOG_LAMBDA] &= repeated[t]
-        confounded = _judge_design(rows, t, name, told, notes)
-        parameters |= {f"{key}[{name}]": found for key, found in _law(theta[t], cov[t], told, units).items()}
-        for s, source in enumerate(runs.languages):
-            if s != t:
-                deviation = np.sqrt(cov[t, TAU + s, TAU + s])
-                found = Estimate.normal(theta[t, TAU + s], deviation, told[TAU + s])
-                parameters[f"tau[{name}<-{source}]"] = _UNKNOWN_TRANSFER if confounded else found
-    shared = np.diagonal(cov[0])[theta.shape[1] :]
-    if lambda_kind == "source":
-        parameters = {name: found for name, found in parameters.items() if not name.startswith("lambda")}
-        for s, name in enumerate(runs.languages):
-            variance = shared[SOURCE_LAMBDA + s]
-            told = repeated[s] and variance < _TELLING * LAMBDA[1] ** 2
-            parameters[f"lambda[<-{name}]"] = Estimate.lognormal(direct[SOURCE_LAMBDA + s], np.sqrt(variance), told)
-    if capacity:
-        told = shared[PHI] < _TELLING * CAPACITY**2
-        parameters["phi"] = Estimate.normal(direct[PHI], np.sqrt(shared[PHI]), told)
-    guesses = [key for key, estimate in parameters.items() if key.startswith("tau") and not estimate.identified]
+    p = theta.shape[1]
+    repeated = _repeated(runs, lambda_kind, notes)
+    told = _told(cov, state.prior.variance, hyperprior)
+    confounded = np.array([_judge_design(runs, t, told[t], notes) for t in range(len(theta))])
+    variance = np.diagonal(cov, axis1=1, axis2=2)
+    slope = np.zeros((len(theta), TAU, p))
+    slope[:, range(TAU), range(TAU)] = 1.0
+    for term, exponent, unit in ((LOG_A, LOG_ALPHA, units.N), (LOG_B, LOG_BETA, units.D)):
+        slope[:, term, exponent] = np.exp(theta[:, exponent]) * np.log(unit)
+        told[:, term] &= told[:, exponent]
+    deviation = np.sqrt(np.einsum("tip,tpk,tik->ti", slope, cov[:, :p, :p], slope))
+    law = natural_arrays(theta, direct, units, runs.targets, runs.languages)
+    if law.rates_by_source:
+        of_rates = variance[:1, None, p + SOURCE_LAMBDA :][0]
+        rate, known = np.sqrt(of_rates), repeated & (of_rates < _TELLING * hyperprior.repetition_sd**2)
+    else:
+        rate, known = deviation[:, LOG_LAMBDA, None], (told[:, LOG_LAMBDA] & repeated[: len(theta)])[:, None]
+    spread = np.sqrt(variance[:, TAU:p])
+    own = np.eye(*spread.shape, dtype=bool)
+    hidden = confounded[:, None] & ~own
+    tau = np.where(hidden, _UNKNOWN_TRANSFER[0], law.tau)
+    columns = {
+        name: _estimate(getattr(law, name), deviation[:, i], told[:, i], logarithmic=True)
+        for name, i in (("E", LOG_E), ("A", LOG_A), ("alpha", LOG_ALPHA), ("B", LOG_B), ("beta", LOG_BETA))
+    }
+    columns["lam"] = _estimate(law.lam, rate, known, logarithmic=True)
+    spread = np.where(own, 0.0, np.where(hidden, _UNKNOWN_TRANSFER[1], spread))
+    columns["tau"] = _estimate(tau, spread, own | told[:, TAU:] & ~hidden)
+    capacity = variance[0, p + PHI]
+    columns["phi"] = _estimate(law.phi, np.sqrt(capacity), capacity < _TELLING * hyperprior.capacity_sd**2)
+    fields = ("value", "se", "low", "high", "identified")
+    found = {
+        field: dataclasses.replace(law, **{name: values[i] for name, values in columns.items()})
+        for i, field in enumerate(fields)
+    }
+    _note_guesses(found["identified"], notes)
+    return found
+
+
+def _estimate(value: ArrayLike, deviation: ArrayLike, told: ArrayLike, logarithmic: bool = False) -> tuple:
+    """Value, standard error, 90 % interval and verdict; of a positive parameter from the deviation of its logarithm."""
+    if not logarithmic:
+        return value, deviation, value - Z90 * deviation, value + Z90 * deviation, told
+    middle = np.log(value)
+    low, high = (np.exp(np.clip(middle + side * deviation, -_LARGEST, _LARGEST)) for side in (-Z90, Z90))
+    return value, value * deviation, low, high, told
+
+
+def logarithms(law: JointLaw) -> JointLaw:
+    """Logarithms of the positive parameters, τ and φ as they are."""
+    positive = ("E", "A", "alpha", "B", "beta", "lam")
+    return dataclasses.replace(law, **{name: jnp.log(getattr(law, name)) for name in positive})
+
+
+def _note_guesses(identified: JointLaw, notes: list[str]) -> None:
+    guesses = [
+        f"{target} from {source}"
+        for target, row in zip(identified.targets, identified.tau, strict=True)
+        for source, told in zip(identified.sources, row, strict=True)
+        if not told
+    ]
     if guesses:
         shown = ", ".join(guesses[:4]) + (", …" if len(guesses) > 4 else "")
         notes.append(f"{len(guesses)} transfer weights come from the prior, not from the runs: {shown}")
-    return parameters
 
 
-def _told(cov: np.ndarray, prior_variance: np.ndarray) -> np.ndarray:
-    """Whether the data told each parameter of a block: its variance fell well below its prior's.
+def _told(cov: np.ndarray, prior_variance: np.ndarray, hyperprior: Hyperprior) -> np.ndarray:
+    """[Lt, p] whether the data told each parameter of a block: its variance fell well below its prior's.
 
     The prior of an exponent, and of a λ that the languages share, is the weak one before shrinkage: shrunk to
     the other languages it is still known. That of a τ is around the effect of its target: known pairs of the
     target do not make an unseen one known.
     """
     prior = prior_variance.copy()
-    prior[[LOG_ALPHA, LOG_BETA]] = EXPONENT[1] ** 2
-    prior[LOG_LAMBDA] = LAMBDA[1] ** 2
-    return np.diagonal(cov)[: len(prior)] < _TELLING * prior
+    prior[:, [LOG_ALPHA, LOG_BETA]] = hyperprior.exponent_sd**2
+    prior[:, LOG_LAMBDA] = hyperprior.repetition_sd**2
+    return np.diagonal(cov, axis1=1, axis2=2)[:, : prior.shape[1]] < _TELLING * prior
 
 
-def _judge_repetition(runs: Runs, lambda_kind: str, notes: list[str]) -> np.ndarray:
+def _repeated(runs: Runs, lambda_kind: str, notes: list[str]) -> np.ndarray:
     """[Ls] whether enough epochs were seen to tell λ of each language (of all, where they share it)."""
     epochs = runs.D / runs.U
-    if lambda_kind == "source":
-        most = epochs.max(0)
-    else:
-        own = np.where(runs.target[:, None] == np.arange(len(runs.languages)), epochs, 0.0)
-        most = own.max(0) if lambda_kind == "target" else np.full(len(runs.languages), epochs.max())
-    names = (
-        ["all languages"] if lambda_kind == "shared" else runs.languages if lambda_kind == "source" else runs.targets
-    )
+    own = np.where(runs.target[:, None] == np.arange(len(runs.languages)), epochs, 0.0)
+    most = {"source": epochs, "target": own, "shared": np.full_like(epochs, epochs.max())}[lambda_kind].max(0)
+    names = {"source": runs.languages, "target": runs.targets, "shared": ("all languages",)}[lambda_kind]
     for name, value in zip(names, most, strict=False):
         if value < _EPOCHS:
             notes.append(f"{name}: at most {value:.1f} epochs seen, so lambda is not identified; 8 or more tell it")
     return most >= _EPOCHS
 
 
-def _judge_design(rows: Runs, t: int, name: str, told: np.ndarray, notes: list[str]) -> bool:
+def _judge_design(runs: Runs, t: int, told: np.ndarray, notes: list[str]) -> bool:
     """Withdraws what the design of a target's runs leaves open, whatever the priors made of it.
 
     Returns whether B and the transfer weights are confounded.
     """
+    rows, name = runs.where(runs.target == t), runs.targets[t]
     shares = rows.shares[:, t]
-    confounded = bool(shares.min() < 0.999 and np.ptp(shares) < 0.02)
+    confounded = bool(shares.min() < 0.999 and np.ptp(shares) < _ALIKE)
     if confounded:
         told[[LOG_B, *range(TAU, len(told))]] = False
         notes.append(
@@ -109,46 +158,19 @@ def _judge_design(rows: Runs, t: int, name: str, told: np.ndarray, notes: list[s
             "cannot be told apart; add a monolingual run or another proportion"
         )
     for parameter, reason in diagnose_sizes(rows.N, rows.own(rows.D)).items():
-        index = {"E": 0, "A": 1, "alpha": 2, "B": 3, "beta": 4}[parameter]
-        told[index] = False
+        told[{"E": LOG_E, "A": LOG_A, "alpha": LOG_ALPHA, "B": LOG_B, "beta": LOG_BETA}[parameter]] = False
         if parameter in ("alpha", "beta"):
             notes.append(f"{name}: {parameter} is not identified: {reason}")
     return confounded
 
 
-def log_law(theta: np.ndarray, units: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Logs of E, A, alpha, B, beta, lambda of one target, A and B at N = 1 and D = 1 token.
-
-    Args:
-      theta: [p] block.
-      units: N0 and D0.
-
-    Returns:
-      [6] values and their derivatives [6, p] by the block.
-    """
-    direction, level = np.eye(TAU, len(theta)), theta[:TAU].copy()
-    for term, exponent, unit in ((LOG_A, LOG_ALPHA, units[0]), (LOG_B, LOG_BETA, units[1])):
-        slope = np.exp(theta[exponent]) * np.log(unit)
-        level[term] += slope
-        direction[term, exponent] = slope
-    return level, direction
-
-
-def _law(theta: np.ndarray, cov: np.ndarray, told: np.ndarray, units: tuple[float, float]) -> dict[str, Estimate]:
-    """E, A, alpha, B, beta, lambda of one target in natural units."""
-    level, direction = log_law(theta, units)
-    own = cov[: len(theta), : len(theta)]
-    deviation = np.sqrt(np.einsum("ip,pk,ik->i", direction, own, direction))
-    told = [told[0], told[1] and told[2], told[2], told[3] and told[4], told[4], told[5]]
-    return {name: Estimate.lognormal(level[i], deviation[i], told[i]) for i, name in enumerate(LAW)}
-
-
-def note_runs(weights: dict[str, float], lowest_z: float, guard: float, notes: list[str]) -> None:
-    astray = [run for run, weight in weights.items() if weight < 0.2]
+def judge_runs(weights: dict[str, float], lowest_z: float, notes: list[str]) -> None:
+    """Notes runs that lost their weight, and rows so low in effective tokens that the guard bends the law."""
+    astray = [run for run, weight in weights.items() if weight < _LOST]
     if astray:
         shown = ", ".join(astray[:6]) + (", …" if len(astray) > 6 else "")
         notes.append(f"{len(astray)} runs do not follow the law of the others and lost their weight: {shown}")
-    if lowest_z < 3.0 * guard:
+    if lowest_z < _DISTORTED * GUARD:
         notes.append(
             f"effective tokens fall to {lowest_z:.3g} of the tokens seen in some run: "
             "the law's guard distorts the fit there"

@@ -12,7 +12,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from atlas.errors import UserError, unknown
-from atlas.scaling.joint.draws import band
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.planning.expansion import (
     PUBLISHED_EXPONENTS,
@@ -21,6 +20,7 @@ from atlas.scaling.planning.expansion import (
     keep_params,
     keep_tokens,
 )
+from atlas.scaling.single.draws import band
 from atlas.scaling.table import published
 
 

@@ -20,8 +20,8 @@ import pandas as pd
 from atlas.errors import UserError, unknown
 from atlas.scaling import law as laws
 from atlas.scaling.estimates import transfer_pairs
-from atlas.scaling.joint.draws import JointDraws, band
-from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
+from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
+from atlas.scaling.single.draws import band
 from atlas.scaling.table.runs import Runs
 
 _STARTS = 32
@@ -179,7 +179,7 @@ def optimal_mixture(
     weights: Mapping[str, float] | None = None,
     unique_tokens: Mapping[str, float] | None = None,
     seed: int = 0,
-    draws: JointDraws | None = None,
+    draws: JointLaw | None = None,
 ) -> MixturePlan:
     """Shares and N that minimise the weighted mean loss at C = 6·N·D_tot FLOPs, inside the trust region.
 
@@ -233,12 +233,17 @@ def optimal_mixture(
 
 
 def _with_band(
-    plan: MixturePlan, law: MixtureLaw, problem: "_Problem", draws: JointDraws, x: np.ndarray, rng: np.random.Generator
+    plan: MixturePlan, law: MixtureLaw, problem: "_Problem", draws: JointLaw, x: np.ndarray, rng: np.random.Generator
 ) -> MixturePlan:
     """The plan with its bands; x [1 + Ls] is its unconstrained vector."""
     if (draws.targets, draws.sources) != (law.targets, law.sources):
         raise UserError("the draws are of a fit with other languages than the law's")
-    loss, regret, points = _replan(problem, _Arrays(*draws.levels.values(), draws.tau, draws.phi), x, rng)
+    loss, regret, points = _replan(
+        problem,
+        _Arrays(draws.E, draws.A, draws.alpha, draws.B, draws.beta, draws.lam[..., 0], draws.tau, draws.phi),
+        x,
+        rng,
+    )
     ends = {"loss": band(loss), "params": band(np.array([N for N, _ in points]))}
     found = {f"{name}_{side}": pair[i] for name, pair in ends.items() for i, side in enumerate(("low", "high"))}
     found |= {"regret_median": float(np.nanmedian(regret)), "regret_high": float(np.nanquantile(regret, 0.95))}

@@ -139,7 +139,7 @@ def _spread(values: pd.Series, count: int) -> np.ndarray:
 def _mixtures(fit: JointFit, goal: Goal, rng: np.random.Generator) -> list[np.ndarray]:
     count, t = len(fit.sources), fit.sources.index(goal.target)
     one = np.eye(count)
-    doubt = np.diagonal(fit.covariance[fit.targets.index(goal.target)])[6 : 6 + count]
+    doubt = np.diagonal(fit.record.covariance[fit.targets.index(goal.target)])[6 : 6 + count]
     order = sorted(range(count), key=lambda s: (goal.D[s] == 0, -doubt[s]))
     partners = [s for s in order if s != t][:_PARTNERS]
     mixtures = [one[t], *(0.5 * (one[t] + one[s]) for s in partners)]

@@ -25,10 +25,10 @@ def labels(languages: Sequence[str], source: str | os.PathLike = "published") ->
     {'fr': 'Latn', 'ru': 'Cyrl'}
     """
     if str(source) == "none":
-        return {"relatedness_groups": {}, "scripts": {}}
+        return {"families": {}, "scripts": {}}
     tables = (published.families(), published.scripts()) if str(source) == "published" else _read(Path(source))
     found = ({name: table[name] for name in languages if name in table} for table in tables)
-    return dict(zip(("relatedness_groups", "scripts"), found, strict=True))
+    return dict(zip(("families", "scripts"), found, strict=True))
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, str]]:

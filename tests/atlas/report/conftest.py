@@ -4,20 +4,22 @@ import dataclasses
 from collections.abc import Callable
 from functools import cached_property
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.scaling.estimates import Estimate
-from atlas.scaling.joint.fit import JointFit
+from atlas.scaling.joint.arrow import Coordinates
+from atlas.scaling.joint.fit import JointFit, Record
+from atlas.scaling.joint.system import Prior, State, Units
+from atlas.scaling.law import JointLaw
 
-NAMES = ("E", "A", "alpha", "B", "beta", "lambda")
 UNIQUE = 2e7
 
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """theta [L, 6] of NAMES; tau [L, L]; neighbours in `languages` help each other most."""
+    """levels [L, 6]: E, A, alpha, B, beta, lambda; tau [L, L]; neighbours in `languages` help each other most."""
 
     languages: tuple[str, ...]
 
@@ -78,31 +80,26 @@ class Truth:
 
     def fit(self, told: bool = True, warnings: tuple[str, ...] = ()) -> JointFit:
         """The truth as if fitted, with a tenth of every parameter as its standard error."""
-        L, (N0, D0) = len(self.languages), (3e5, 1e7)
-        levels, tau = self.levels, self.tau
-        units = np.stack([np.ones(L), N0 ** levels[:, 2], np.ones(L), D0 ** levels[:, 4], np.ones(L), np.ones(L)], 1)
-        theta = np.concatenate([np.log(levels / units), tau], 1)
-        parameters = {
-            f"{name}[{t}]": Estimate.lognormal(np.log(levels[i, j]), 0.1, told)
-            for i, t in enumerate(self.languages)
-            for j, name in enumerate(NAMES)
-        }
-        parameters |= {
-            f"tau[{t}<-{s}]": Estimate.normal(tau[i, j], 0.05, told and (i + j) % 3 > 0)
-            for i, t in enumerate(self.languages)
-            for j, s in enumerate(self.languages)
-            if i != j
-        }
+        L, units = len(self.languages), Units(3e5, 1e7)
+        E, A, alpha, B, beta, lam = self.levels.T
+        law = JointLaw(self.languages, self.languages, E, A, alpha, B, beta, lam[:, None], self.tau, np.float64(0.1))
+        own, place = np.eye(L, dtype=bool), np.arange(L)
+        error = jax.tree.map(lambda value: 0.1 * np.asarray(value), law)
+        error = dataclasses.replace(error, tau=np.where(own, 0.0, 0.05), phi=np.float64(0.01))
+        known = jax.tree.map(lambda value: np.full(np.shape(value), told), law)
+        known = dataclasses.replace(known, tau=own | told & ((place[:, None] + place) % 3 > 0))
+        estimates = {"value": law, "se": error, "identified": known}
+        for side, sign in (("low", -1), ("high", 1)):
+            estimates[side] = jax.tree.map(lambda value, se, sign=sign: value + sign * 1.64 * se, law, error)
+        theta = np.log(np.stack([E, A / units.N**alpha, alpha, B / units.D**beta, beta, lam], 1))
+        theta = np.concatenate([theta, self.tau], 1)
+        zero = np.zeros((L, L + 6))
+        prior = Prior(zero, np.zeros((L, L + 6, 0)), zero, zero, 0.0, np.zeros(1), np.zeros(1))
+        state = State(Coordinates(theta, np.array([0.1])), None, prior)
         covariance = np.broadcast_to(1e-4 * np.eye(L + 7), (L, L + 7, L + 7))
         return JointFit(
-            targets=self.languages,
-            sources=self.languages,
-            theta=theta,
-            phi=0.1,
-            covariance=covariance,
-            N0=N0,
-            D0=D0,
-            guard=1e-3,
+            law=law,
+            estimates=estimates,
             sigma=0.004,
             rho=0.2,
             run_weights={},
@@ -110,8 +107,8 @@ class Truth:
             converged=told,
             n_rows=1,
             n_runs=1,
-            parameters=parameters | {"phi": Estimate.normal(0.1, 0.01, told)},
             warnings=warnings,
+            record=Record(None, None, state, None, None, covariance, units),
         )
 
 

@@ -32,23 +32,27 @@ def test_a_plan_has_the_runs_that_were_asked_for():
 
 
 def test_losses_without_noise_are_the_law():
-    law = dataclasses.replace(simulation.truth(L, 1), U=np.full(L, np.inf))
+    truth = dataclasses.replace(simulation.truth(L, 1), U=np.full(L, np.inf))
     mono, other = (
-        simulation.table(law, [mixture], 0, sigma=0.0) for mixture in (plan(1, 0, 0, 0)[2], plan(0, 1, 0, 0)[0])
+        simulation.table(truth, [mixture], 0, sigma=0.0) for mixture in (plan(1, 0, 0, 0)[2], plan(0, 1, 0, 0)[0])
     )
     N, D = mono["num_params"], mono["tokens.l2"]
-    expected = law.E[2] + law.A[2] / N ** law.alpha[2] + law.B[2] / D ** law.beta[2]
+    expected = truth.law.E[2] + truth.law.A[2] / N ** truth.law.alpha[2] + truth.law.B[2] / D ** truth.law.beta[2]
     np.testing.assert_allclose(mono["loss"], expected, rtol=1e-12)
     assert set(mono["language"]) == {"l2"} and set(other["language"]) == {"l0", "l1"}
     rows = other[other["language"] == "l1"]
-    effective = rows["tokens.l1"] + law.tau[1, 0] * rows["tokens.l0"]
-    expected = law.E[1] + law.A[1] / rows["num_params"] ** law.alpha[1] + law.B[1] / effective ** law.beta[1]
+    effective = rows["tokens.l1"] + truth.law.tau[1, 0] * rows["tokens.l0"]
+    expected = (
+        truth.law.E[1]
+        + truth.law.A[1] / rows["num_params"] ** truth.law.alpha[1]
+        + truth.law.B[1] / effective ** truth.law.beta[1]
+    )
     np.testing.assert_allclose(rows["loss"], expected, rtol=1e-12)
 
 
 def test_capacity_raises_losses_of_mixtures_only():
     curse, none = (simulation.truth(L, 0, phi) for phi in (0.11, 0.0))
-    both = [simulation.table(law, plan(1, 1, 0, 0), 0, sigma=0.0) for law in (curse, none)]
+    both = [simulation.table(truth, plan(1, 1, 0, 0), 0, sigma=0.0) for truth in (curse, none)]
     higher = both[0]["loss"] > both[1]["loss"] * (1 + 1e-9)
     assert (higher == (both[0]["mixture"] != "mono")).all()
 
@@ -59,19 +63,19 @@ def test_noise_has_the_size_and_the_correlation_asked_for(rho):
     noise = np.log(noisy["loss"] / clean["loss"]).to_numpy().reshape(3000, 4)
     assert noise.std() == pytest.approx(0.01, rel=0.03)
     assert np.corrcoef(noise.T)[np.triu_indices(4, 1)].mean() == pytest.approx(rho, abs=0.03)
-    law = simulation.truth(L, 0)
-    noisy, clean = (simulation.table(law, plan(300, 0, 0, 0), 0, 2, sigma, rho) for sigma in (0.01, 0.0))
+    truth = simulation.truth(L, 0)
+    noisy, clean = (simulation.table(truth, plan(300, 0, 0, 0), 0, 2, sigma, rho) for sigma in (0.01, 0.0))
     noise = np.log(noisy["loss"] / clean["loss"]).to_numpy().reshape(-1, 2)
     assert noise.std() == pytest.approx(0.01, rel=0.05)
     assert np.corrcoef(noise.T)[0, 1] == pytest.approx(rho, abs=0.08)
 
 
 def test_diverged_runs_lie_too_high_in_every_row():
-    law = simulation.truth(L, 0)
-    table = simulation.table(law, plan(30, 0, 10, 0), 0, sigma=0.0, diverged=0.2)
-    tokens = table[[f"tokens.{name}" for name in law.languages]].to_numpy()
+    truth = simulation.truth(L, 0)
+    table = simulation.table(truth, plan(30, 0, 10, 0), 0, sigma=0.0, diverged=0.2)
+    tokens = table[[f"tokens.{name}" for name in truth.languages]].to_numpy()
     target = table["language"].str.removeprefix("l").astype(int).to_numpy()
-    ratio = table["loss"] / law.loss(table["num_params"].to_numpy(), tokens, target)
+    ratio = table["loss"] / truth.loss(table["num_params"].to_numpy(), tokens, target)
     assert 0.1 < table.groupby("run")["diverged"].first().mean() < 0.3
     assert ratio[table["diverged"]].between(np.exp(0.03), np.exp(0.10)).all()
     np.testing.assert_allclose(ratio[~table["diverged"]], 1.0, rtol=1e-12)

@@ -3,50 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atlas.scaling.solver import Arrow, Coordinates, damped, factor, levenberg_marquardt
+from atlas.scaling.solver import levenberg_marquardt
 
 
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-def arrow(t=3, p=4, q=2):
-    rng = np.random.default_rng(0)
-    J = rng.normal(size=(t, 20, p))
-    S = rng.normal(size=(t, 20, q))
-    blocks, border = np.einsum("trp,trk->tpk", J, J), np.einsum("trp,trq->tpq", J, S)
-    return Arrow(*map(jnp.asarray, (blocks, border, np.einsum("trq,trk->qk", S, S) + np.eye(q))))
-
-
-def dense(matrix):
-    t, p, q = matrix.border.shape
-    full = np.zeros((t * p + q, t * p + q))
-    for i in range(t):
-        rows = slice(i * p, (i + 1) * p)
-        full[rows, rows] = matrix.blocks[i]
-        full[rows, t * p :] = matrix.border[i]
-        full[t * p :, rows] = matrix.border[i].T
-    full[t * p :, t * p :] = matrix.corner
-    return full
-
-
-def test_arrow_solve_and_determinant_equal_the_dense_ones():
-    matrix = arrow()
-    right = Coordinates(jnp.arange(12.0).reshape(3, 4), jnp.array([1.0, -2.0]))
-    found = factor(matrix).solve(matrix, right)
-    expected = np.linalg.solve(dense(matrix), np.concatenate([right.own.ravel(), right.shared]))
-    np.testing.assert_allclose(np.concatenate([found.own.ravel(), found.shared]), expected, rtol=1e-8)
-    np.testing.assert_allclose(factor(matrix).log_determinant(), np.linalg.slogdet(dense(matrix))[1], rtol=1e-10)
-
-
-def test_damping_adds_to_the_diagonal_alone():
-    matrix = arrow()
-    t, p, q = matrix.border.shape
-    extra = np.arange(1.0, 1.0 + t * p + q)
-    more = dense(damped(matrix, Coordinates(jnp.array(extra[: t * p].reshape(t, p)), jnp.array(extra[t * p :]))))
-    np.testing.assert_allclose(more - dense(matrix), np.diag(extra), atol=1e-12)
 
 
 def test_descent_crosses_a_curved_valley():
