@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from atlas.scaling import noise
 from atlas.scaling.single.specification import Law
 from atlas.scaling.solver import Optimum, levenberg_marquardt
 
@@ -20,7 +21,8 @@ _RUNS_PER_PARAMETER = 12  # from which the runs themselves tell their covariance
 # with the tails, as the errors of 240 real points do under resampling, but for no residual beyond _FAR σ.
 _WIDE, _NEAR, _FAR = 1.5, 0.7, 5.0
 _LEVERAGE = 0.9  # of a run, at most: what a run that alone determines something counts for
-_CORRELATIONS = 50  # tried within runs
+_OUTLYING = 3.0  # σ at which residuals are clipped before their correlation is judged
+_CORRELATIONS = 50  # tried within runs: steps of .02, well below what any table tells apart
 
 
 class Problem(NamedTuple):
@@ -186,7 +188,7 @@ def _influence(residual: jax.Array, problem: Problem, near: bool = False):
     the least.
     """
     size = jnp.abs(residual)
-    sigma = _deviation(size, problem)
+    sigma = noise.deviation(residual, problem.weight > 0)
     if near:
         square = jnp.sum(problem.weight * jnp.minimum(size, _FAR * sigma) ** 2) / jnp.sum(problem.weight)
         window = _NEAR * jnp.maximum(sigma, jnp.sqrt(square))
@@ -212,11 +214,6 @@ def curvature(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Ar
     return (slope[:, None] * jacobian).T @ jacobian + bend + scale * to_fitted.T @ problem.precision @ to_fitted
 
 
-def _deviation(size: jax.Array, problem: Problem) -> jax.Array:
-    """Standard deviation of residuals by their median size."""
-    return 1.4826 * jnp.nanmedian(jnp.where(problem.weight > 0, size, jnp.nan))
-
-
 @partial(jax.jit, static_argnames=("law", "raw"))
 def spread(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Array) -> Spread:
     """Covariance of an M-estimator's coordinates, with rows of one run correlated.
@@ -230,19 +227,21 @@ def spread(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Array
     jacobian = jax.jacfwd(lambda x: residuals(law, raw, x, problem))(x) * problem.weight[:, None]
     runs, count = len(problem.run), jnp.sum(problem.weight)
     sizes = jax.ops.segment_sum(problem.weight, problem.run, runs)
-    clusters = jnp.sum(sizes > 0)
-    many = clusters >= _RUNS_PER_PARAMETER * len(x)
+    groups = noise.Groups(problem.run, problem.weight, sizes, jnp.ones_like(sizes))
+    many = jnp.sum(sizes > 0) >= _RUNS_PER_PARAMETER * len(x)
     slope, square = _influence(residual, problem, near=True)
-    sigma = _deviation(jnp.abs(residual), problem)
-    correlation = _within_run(jnp.clip(residual, -3.0 * sigma, 3.0 * sigma), jacobian, sizes, problem)
-    rows = count**2 / jnp.sum((1.0 - correlation) * sizes + correlation * sizes**2)
+    sigma = noise.deviation(residual, problem.weight > 0)
+    # In units of σ, so that exact losses have noise too; clipped, so that a row astray does not pass for what runs share.
+    unit = jnp.clip(residual / jnp.maximum(sigma, 1e-300), -_OUTLYING, _OUTLYING)
+    sums = noise.sums(unit, jacobian, groups)
+    alone = partial(noise.solve_dense, precision=jnp.zeros((len(x), len(x))), gap=jnp.zeros(len(x)))
+    correlation = noise.estimate(sums, groups, alone, jnp.linspace(0.0, 0.98, _CORRELATIONS), jnp.float64(1.0)).rho
+    rows = noise.independent_rows(groups, correlation)
 
     scores = jnp.clip(residual, -problem.corner, problem.corner)[:, None] * jacobian
-    sums = jax.ops.segment_sum(jacobian, problem.run, runs)
     tied = _score_correlation(correlation, problem.corner / jnp.maximum(sigma, 1e-300))
-    # Padded rows are zero in the Jacobian, and weights of a table are 1.
-    modelled = square * ((1.0 - tied) * jacobian.T @ jacobian + tied * sums.T @ sums)
-    modelled *= rows / jnp.maximum(rows - len(x), 1.0)
+    shared = sums.group_jacobian.T @ sums.group_jacobian
+    modelled = square * ((1.0 - tied) * sums.hessian + tied * shared) * rows / jnp.maximum(rows - len(x), 1.0)
 
     to_fitted = jax.jacfwd(lambda x: law.fitted(x, problem.centre))(x)
     prior = to_fitted.T @ problem.precision @ to_fitted
@@ -261,33 +260,6 @@ def spread(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Array
     predicted = response if raw else jnp.exp(response)
     fitted = law.fitted(x, problem.centre)
     return Spread(covariance, sigma, correlation, rows, condition, fitted, to_fitted, predicted)
-
-
-def _within_run(residual: jax.Array, jacobian: jax.Array, sizes: jax.Array, problem: Problem) -> jax.Array:
-    """Correlation of residuals within runs by restricted likelihood on a grid, 0 where runs have single rows.
-
-    Residuals themselves correlate too little: the fit takes up part of what the rows of a run share.
-    """
-    runs = len(sizes)
-    residual = residual * problem.weight
-    sums = jax.ops.segment_sum(jacobian, problem.run, runs)
-    totals = jax.ops.segment_sum(residual, problem.run, runs)
-    freedom = jnp.maximum(jnp.sum(sizes) - jacobian.shape[1], 1.0)
-
-    def likelihood(rho: jax.Array) -> jax.Array:
-        shared = rho / (1.0 - rho + rho * sizes)
-        normal = (jacobian.T @ jacobian - (shared[:, None] * sums).T @ sums) / (1.0 - rho)
-        right = (jacobian.T @ residual - sums.T @ (shared * totals)) / (1.0 - rho)
-        values, vectors = jnp.linalg.eigh(normal)
-        known = values > 1e-12 * values[-1]
-        solved = vectors @ (jnp.where(known, 1.0 / jnp.where(known, values, 1.0), 0.0) * (vectors.T @ right))
-        square = (residual @ residual - jnp.sum(shared * totals**2)) / (1.0 - rho) - right @ solved
-        rows = jnp.where(sizes > 0, (sizes - 1.0) * jnp.log1p(-rho) + jnp.log(1.0 - rho + rho * sizes), 0.0)
-        directions = jnp.sum(jnp.where(known, jnp.log(jnp.where(known, values, 1.0)), 0.0))
-        return -0.5 * (freedom * jnp.log(jnp.maximum(square, 1e-300)) + jnp.sum(rows) + directions)
-
-    grid = jnp.linspace(0.0, 0.98, _CORRELATIONS)
-    return jnp.where(jnp.max(sizes) > 1.0, grid[jnp.argmax(jax.vmap(likelihood)(grid))], 0.0)
 
 
 def _score_correlation(correlation: jax.Array, corner: jax.Array) -> jax.Array:
