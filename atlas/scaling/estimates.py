@@ -50,6 +50,16 @@ def t_quantile(probability: float, freedom: float) -> float:
     return sum(term * u**order for order, term in enumerate(terms))
 
 
+def r2(loss: np.ndarray, predicted: np.ndarray) -> float:
+    """Coefficient of determination of losses [n]; NaN where they are all alike.
+
+    >>> r2(np.array([1.0, 2.0]), np.array([1.0, 2.0])), r2(np.ones(1), np.ones(1))
+    (1.0, nan)
+    """
+    spread = np.sum((loss - np.mean(loss)) ** 2)
+    return float(1.0 - np.sum((loss - predicted) ** 2) / spread) if spread > 0 else float("nan")
+
+
 def diagnose_sizes(N: np.ndarray, D: np.ndarray) -> dict[str, str]:
     """Parameters of E + A/N^α + B/D^β that this design leaves open even without noise, with the reason.
 

@@ -20,6 +20,7 @@ _BISQUARE = 4.685  # corner of Tukey's bisquare, 95 % efficient under normal noi
 _NORMAL = 1.4826  # σ of a normal over the median of its size
 
 LEAST_VARIANCE = 1e-14  # of log losses: rounding must not pass for noise
+_RANK = 1e-12  # of the largest eigenvalue: below it lies the rounding of a Hessian
 _LEAST_FREEDOM = 0.1  # of the rows: a prior can make the count of parameters used exceed them
 _FIXED_POINTS = 4  # of σ² at one ρ; MacKay's count moves little after the second
 # Of twice a log likelihood: without two rows in any group it is flat in ρ, and rounding must not choose.
@@ -53,7 +54,7 @@ class Sums(NamedTuple):
 class Solved(NamedTuple):
     """What a linear system answers at one noise: the optimum of whitened square / scale and a prior."""
 
-    drop: jax.Array  # by how much the whitened square falls on the way to the optimum
+    drop: jax.Array  # by how much the whitened square falls on the way there; 0 where a fit would rather stay
     penalty: jax.Array  # minus the log prior there, without its constants
     log_determinant: jax.Array  # of the posterior precision
     used: jax.Array  # effective number of parameters that the rows determine
@@ -140,11 +141,12 @@ def estimate(
       sums: of pseudo-residuals, to which least squares applies.
       groups: the rows' groups.
       solve: (gradient [..., p], hessian [..., p, p], scale) -> the optimum of the whitened square over `scale`, which
-        is σ²(1 − ρ), and of whatever prior the fit has. See `solve_dense`; the joint fit brings its own.
+        is σ²(1 − ρ), and of whatever prior the fit has. See `solve_freely`; fits with a prior bring
+        their own.
       grid: [n] values of ρ to choose from.
       variance: σ² from which the fixed point starts.
     """
-    rows = jnp.sum(groups.row_weight)
+    rows, grid = jnp.sum(groups.row_weight), jnp.asarray(grid)
 
     def at(rho: jax.Array) -> tuple[jax.Array, jax.Array]:
         square, gradient, hessian = whitened(sums, groups, rho)
@@ -169,29 +171,14 @@ def estimate(
     return Estimated(grid[best], variances[best], score[best])
 
 
-def solve_dense(
-    gradient: jax.Array, hessian: jax.Array, scale: jax.Array, precision: jax.Array, gap: jax.Array
-) -> Solved:
-    """The optimum of one law without leading axes, for `estimate`; directions that nothing determines are left out.
-
-    Args:
-      gradient, hessian: [p] and [p, p], whitened.
-      scale: σ²(1 − ρ).
-      precision: [p, p] of a normal prior; 0 for none.
-      gap: [p] distance of the present point from the prior's mean.
-    """
-    values, vectors = jnp.linalg.eigh(hessian / scale + precision)
-    known = values > 1e-12 * values[-1]  # rounding of a matrix whose columns differ by six orders of magnitude
+def solve_freely(gradient: jax.Array, hessian: jax.Array, scale: jax.Array) -> Solved:
+    """The optimum [p] of one law without a prior, for `estimate`; directions that no row determines are left out."""
+    values, vectors = jnp.linalg.eigh(hessian)
+    known = values > _RANK * values[-1]
     safe = jnp.where(known, values, 1.0)
-    inverse = (vectors * jnp.where(known, 1.0 / safe, 0.0)) @ vectors.T
-    step = inverse @ (gradient / scale - precision @ gap)
-    there = gap + step
-    return Solved(
-        2.0 * step @ gradient - step @ hessian @ step,
-        0.5 * there @ precision @ there,
-        jnp.sum(jnp.where(known, jnp.log(safe), 0.0)),
-        jnp.sum(inverse * hessian) / scale,
-    )
+    along = jnp.where(known, vectors.T @ gradient, 0.0)
+    determinant = jnp.sum(jnp.where(known, jnp.log(safe / scale), 0.0))
+    return Solved(jnp.sum(along**2 / safe), jnp.zeros_like(scale), determinant, jnp.sum(known))
 
 
 def winsorised(residual: jax.Array, clip: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ from atlas.scaling.planning.mixtures import MixtureLaw, MixturePlan, TrustRegion
 from atlas.scaling.table.checks import is_continued
 from atlas.scaling.table.labels import labels, starting_tau
 from atlas.scaling.table.published import transfer_scores
-from atlas.scaling.transfer.capacity import capacity_rows, fit_capacity
+from atlas.scaling.transfer.capacity import fit_capacity
 from atlas.scaling.transfer.scores import bilingual_transfer_scores, score_from_tau
 
 SUMMARY = "summary.txt"
@@ -64,7 +64,7 @@ def analyse(
     once = scratch[_epochs(scratch) <= 1]
     options = labels(runs.languages) | {"initial_tau": starting_tau(once)}
     fit = fit_joint(runs, **options)
-    capacity = attempt("capacity", lambda: fit_capacity(*capacity_rows(once)))
+    capacity = attempt("capacity", lambda: fit_capacity(load_runs(once)))
     scores = [s for split in SPLITS for s in _scores(runs, split, options, missing)]
     return report.StudySummary(
         title=title,

@@ -16,22 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from atlas.errors import UserError
-
-
-@dataclass(frozen=True)
-class CapacityExponents:
-    """The exponents of the capacity law that an expansion needs; φ and ψ may have either sign."""
-
-    alpha: float
-    beta: float
-    phi: float
-    psi: float
-
-    @property
-    def optimal_share(self) -> float:
-        """w at a compute-optimal baseline, β/(α+β)."""
-        return self.beta / (self.alpha + self.beta)
-
+from atlas.scaling.transfer.capacity import CapacityExponents
 
 # φ and ψ are printed; α and β are not. 0.2427 = φ/α and 0.7277 = 1+ψ/β lie in the narrow range that rounds to
 # all that Fig. 5 prints: the exponents 0.243 of N, 0.728 of total tokens and 0.970 of compute (0.243 + 0.728

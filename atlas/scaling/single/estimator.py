@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from atlas.scaling import noise
 from atlas.scaling.single.specification import Law
@@ -22,7 +23,7 @@ _RUNS_PER_PARAMETER = 12  # from which the runs themselves tell their covariance
 _WIDE, _NEAR, _FAR = 1.5, 0.7, 5.0
 _LEVERAGE = 0.9  # of a run, at most: what a run that alone determines something counts for
 _OUTLYING = 3.0  # σ at which residuals are clipped before their correlation is judged
-_CORRELATIONS = 50  # tried within runs: steps of .02, well below what any table tells apart
+_RHO_GRID = np.linspace(0.0, 0.98, 50)  # correlations within runs to try: steps below what any table tells apart
 
 
 class Problem(NamedTuple):
@@ -231,11 +232,10 @@ def spread(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Array
     many = jnp.sum(sizes > 0) >= _RUNS_PER_PARAMETER * len(x)
     slope, square = _influence(residual, problem, near=True)
     sigma = noise.deviation(residual, problem.weight > 0)
-    # In units of σ, so that exact losses have noise too; clipped, so that a row astray does not pass for what runs share.
+    # In units of σ, so that exact losses have noise too; clipped, so that a row astray cannot pass for its run.
     unit = jnp.clip(residual / jnp.maximum(sigma, 1e-300), -_OUTLYING, _OUTLYING)
     sums = noise.sums(unit, jacobian, groups)
-    alone = partial(noise.solve_dense, precision=jnp.zeros((len(x), len(x))), gap=jnp.zeros(len(x)))
-    correlation = noise.estimate(sums, groups, alone, jnp.linspace(0.0, 0.98, _CORRELATIONS), jnp.float64(1.0)).rho
+    correlation = noise.estimate(sums, groups, noise.solve_freely, _RHO_GRID, jnp.float64(1.0)).rho
     rows = noise.independent_rows(groups, correlation)
 
     scores = jnp.clip(residual, -problem.corner, problem.corner)[:, None] * jacobian

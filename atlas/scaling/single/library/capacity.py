@@ -1,8 +1,20 @@
 """The curse of multilinguality for one target language: capacity shared among K languages."""
 
-from atlas.scaling.law import chinchilla
 from atlas.scaling.single.library.chinchilla import ALPHA, BETA, A, B, E
 from atlas.scaling.single.specification import EXPONENTS, LANGUAGES, D, Law, N, Parameter, diagnose_power_laws
+
+
+def capacity(N, K, D, E, A, alpha, B, beta, phi, psi):
+    """Loss E + A·K^φ/N^α + B·K^ψ/D^β (ATLAS, arXiv 2510.22037, Eq. 7), D being tokens of the target language.
+
+    φ > 0: every added language costs capacity; ψ < 0: added languages carry over to the target. K = 1 is Chinchilla's
+    law; the data term equals B·K^(ψ+β)/D_tot^β in the total tokens D_tot = K·D of an even mixture. Broadcasts, and
+    works in the arrays of its arguments.
+
+    >>> capacity(1e8, 1, 1e9, 1.0, 400.0, 0.4, 300.0, 0.3, 0.1, -0.05) == 1.0 + 400.0 / 1e8**0.4 + 300.0 / 1e9**0.3
+    True
+    """
+    return E + A * K**phi / N**alpha + B * K**psi / D**beta
 
 
 def _diagnose(batch):
@@ -17,15 +29,7 @@ LAWS = (
     Law(
         "capacity",
         "ATLAS, arXiv 2510.22037, Eq. 7: E + A·K^phi/N^alpha + B·K^psi/D^beta, D of the language, K = exp entropy",
-        lambda p, x: chinchilla(
-            x["N"],
-            x["D"],
-            p["E"],
-            p["A"] * x["K"] ** p["phi"],
-            p["alpha"],
-            p["B"] * x["K"] ** p["psi"],
-            p["beta"],
-        ),
+        lambda p, x: capacity(x["N"], x["K"], x["D"], *(p[name] for name in LAWS[0].names)),
         (
             *(E, A, ALPHA, B, BETA),
             Parameter("phi", positive=False, prior=(0.0, 0.3), width=0.15),

@@ -1,0 +1,69 @@
+"""Expansions against the published multipliers and against the loss that they are to keep."""
+
+import numpy as np
+import pytest
+
+from atlas.errors import UserError
+from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expand, iso_loss, keep_params, keep_tokens
+from atlas.scaling.single.library.capacity import capacity
+from atlas.scaling.transfer.capacity import CapacityExponents
+
+# α and β as the two printed exponents alone imply them (.4527, .1471): the checked points of the curve use
+# these.
+ROUNDED = CapacityExponents(alpha=0.11 / 0.243, beta=0.04 / 0.272, phi=0.11, psi=-0.04)
+R = np.array([2.0, 4.0, 8.0, 16.0])
+TRUTH = {"alpha": 0.4, "beta": 0.28, "phi": 0.11, "psi": -0.04}
+
+
+def test_published_multipliers():
+    got = expand(R)
+    np.testing.assert_array_equal(np.round(got.params, 2), [1.18, 1.40, 1.66, 1.96])
+    np.testing.assert_array_equal(np.round(got.tokens, 2), [1.66, 2.74, 4.54, 7.52])
+    np.testing.assert_allclose(got.compute, [1.96, 3.84, 7.52, 14.72], rtol=2e-3)
+    for values, exponent in ((got.params, 0.243), (got.tokens, 0.728), (got.compute, 0.970)):
+        np.testing.assert_array_equal(np.round(np.log(values) / np.log(R), 3), exponent)
+    assert expand(4.0).tokens_per_language == pytest.approx(0.686, abs=5e-4)
+
+
+def test_cheapest_point_is_the_minimum_of_the_curve():
+    u = np.linspace(1e-3, 1 - 1e-3, 200_001)
+    for share in (PUBLISHED_EXPONENTS.optimal_share, 0.1, 0.6):
+        for r in R:
+            curve = iso_loss(r, u, share=share)
+            best = np.argmin(curve.compute)
+            closed = expand(r, share=share)
+            assert curve.params[best] == pytest.approx(closed.params, rel=1e-3)
+            assert curve.compute[best] == pytest.approx(closed.compute, rel=1e-8)
+    np.testing.assert_allclose([expand(r, ROUNDED).params for r in R], [1.183, 1.401, 1.657, 1.962], atol=6e-4)
+
+
+def test_one_of_both_kept():
+    np.testing.assert_allclose(keep_params(R, ROUNDED).tokens, [1.978, 3.988, 8.221, 17.387], atol=2e-3)
+    kept = keep_tokens(R, ROUNDED).params
+    np.testing.assert_allclose(kept[:3], [2.152, 6.266, 41.6], rtol=1e-3)
+    assert np.isnan(kept[3])
+    np.testing.assert_allclose(keep_params(R).params, 1.0)
+    np.testing.assert_allclose(keep_tokens(R, ROUNDED).tokens[:3], 1.0)
+
+
+def test_iso_loss_keeps_the_loss():
+    law = {"E": 0.7, "A": 500.0, "B": 120.0, **TRUTH}
+    N, K, D = 3e8, 4, 5e9
+    exponents = CapacityExponents(**TRUTH)
+    loss = capacity(N, K, D, **law)
+    share = law["A"] * K ** law["phi"] / N ** law["alpha"] / (loss - law["E"])
+    for u in (0.1, 0.5, 0.8):
+        point = iso_loss(3.0, u, exponents, share)
+        moved = capacity(N * point.params, K * 3, D * point.tokens_per_language, **law)
+        assert moved == pytest.approx(loss, rel=1e-12)
+    # Off the optimum part of the saving is from moving there: r = 1 already saves.
+    assert expand(1.0, exponents, share).compute < 1
+    assert expand(1.0, exponents).compute == pytest.approx(1)
+
+
+def test_bad_expansions():
+    for call in (lambda: expand(0.0), lambda: expand(2.0, share=1.0), lambda: keep_params(2.0, share=-0.1)):
+        with pytest.raises(UserError):
+            call()
+    with pytest.raises(UserError, match="alpha and beta"):
+        expand(2.0, CapacityExponents(-0.1, 0.2, 0.1, 0.0))
