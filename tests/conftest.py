@@ -1,4 +1,14 @@
+import getpass
+import os
+import pathlib
 import socket
+import tempfile
+
+# Before jax is imported, and inherited by workers and by the commands that tests start: most of the time of a test is
+# compiling, and the same small programs are compiled in many modules. Entries are named by the program and its compiler.
+_PROGRAMS = pathlib.Path(tempfile.gettempdir()) / f"atlas-test-programs-{getpass.getuser()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest
