@@ -5,10 +5,10 @@ import socket
 import tempfile
 
 # Before jax is imported, and inherited by workers and by the commands that tests start: most of the time of a test is
-# compiling, and the same small programs are compiled in many modules. Entries are named by the program and its compiler.
+# compiling, and many modules compile the same small programs. Entries are named by the program and its compiler.
 _PROGRAMS = pathlib.Path(tempfile.gettempdir()) / f"atlas-test-programs-{getpass.getuser()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_PROGRAMS))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest
