@@ -11,10 +11,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-import pandas as pd
 from absl import flags
 
-from atlas.studies.analysis import analyse, write_analysis
+from atlas.studies.analysis import analyse_into
 from atlas.studies.scaling_study import run_study
 from experiments import _app
 
@@ -28,8 +27,7 @@ def main(_: Sequence[str]) -> None:
     _app.require(workdir=_WORKDIR.value)
     workdir = pathlib.Path(_WORKDIR.value)
     if _RUNS.value:
-        frame = pd.read_csv(_RUNS.value)
-        print(write_analysis(analyse(frame, pathlib.Path(_RUNS.value).stem), workdir))
+        print(analyse_into(workdir, _RUNS.value, pathlib.Path(_RUNS.value).stem))
         return
     _app.require(config=_CONFIG.value)
     runs = _app.config_module(_CONFIG).get_sweep(_CONFIG.value)

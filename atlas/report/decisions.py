@@ -11,9 +11,7 @@ from matplotlib.patches import Rectangle
 
 from atlas.report import style
 from atlas.report.style import COLOURS, FAINT, INK, MUTED
-from atlas.scaling.joint.fit import JointFit
-from atlas.scaling.planning.expansion import CapacityExponents, expand, iso_loss
-from atlas.scaling.planning.mixtures import MixturePlan
+from atlas.scaling import CapacityExponents, JointFit, MixturePlan, expand, iso_loss
 
 _NUMBERS_UP_TO = 10  # languages, beyond which cells are too small for figures
 
@@ -160,24 +158,24 @@ def score_drift(scores: pd.DataFrame) -> Figure:
 
 
 @style.styled
-def iso_loss_curves(law: CapacityExponents, share: float | None, origin: str) -> Figure:
+def iso_loss_curves(law: CapacityExponents, origin: str) -> Figure:
     """How N and all tokens can grow when K languages become r·K at the same loss; dots are the cheapest
     points.
 
     Args:
-      law, share: see `atlas.scaling.planning.expansion.expand`.
+      law: the exponents; the baseline is compute-optimal.
       origin: where the law is from, for the title.
     """
     figure = style.canvas(4.2, 0.8 * style.WIDTH)
     axis = figure.subplots()
     u = np.concatenate([np.geomspace(1e-4, 0.5, 400), 1 - np.geomspace(0.5, 1e-4, 400)])
     multipliers = (2, 4, 8, 16)
-    cheapest = [expand(float(r), law, share) for r in multipliers]
+    cheapest = [expand(float(r), law) for r in multipliers]
     right = 4 * max(point.tokens for point in cheapest)
     top = 4 * max(point.params for point in cheapest)
     bottom, left = 0.5 * min(1.0, *(point.params for point in cheapest)), 0.7 * min(1.0, cheapest[0].tokens)
     for colour, r, best in zip(COLOURS, multipliers, cheapest, strict=False):
-        curve = iso_loss(float(r), u, law, share)
+        curve = iso_loss(float(r), u, law)
         inside = (curve.tokens < right) & (curve.params < top) & (curve.tokens > left) & (curve.params > bottom)
         axis.plot(curve.tokens[inside], curve.params[inside], color=colour)
         label = f"{r}× languages: {best.tokens:.3g}× tokens, {best.params:.3g}× N"

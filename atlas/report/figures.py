@@ -8,11 +8,8 @@ from matplotlib.lines import Line2D
 
 from atlas.report import style
 from atlas.report.style import COLOURS, FAINT, INK, MUTED
-from atlas.scaling.joint.fit import JointFit
-from atlas.scaling.planning.mixtures import MixtureLaw
-from atlas.scaling.table.runs import Runs
+from atlas.scaling import COOLDOWN, Z90, JointFit, Runs
 
-_Z90 = 1.645
 _K_STYLES = ((1, "-", "1 language"), (2, (0, (4, 1.5)), "2 languages"), (np.inf, (0, (1, 1.2)), "more"))
 
 
@@ -34,7 +31,7 @@ def loss_curves(runs: Runs, unit: str) -> Figure:
             run = run.sort_values("tokens")
             look = next(dash for most, dash, _ in _K_STYLES if run.K.iloc[0] <= most)
             colour = colours[run.num_params.iloc[0]]
-            if len(run) > 1 and phase != "cooldown":
+            if len(run) > 1 and phase != COOLDOWN:
                 axis.plot(run.tokens, run.loss, color=colour, ls=look, lw=1.2, alpha=0.85)
             else:
                 axis.plot(run.tokens, run.loss, "o", color=colour, ms=3, alpha=0.8, mew=0)
@@ -134,14 +131,11 @@ def law(runs: Runs, fit: JointFit, unit: str) -> Figure:
     the line is their residual.
     """
     chosen = _busiest(pd.Series(np.asarray(runs.languages)[runs.target]), style.MAX_SERIES, known=fit.targets)
-    rows = runs.where(np.isin(np.asarray(runs.languages)[runs.target], chosen) & (runs.own(runs.D) > 0))
-    point = MixtureLaw.from_parameters(fit.parameters)
+    rows = runs.where(np.isin(np.asarray(runs.languages)[runs.target], chosen))
     language = np.asarray(rows.languages)[rows.target]
-    place = [rows.languages.index(name) if name in rows.languages else None for name in point.sources]
-    D = np.stack([np.zeros(len(rows)) if i is None else rows.D[:, i] for i in place], 1)
-    U = np.stack([np.full(len(rows), np.inf) if i is None else rows.U[:, i] for i in place], 1)
-    index = np.array([point.targets.index(name) for name in language])
-    effective = point.effective_share(D, U)[np.arange(len(rows)), index] * rows.total_tokens
+    index = pd.Index(fit.targets).get_indexer(language)
+    share = fit.law.effective_share(*rows.aligned(fit.sources), index)
+    effective = np.asarray(share) * rows.total_tokens
     ratio = rows.loss / fit.predict_runs(rows)[0]
     middle_D, middle_N = np.exp(np.median(np.log(effective))), np.exp(np.median(np.log(rows.N)))
     figure = style.canvas(4.3)
@@ -164,7 +158,7 @@ def law(runs: Runs, fit: JointFit, unit: str) -> Figure:
         ends = []
         for i, (colour, name) in enumerate(zip(COLOURS, chosen, strict=False)):
             part = slice(i * len(grid), (i + 1) * len(grid))
-            loss, spread = lines[part], np.exp(_Z90 * bands[part] / lines[part])
+            loss, spread = lines[part], np.exp(Z90 * bands[part] / lines[part])
             axis.plot(grid, loss, color=colour)
             axis.fill_between(grid, loss / spread, loss * spread, color=colour, alpha=0.15, lw=0)
             mine = language == name
@@ -192,7 +186,7 @@ def _plain(runs: Runs) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
             "run": runs.run,
-            "phase": runs.frame["phase"].astype(str) if "phase" in runs.frame else "",
+            "phase": runs.phase,
             "language": np.asarray(runs.languages)[runs.target],
             "num_params": runs.N,
             "K": (runs.D > 0).sum(1),

@@ -14,13 +14,11 @@ from atlas.errors import UserError
 from atlas.files import write_atomically
 from atlas.report import decisions, figures, style
 from atlas.report.summary import StudySummary
-from atlas.scaling.planning.allocation import expansion_table
-from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS
-from atlas.scaling.table.runs import Runs, load_runs
-from atlas.scaling.transfer.scores import latest_scores, score_matrix, tau_from_score
+from atlas.scaling import PUBLISHED_EXPONENTS, JointFit, expansion_table, latest_scores, score_matrix, tau_from_score
 
 _DPI = 150
 _WARNINGS = 10  # shown unfolded
+_MULTIPLIERS = (2, 4, 8, 16)  # of the number of languages
 _CSS = """
 body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#222;background:#fff;
   margin:0 auto;max-width:920px;padding:24px 20px 60px}
@@ -59,16 +57,13 @@ def write_report(directory: pathlib.Path, study: StudySummary) -> pathlib.Path:
       The path of report.html.
     """
     page = _Page(pathlib.Path(directory) / "figures")
-    runs = _checked(page, study)
-    page.add(f"<h1>{escape(study.title)}</h1>", _lead(study, runs))
+    page.add(f"<h1>{escape(study.title)}</h1>", _lead(study))
     _warnings(page, study)
     if study.facts:
         rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in study.facts.items())
         page.add(f'<table class="facts">{rows}</table>')
     for section in (_curves, _accuracy, _law, _transfer, _capacity, _next):
-        section(page, study, runs)
-    for heading, table in study.tables.items():
-        page.add(f"<h2>{escape(heading)}</h2>", _table(table))
+        section(page, study)
     page.remove_stale()
     path = pathlib.Path(directory) / "report.html"
     head = f'<meta charset="utf-8"><title>{escape(study.title)}</title><style>{_CSS}</style>'
@@ -111,16 +106,8 @@ class _Page:
                 picture.unlink()
 
 
-def _checked(page: _Page, study: StudySummary) -> Runs | None:
-    try:
-        return load_runs(study.runs)
-    except UserError:
-        return None
-
-
-def _lead(study: StudySummary, runs: Runs | None) -> str:
-    if runs is None:
-        return '<p class="lead">No usable runs.</p>'
+def _lead(study: StudySummary) -> str:
+    runs = study.runs
     counts = [
         (len(runs.run_ids), "run"),
         (len(runs), "evaluation"),
@@ -146,40 +133,28 @@ def _warnings(page: _Page, study: StudySummary) -> None:
         page.add(f'<div class="warn"><b>Read this first</b><ul>{first}</ul>{more}</div>')
 
 
-def _why(study: StudySummary, name: str, default: str) -> str:
-    return study.missing.get(name, default)
-
-
-def _curves(page: _Page, study: StudySummary, runs: Runs | None) -> None:
+def _curves(page: _Page, study: StudySummary) -> None:
     page.add("<h2>Loss curves</h2>")
-    if runs is None:
-        try:
-            load_runs(study.runs)
-        except UserError as error:
-            page.missing(f"The runs table cannot be used: {error}")
-        return
     caption = "Loss of each language in every run that trained on it. Dots are cooled-down checkpoints."
-    if len(runs.targets) > style.MAX_PANELS:
-        caption += f" The {style.MAX_PANELS} languages with the most evaluations of {len(runs.targets)}."
-    page.figure("loss_curves", caption, lambda: figures.loss_curves(runs, study.loss_unit))
+    if len(study.runs.targets) > style.MAX_PANELS:
+        caption += f" The {style.MAX_PANELS} languages with the most evaluations of {len(study.runs.targets)}."
+    page.figure("loss_curves", caption, lambda: figures.loss_curves(study.runs, study.loss_unit))
 
 
-def _fitted(study: StudySummary, runs: Runs) -> Runs:
-    runs = runs.where(study.fitted_rows) if study.fitted_rows else runs
-    return runs.where(runs.own(runs.D) > 0)
-
-
-def _accuracy(page: _Page, study: StudySummary, runs: Runs | None) -> None:
+def _accuracy(page: _Page, study: StudySummary) -> None:
     page.add("<h2>How well the law describes the runs</h2>")
-    if study.fit is None or runs is None:
-        page.missing(_why(study, "fit", "No law was fitted."))
+    if study.fit is None:
+        page.missing(study.missing.get("fit", "No law was fitted."))
     else:
         caption = "Every dot is an evaluation; the grey band is ±2 %. Held-out rows were predicted unseen."
-        page.figure("observed_predicted", caption, lambda: _observed(study, runs))
+        page.figure("observed_predicted", caption, lambda: _observed(study))
         caption = "What the law leaves over. Black: medians with their central 90 %. A trend here is misfit."
-        page.figure("residuals", caption, lambda: figures.residuals(_fitted(study, runs), study.fit))
+        page.figure("residuals", caption, lambda: figures.residuals(study.fitted, study.fit))
+    for name, reason in study.missing.items():
+        if name.startswith("held-out"):
+            page.missing(f"No {name}: {reason}")
     if study.heldout is None or study.heldout.empty:
-        page.missing(_why(study, "heldout", "No held-out evaluation was made."))
+        page.missing("No held-out evaluation was made.")
         return
     page.add("<h3>Held-out scores</h3>")
     known = [c for c in ("split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout") if c in study.heldout]
@@ -192,8 +167,8 @@ def _accuracy(page: _Page, study: StudySummary, runs: Runs | None) -> None:
     page.add(_table(study.heldout[known or list(study.heldout)].rename(columns=names)))
 
 
-def _observed(study: StudySummary, runs: Runs) -> Figure:
-    fitted = _fitted(study, runs)
+def _observed(study: StudySummary) -> Figure:
+    fitted = study.fitted
     language = np.asarray(fitted.languages)[fitted.target]
     rows = pd.DataFrame({"language": language, "loss": fitted.loss, "predicted": study.fit.predict_runs(fitted)[0]})
     rows = rows.assign(split="")
@@ -202,60 +177,55 @@ def _observed(study: StudySummary, runs: Runs) -> Figure:
     return figures.observed_and_predicted(rows, study.loss_unit)
 
 
-def _law(page: _Page, study: StudySummary, runs: Runs | None) -> None:
+def _law(page: _Page, study: StudySummary) -> None:
     form = f"<code>L = E + A·K^φ / N^α + B / D_eff^β</code>, in {escape(study.loss_unit)}"
     rest = "D_eff sums the tokens of all languages, weighted by transfer τ and discounted by repetition λ."
     page.add("<h2>The law</h2>", f"<p>{form}; {rest}</p>")
-    if study.fit is None or runs is None:
-        page.missing(_why(study, "fit", "No law was fitted."))
+    if study.fit is None:
+        page.missing(study.missing.get("fit", "No law was fitted."))
         return
     caption = "Monolingual loss by the law, with 90 % intervals; dots: runs, moved along the law."
     if len(study.fit.targets) > style.MAX_SERIES:
         caption += f" The {style.MAX_SERIES} languages with the most evaluations of {len(study.fit.targets)}."
-    page.figure("law", caption, lambda: figures.law(_fitted(study, runs), study.fit, study.loss_unit))
-    page.add(_table(_parameters(study), "wide"), "<p>Value and 90 % interval; in brackets: not identified.</p>")
-    phi = study.fit.parameters.get("phi")
-    shared = f"φ = {_estimate(phi)}; " if phi is not None else ""
-    noise = f"noise of log loss σ = {100 * study.fit.sigma:.2g} %, correlated {study.fit.rho:.2g} in a run"
-    page.add(f"<p>{shared}{noise}.</p>")
+    page.figure("law", caption, lambda: figures.law(study.fitted, study.fit, study.loss_unit))
+    page.add(_table(_parameters(study.fit), "wide"), "<p>Value and 90 % interval; in brackets: not identified.</p>")
+    noise = f"Noise of log loss σ = {100 * study.fit.sigma:.2g} %, correlated {study.fit.rho:.2g} in a run"
+    page.add(f"<p>{noise}.</p>", *(f"<p>{escape(text)}</p>" for text in study.phi_in_words()))
 
 
-def _parameters(study: StudySummary) -> pd.DataFrame:
-    names, fitted = ("E", "A", "alpha", "B", "beta", "lambda"), study.fit.parameters
-    symbols = dict(zip(names, ("E", "A", "α", "B", "β", "λ"), strict=True))
-    rows = [
-        {"language": t} | {symbols[n]: _estimate(fitted.get(f"{n}[{t}]")) for n in names} for t in study.fit.targets
-    ]
+def _parameters(fit: JointFit) -> pd.DataFrame:
+    """A row a target: its name and the estimates of its own law."""
+    symbols = {"E": "E", "A": "A", "alpha": "α", "B": "B", "beta": "β", "lambda": "λ"}
+    rows = []
+    for target in fit.targets:
+        columns = [fit.estimates[field].language(target) for field in ("value", "low", "high", "identified")]
+        texts = {symbol: _interval(*(column[name] for column in columns)) for name, symbol in symbols.items()}
+        rows.append({"language": target} | texts)
     return pd.DataFrame(rows)
 
 
-def _estimate(estimate) -> str:
-    if estimate is None:
-        return "–"
-    text = f"{_number(estimate.value)} [{_number(estimate.low)}, {_number(estimate.high)}]"
-    return text if estimate.identified else f"({text})"
+def _interval(value: float, low: float, high: float, identified: bool) -> str:
+    text = f"{_number(value)} [{_number(low)}, {_number(high)}]"
+    return text if identified else f"({text})"
 
 
-def _transfer(page: _Page, study: StudySummary, runs: Runs | None) -> None:
+def _transfer(page: _Page, study: StudySummary) -> None:
     page.add("<h2>Transfer between languages</h2>")
     scores = study.transfer
     measured = None if scores is None or scores.empty else score_matrix(scores)
     pairs = study.fit is not None and len(study.fit.sources) > 1
     if not pairs and measured is None:
-        page.missing(
-            _why(
-                study, "transfer", "No joint fit of two languages or more, and no bilingual runs: transfer is unknown."
-            )
-        )
+        why = "No joint fit of two languages or more, and no bilingual runs: transfer is unknown."
+        page.missing(study.missing.get("transfer", why))
         return
     caption = "Rows are targets, columns sources. Bold: the 90 % interval of τ excludes 0. Hatched: prior only."
     name = study.relatedness_name
     page.figure("transfer", caption, lambda: decisions.transfer(study.fit, measured, study.relatedness, name))
     if not study.relatedness:
-        page.missing(_why(study, "relatedness", "How these languages are related is not known: nothing to compare."))
+        page.missing("How these languages are related is not known: nothing to compare.")
     if measured is None:
         why = "No pair has a monolingual and a 50/50 bilingual run of one size: no bilingual transfer scores."
-        page.missing(_why(study, "transfer", why))
+        page.missing(study.missing.get("transfer", why))
         return
     page.add("<h3>Bilingual transfer scores</h3>")
     caption = "Score over its anchor, with 90 % intervals; triangles: at most. 0: neutral."
@@ -276,26 +246,27 @@ def _score_table(scores: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns={"anchor": "anchor, tokens"}).head(40)
 
 
-def _capacity(page: _Page, study: StudySummary, runs: Runs | None) -> None:
+def _capacity(page: _Page, study: StudySummary) -> None:
     page.add("<h2>The cost of more languages</h2>")
     page.add("<p><code>L = E + A·K^φ / N^α + B·K^ψ / D_t^β</code> for K evenly sampled languages.</p>")
     fit = study.capacity
     if fit is None:
-        page.missing(_why(study, "capacity", "No capacity law was fitted; the figure shows ATLAS's published one."))
+        why = study.missing.get("capacity", "No capacity law was fitted.")
+        page.missing(f"{why.rstrip('.')}; what follows is by the law that ATLAS published.")
     law, origin = (PUBLISHED_EXPONENTS, "ATLAS as published") if fit is None else (fit.exponents, "fitted here")
     caption = "From a compute-optimal baseline: all pairs of N and total tokens with its loss. Grey: equal compute."
-    page.figure("iso_loss", caption, lambda: decisions.iso_loss_curves(law, None, origin))
+    page.figure("iso_loss", caption, lambda: decisions.iso_loss_curves(law, origin))
     if fit is not None:
-        names = [name for name in ("alpha", "beta", "phi", "psi") if name in fit.parameters]
-        symbols = {"alpha": "α", "beta": "β", "phi": "φ", "psi": "ψ"}
-        page.add(_table(pd.DataFrame([{symbols[n]: _estimate(fit.parameters[n]) for n in names}])))
+        shared = {symbol: fit.parameters[n] for n, symbol in zip(("alpha", "beta", "phi", "psi"), "αβφψ", strict=True)}
+        cells = {symbol: _interval(e.value, e.low, e.high, e.identified) for symbol, e in shared.items()}
+        page.add(_table(pd.DataFrame([cells])))
         page.add(f"<p>{fit.n_runs} runs, {fit.n_rows} rows; R² {fit.r2:.3f}; ATLAS prints φ = 0.11, ψ = −0.04.</p>")
 
 
-def _next(page: _Page, study: StudySummary, runs: Runs | None) -> None:
+def _next(page: _Page, study: StudySummary) -> None:
     page.add("<h2>What to train next</h2>")
     law = PUBLISHED_EXPONENTS if study.capacity is None else study.capacity.exponents
-    table = expansion_table([2, 4, 8, 16], law) if study.expansion is None else study.expansion
+    table = expansion_table(_MULTIPLIERS, law)
     caption = "Multiples of a compute-optimal baseline" + ("" if study.capacity else ", by the published law") + "."
     if study.mixture is not None:
         caption += " Right: shares of the best mixture inside the region that the runs support."
@@ -308,7 +279,7 @@ def _next(page: _Page, study: StudySummary, runs: Runs | None) -> None:
     }
     page.add(_table(table.rename(columns=names)))
     if study.mixture is None:
-        page.missing(_why(study, "mixture", "No mixture was planned: that needs a joint fit and a budget."))
+        page.missing(study.missing.get("mixture", "No mixture was planned: that needs a joint fit."))
         return
     plan = study.mixture
     gain = f"predicted loss {plan.loss:.4f} against {plan.even_loss:.4f} for an even mixture at its own best N"

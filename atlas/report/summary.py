@@ -5,9 +5,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from atlas.scaling.joint.fit import JointFit
-from atlas.scaling.planning.mixtures import MixturePlan
-from atlas.scaling.transfer.capacity import CapacityFit
+from atlas.scaling import CapacityFit, Estimate, JointFit, MixturePlan, Runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,35 +14,29 @@ class StudySummary:
 
     Attributes:
       title: of the report.
-      runs: the runs table.
-      fit: the joint fit; the figures of the law compare it with the rows of `runs` that it can predict.
-      fitted_rows: pandas query over `runs` that selects the rows the fit was made on, "" for all.
+      runs: all rows of the runs table.
+      fit: the joint fit of `runs.comparable()`, with which the figures of the law compare it.
       transfer: as `bilingual_transfer_scores` returns.
       capacity: the fit of the capacity law.
       heldout: a row per split and law, with columns split, law, r2, are, … as `heldout` returns them.
       heldout_rows: rows predicted by a fit that had not seen them: split, language, loss, predicted.
       relatedness: (target, source) → how related they are, by `relatedness_name`; more is closer.
-      expansion: as `expansion_table` returns; by default made from `capacity` or the published law.
       mixture: the best mixture for a budget.
-      tables: further tables by heading, shown as they are.
       facts: hardware, time, command, configuration: anything short, in the order to show.
       warnings: to show first, beside those of the fits.
-      missing: why a part is None, by its name, where more can be said than that it was not computed.
+      missing: why a part is None, or a held-out score absent, by its name.
     """
 
     title: str
-    runs: pd.DataFrame
+    runs: Runs
     fit: JointFit | None = None
-    fitted_rows: str = ""
     transfer: pd.DataFrame | None = None
     capacity: CapacityFit | None = None
     heldout: pd.DataFrame | None = None
     heldout_rows: pd.DataFrame | None = None
     relatedness: Mapping[tuple[str, str], float] | None = None
     relatedness_name: str = "known relatedness"
-    expansion: pd.DataFrame | None = None
     mixture: MixturePlan | None = None
-    tables: Mapping[str, pd.DataFrame] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -52,5 +44,32 @@ class StudySummary:
     @property
     def loss_unit(self) -> str:
         """Name of the unit of the losses, in words for an axis."""
-        units = self.runs["loss_unit"].dropna().unique() if "loss_unit" in self.runs else []
+        units = self.runs.frame["loss_unit"].dropna().unique() if "loss_unit" in self.runs.frame else []
         return str(units[0]).replace("_", " ") if len(units) == 1 else "loss"
+
+    @property
+    def fitted(self) -> Runs:
+        """The rows that the joint law describes: comparable ones, on a language that their run trains."""
+        runs = self.runs.comparable()
+        return runs.where(runs.own(runs.D) > 0)
+
+    def phi_in_words(self) -> list[str]:
+        """Each estimate of the capacity exponent, whose it is and what it decides; of two, why they may differ."""
+        found = []
+        if self.fit is not None and "phi" in self.fit.parameters:
+            use = "joint law: decides predictions, mixtures and next runs"
+            found.append(f"phi = {_in_words(self.fit.parameters['phi'])} ({use})")
+        if self.capacity is not None:
+            use = "capacity law: decides what more languages cost"
+            found.append(f"phi = {_in_words(self.capacity.parameters['phi'])} ({use})")
+        if len(found) == 2:
+            found.append(
+                "The two may differ: the capacity law sees even mixtures only and counts the target's own tokens "
+                "alone, so its phi and psi also carry what the joint law ascribes to transfer between the languages."
+            )
+        return found
+
+
+def _in_words(estimate: Estimate) -> str:
+    known = "" if estimate.identified else ", not identified"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]{known}"

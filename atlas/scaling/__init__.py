@@ -16,24 +16,88 @@ and to the law of all languages:
     loss, deviation = law.predict(N=1e9, D=[1e10, 2e9], U=[5e9, 2e9], target="fr")
 """
 
-from atlas.scaling.estimates import Estimate
-from atlas.scaling.holdout import heldout, heldout_predictions
+from atlas.scaling.estimates import Z90, Estimate
+from atlas.scaling.holdout import SPLITS, heldout, heldout_predictions
+from atlas.scaling.joint.draws import joint_draws
 from atlas.scaling.joint.fit import JointFit, fit_joint
+from atlas.scaling.joint.prior import LAMBDA_KINDS, TAU_PRIORS
+from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
+from atlas.scaling.planning import answers
+from atlas.scaling.planning.allocation import compute_optimal
+from atlas.scaling.planning.crossover import measured_crossovers
+from atlas.scaling.planning.documents import describe_fit, fit_document
+from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expand, expansion_table, iso_loss
+from atlas.scaling.planning.mixtures import MixturePlan, TrustRegion, optimal_mixture, plan_mixture
+from atlas.scaling.planning.next_runs import candidate_runs, goal_of, next_runs
+from atlas.scaling.planning.practice import advice
 from atlas.scaling.single.bootstrap import bootstrap
 from atlas.scaling.single.comparison import compare
-from atlas.scaling.single.fit import Fit, fit
-from atlas.scaling.table.runs import Runs, load_runs
+from atlas.scaling.single.fit import OBJECTIVES, Fit, fit
+from atlas.scaling.single.library import LAWS
+from atlas.scaling.table import published
+from atlas.scaling.table.labels import labels
+from atlas.scaling.table.runs import COOLDOWN, Runs, load_runs, read_table
+from atlas.scaling.transfer.capacity import CapacityExponents, CapacityFit, fit_capacity
+from atlas.scaling.transfer.completion import complete
+from atlas.scaling.transfer.scores import (
+    bilingual_transfer_scores,
+    latest_scores,
+    score_from_tau,
+    score_matrix,
+    starting_tau,
+    tau_from_score,
+)
 
 __all__ = [
+    "COOLDOWN",
+    "FLOPS_PER_PARAMETER_TOKEN",
+    "LAMBDA_KINDS",
+    "LAWS",
+    "OBJECTIVES",
+    "PUBLISHED_EXPONENTS",
+    "SPLITS",
+    "TAU_PRIORS",
+    "Z90",
+    "CapacityExponents",
+    "CapacityFit",
     "Estimate",
     "Fit",
     "JointFit",
+    "JointLaw",
+    "MixturePlan",
     "Runs",
+    "TrustRegion",
+    "advice",
+    "answers",
+    "bilingual_transfer_scores",
     "bootstrap",
+    "candidate_runs",
     "compare",
+    "complete",
+    "compute_optimal",
+    "describe_fit",
+    "expand",
+    "expansion_table",
     "fit",
+    "fit_capacity",
+    "fit_document",
     "fit_joint",
+    "goal_of",
     "heldout",
     "heldout_predictions",
+    "iso_loss",
+    "joint_draws",
+    "labels",
+    "latest_scores",
     "load_runs",
+    "measured_crossovers",
+    "next_runs",
+    "optimal_mixture",
+    "plan_mixture",
+    "published",
+    "read_table",
+    "score_from_tau",
+    "score_matrix",
+    "starting_tau",
+    "tau_from_score",
 ]

@@ -1,53 +1,84 @@
 """What a runs table tells: joint law, transfer, capacity law, held-out scores, the next mixture; as files and words."""
 
+import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import pandas as pd
 
-from atlas import report
+from atlas import report, scaling
 from atlas.errors import UserError
-from atlas.files import write_atomically
-from atlas.scaling import JointFit, Runs, fit_joint, heldout, heldout_predictions, load_runs
-from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
-from atlas.scaling.planning.allocation import expansion_table
-from atlas.scaling.planning.mixtures import MixtureLaw, MixturePlan, TrustRegion, optimal_mixture
-from atlas.scaling.table.checks import is_continued
-from atlas.scaling.table.labels import labels, starting_tau
-from atlas.scaling.table.published import transfer_scores
-from atlas.scaling.transfer.capacity import fit_capacity
-from atlas.scaling.transfer.scores import bilingual_transfer_scores, score_from_tau
+from atlas.files import read_json, write_atomically
+from atlas.scaling import JointFit, Runs
 
 SUMMARY = "summary.txt"
-OUTPUTS = (
-    "runs.csv",
-    "fit.json",
-    "transfer.csv",
-    "transfer_scores.csv",
-    "heldout.csv",
-    "report.html",
-    SUMMARY,
-)
 LAWS = ("atlas", "chinchilla_own", "chinchilla_total", "data_constrained")
 SPLITS = ("largest_n", "mixture")
-FITTED_ROWS = "phase == 'cooldown'"
 
-_BUDGET_FACTOR = 10  # the next budget, in multiples of the study's most expensive run
+_STAMP = "study.json"
 
 T = TypeVar("T")
 Known = Mapping[tuple[str, str], float] | None
 
 
+def analyse_into(
+    workdir: pathlib.Path,
+    source: str | os.PathLike | pd.DataFrame,
+    title: str,
+    relatedness: Known = None,
+    facts: Mapping[str, object] | None = None,
+) -> str:
+    """Analyses a runs table and leaves the results in `workdir`, at once where they stand there already.
+
+    Results stand as long as the table, the title, the relatedness and the code that makes them are the same and no
+    file is missing.
+
+    Args:
+      workdir: receives runs.csv, fit.json, transfer.csv, heldout.csv, report.html with its figures, summary.txt and,
+        where the runs give them, transfer_scores.csv and capacity.json.
+      source: a runs table, as `load_runs` takes it.
+      title, relatedness, facts: as for `analyse`.
+
+    Returns:
+      The summary in words.
+
+    Raises:
+      UserError: the table cannot be read or holds too little for a joint fit.
+    """
+    table = scaling.read_table(source, "runs table")
+    stamp = _stamp(table, title, relatedness)
+    if _stands(workdir, stamp):
+        return (workdir / SUMMARY).read_text()
+    path = workdir / "runs.csv"
+    if isinstance(source, pd.DataFrame) or path.resolve() != pathlib.Path(source).resolve():
+        write_atomically(path, table.to_csv(index=False))
+    text, outputs = write_analysis(analyse(scaling.load_runs(table), title, relatedness, facts), workdir)
+    write_atomically(workdir / _STAMP, json.dumps({"stamp": stamp, "outputs": ["runs.csv", *outputs]}))
+    return text
+
+
 def analyse(
-    frame: pd.DataFrame, title: str, relatedness: Known = None, facts: Mapping[str, object] | None = None
+    runs: Runs, title: str, relatedness: Known = None, facts: Mapping[str, object] | None = None
 ) -> report.StudySummary:
     """Everything that a runs table tells: joint law, transfer, capacity, held-out scores, next runs.
 
-    The laws are fitted to the ends of cooldown branches, which are comparable; curves of the trunk serve transfer
-    scores too. What the runs cannot give is None, and `missing` says why.
+    The laws are fitted to `Runs.comparable`; curves of the trunk serve transfer scores too.
+
+    Args:
+      runs: all rows of the table.
+      title: of the report.
+      relatedness: (target, source) → how related two languages are; by default the transfer scores that ATLAS
+        published, as far as it has these languages.
+      facts: hardware, time, command and the like, for the report.
+
+    Returns:
+      What the runs cannot give is None, and `missing` says why.
+
+    Raises:
+      UserError: the runs hold too little for a joint fit.
     """
     missing: dict[str, str] = {}
 
@@ -58,95 +89,73 @@ def analyse(
             missing[name] = str(error)
             return None
 
-    # Laws are of runs from scratch; a continued one starts ahead of them.
-    scratch = frame[~is_continued(frame)]
-    runs = load_runs(scratch.query(FITTED_ROWS))
-    once = scratch[_epochs(scratch) <= 1]
-    options = labels(runs.languages) | {"initial_tau": starting_tau(once)}
-    fit = fit_joint(runs, **options)
-    capacity = attempt("capacity", lambda: fit_capacity(load_runs(once)))
-    scores = [s for split in SPLITS for s in _scores(runs, split, options, missing)]
+    fitted = runs.comparable()
+    options = scaling.labels(runs.languages) | {"initial_tau": scaling.starting_tau(runs)}
+    fit = scaling.fit_joint(fitted, **options)
+    once = attempt("transfer", runs.single_epoch)
+    capacity = attempt("capacity", lambda: scaling.fit_capacity(runs.single_epoch()))
+    scores = [s for split in SPLITS for s in _scores(fitted, split, options, missing)]
     return report.StudySummary(
         title=title,
-        runs=frame,
+        runs=runs,
         fit=fit,
-        fitted_rows=FITTED_ROWS,
-        transfer=attempt("transfer", lambda: bilingual_transfer_scores(once)),
+        transfer=None if once is None else scaling.bilingual_transfer_scores(once),
         capacity=capacity,
         heldout=pd.DataFrame(scores),
-        heldout_rows=_heldout_rows(runs, {score["split"] for score in scores}, options),
+        heldout_rows=_heldout_rows(fitted, [s["split"] for s in scores if s["law"] == "atlas"], options),
         **(_published(runs.targets) if relatedness is None else {"relatedness": relatedness}),
-        expansion=attempt("expansion", lambda: expansion_table([2, 4, 8], capacity.exponents)) if capacity else None,
-        mixture=attempt("mixture", lambda: next_mixture(fit, runs)),
+        mixture=attempt("mixture", lambda: scaling.plan_mixture(fit.law, fitted)),
         facts=facts or {},
-        warnings=_skipped(frame),
+        warnings=_skipped(runs.frame),
         missing=missing,
     )
 
 
-def next_mixture(fit: JointFit, runs: Runs) -> MixturePlan:
-    """The mixture and size of least mean loss for ten times the compute of the study's most expensive run."""
-    law = MixtureLaw.from_parameters(fit.parameters)
-    flops = _BUDGET_FACTOR * FLOPS_PER_PARAMETER_TOKEN * float((runs.N * runs.total_tokens).max())
-    unique = {name: float(runs.U[:, i].max()) for i, name in enumerate(runs.languages)}
-    return optimal_mixture(law, flops, TrustRegion.of_runs(law, runs), unique_tokens=unique)
-
-
-def write_analysis(summary: report.StudySummary, workdir: pathlib.Path) -> str:
-    """Writes the results of a study as files and returns them in words."""
+def write_analysis(summary: report.StudySummary, workdir: pathlib.Path) -> tuple[str, list[str]]:
+    """Writes the results of a study as files; returns them in words, and the names of the files."""
     scores = {f"{row.split}/{row.law}": {"r2": row.r2, "are": row.are} for row in summary.heldout.itertuples()}
-    write_atomically(workdir / "fit.json", json.dumps(summary.fit.to_json(scores), indent=1))
-    write_atomically(workdir / "transfer.csv", transfer_table(summary.fit).to_csv(index=False))
+    files = {
+        "fit.json": json.dumps(summary.fit.to_json(scores), indent=1),
+        "transfer.csv": transfer_table(summary.fit).to_csv(index=False),
+        "heldout.csv": summary.heldout.to_csv(index=False),
+    }
     if summary.transfer is not None:
-        write_atomically(workdir / "transfer_scores.csv", summary.transfer.to_csv(index=False))
+        files["transfer_scores.csv"] = summary.transfer.to_csv(index=False)
     if summary.capacity is not None:
-        write_atomically(workdir / "capacity.json", json.dumps(summary.capacity.to_json(), indent=1))
-    write_atomically(workdir / "heldout.csv", summary.heldout.to_csv(index=False))
+        files["capacity.json"] = json.dumps(summary.capacity.to_json(), indent=1)
     path = report.write_report(workdir, summary)
-    text = _describe(summary) + f"\nreport: {path}\n"
-    write_atomically(workdir / SUMMARY, text)
-    return text
+    files[SUMMARY] = f"{describe(summary)}\nreport: {path}\n"
+    for name, content in files.items():
+        write_atomically(workdir / name, content)
+    return files[SUMMARY], [*files, path.name]
 
 
 def transfer_table(fit: JointFit) -> pd.DataFrame:
     """One row an ordered pair: target, source, tau with se and 90 % interval, identified, and the bilingual score it
-    implies."""
-    rows = []
-    for target in fit.targets:
-        for source in fit.sources:
-            if source != target:
-                tau = fit.parameters[f"tau[{target}<-{source}]"]
-                implied = float(score_from_tau(tau.value)) if tau.value > -1 else float("nan")
-                rows.append(
-                    {
-                        "target": target,
-                        "source": source,
-                        "tau": tau.value,
-                        "se": tau.se,
-                        "low": tau.low,
-                        "high": tau.high,
-                    }
-                )
-                rows[-1] |= {"identified": tau.identified, "implied_score": implied}
-    return pd.DataFrame(rows)
+    implies (NaN at τ ≤ −1, where there is none)."""
+    fields = {"tau": "value"} | {name: name for name in ("se", "low", "high", "identified")}
+    table = pd.DataFrame({name: fit.transfer_matrix(field).stack() for name, field in fields.items()}).reset_index()
+    table = table[table.target != table.source].reset_index(drop=True)
+    return table.assign(implied_score=scaling.score_from_tau(table.tau.where(table.tau > -1)))
 
 
-def _describe(summary: report.StudySummary) -> str:
+def describe(summary: report.StudySummary) -> str:
+    """The results of a study as text for a terminal."""
     fit = summary.fit
-    names = ("E", "A", "alpha", "B", "beta", "lambda")
-    law = pd.DataFrame({t: {n: fit.parameters[f"{n}[{t}]"].value for n in names} for t in fit.targets}).T
+    law = pd.DataFrame({name: fit.law.language(name) for name in fit.targets}, dtype=float).T
     parts = [
         f"{summary.title}: {fit.n_runs} runs, {fit.n_rows} rows, noise {100 * fit.sigma:.2f} % of the loss",
-        "\nfitted law, loss in bits per byte: E + A K^phi / N^alpha + B / D_eff^beta\n"
+        f"\nfitted law, loss in {summary.loss_unit}: E + A K^phi / N^alpha + B / D_eff^beta\n"
         + law.to_string(float_format="{:.4g}".format),
-        _estimate("phi (capacity)", fit.parameters.get("phi")),
+        *summary.phi_in_words(),
         "\ntransfer matrix tau (row: target, column: source)\n" + fit.transfer_matrix().round(3).to_string(),
     ]
     if len(summary.heldout):
         parts.append("\nheld out, mean over languages\n" + summary.heldout.round(4).to_string(index=False))
     if summary.mixture is not None:
         plan = summary.mixture
-        shares = ", ".join(f"{row.language} {row.share:.0%}" for row in plan.table.itertuples())
+        rows = [(row.language, f"{row.share:.0%}", row.epochs) for row in plan.table.itertuples()]
+        shares = ", ".join(f"{name} {share}" + (f" ({n:.1f} epochs)" if n > 1 else "") for name, share, n in rows)
         parts.append(
             f"\nnext, for {plan.flops:.2g} FLOPs: N = {plan.params:.3g}, D = {plan.tokens:.3g}, mixture {shares}"
         )
@@ -155,25 +164,18 @@ def _describe(summary: report.StudySummary) -> str:
     return "\n".join(parts)
 
 
-def _estimate(name: str, estimate: Any) -> str:
-    if estimate is None:
-        return ""
-    known = "" if estimate.identified else ", not identified"
-    return f"{name} = {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]{known}"
-
-
 def _scores(runs: Runs, split: str, options: Mapping[str, Any], missing: dict[str, str]) -> Iterable[dict]:
     for law in LAWS:
         try:
-            score = heldout(runs, split, law, **(options if law == "atlas" else {}))
+            score = scaling.heldout(runs, split, law, **(options if law == "atlas" else {}))
         except UserError as error:
-            missing[f"held-out score on {split}"] = str(error)
+            missing[f"held-out score of {law} on {split}"] = str(error)
         else:
             yield {key: score[key] for key in ("split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout")}
 
 
 def _heldout_rows(runs: Runs, splits: Iterable[str], options: Mapping[str, Any]) -> pd.DataFrame | None:
-    parts = [heldout_predictions(runs, split, **options).assign(split=split) for split in sorted(splits)]
+    parts = [scaling.heldout_predictions(runs, split, **options).assign(split=split) for split in splits]
     return pd.concat(parts) if parts else None
 
 
@@ -182,19 +184,38 @@ def _skipped(frame: pd.DataFrame) -> tuple[str, ...]:
     if "skipped_steps" not in frame:
         return ()
     most = frame.groupby("run")["skipped_steps"].max()
-    return tuple(f"run {run} skipped {count} steps that were not finite" for run, count in most[most > 0].items())
+    return tuple(f"run {run} skipped {count:g} steps that were not finite" for run, count in most[most > 0].items())
 
 
 def _published(languages: Sequence[str]) -> dict[str, Any]:
     """The paper's transfer scores to compare with, as far as it has these languages."""
-    scores = transfer_scores()
+    scores = scaling.published.transfer_scores()
     pairs = [(t, s) for t in languages for s in languages if t != s and t in scores.index and s in scores.columns]
     known = {(t, s): float(scores.loc[t, s]) for t, s in pairs}
     return {"relatedness": known or None, "relatedness_name": "published by ATLAS"}
 
 
-def _epochs(frame: pd.DataFrame) -> np.ndarray:
-    """[n] the most often that a row's run has seen any one language."""
-    tokens = [name for name in frame if name.startswith("tokens.")]
-    epochs = [frame[name].fillna(0) / frame[f"unique_{name}"] for name in tokens]
-    return np.max(epochs, axis=0)
+def _stamp(table: pd.DataFrame, title: str, relatedness: Known) -> str:
+    """A digest of all that the results follow from: the table, how it is headed, and the code that analyses it."""
+    digest = hashlib.sha256(table.to_csv(index=False).encode())
+    digest.update(repr((title, sorted((relatedness or {}).items()))).encode())
+    for path in _code():
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _code() -> list[pathlib.Path]:
+    """The files whose change can change the results."""
+    atlas = pathlib.Path(__file__).parents[1]
+    return [
+        pathlib.Path(__file__),
+        *(p for room in ("scaling", "report") for p in sorted((atlas / room).rglob("*.py"))),
+    ]
+
+
+def _stands(workdir: pathlib.Path, stamp: str) -> bool:
+    path = workdir / _STAMP
+    if not path.exists():
+        return False
+    found = read_json(path, "record of a study", "delete it")
+    return found.get("stamp") == stamp and all((workdir / name).exists() for name in found["outputs"])

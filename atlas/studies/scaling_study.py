@@ -1,7 +1,5 @@
 """The loop itself: corpus → sweep → runs table → joint fit and transfer matrix → report → what to train next."""
 
-import hashlib
-import json
 import os
 import pathlib
 import platform
@@ -12,8 +10,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from atlas.files import write_atomically
-from atlas.studies.analysis import OUTPUTS, SUMMARY, analyse, write_analysis
+from atlas.studies.analysis import analyse_into
 from atlas.training import RunConfig, SweepConfig, run_sweep, runs_table
 from atlas.training.loop import METRICS
 from atlas.training.metrics import JsonLines
@@ -30,7 +27,7 @@ class StudyConfig(SweepConfig):
 
 
 def run_study(config: StudyConfig, runs: Sequence[RunConfig], workdir: pathlib.Path, command: str = "") -> str:
-    """Trains what is not trained yet, analyses all of it and leaves OUTPUTS in `workdir`.
+    """Trains what is not trained yet, analyses all of it and leaves the results in `workdir`, see `analyse_into`.
 
     Finished studies return at once; interrupted ones continue. command: how it was started, for the report.
 
@@ -39,22 +36,8 @@ def run_study(config: StudyConfig, runs: Sequence[RunConfig], workdir: pathlib.P
     """
     run_sweep(runs, workdir, config.population, shard="0/1")
     frame = runs_table(runs, workdir)
-    table = frame.to_csv(index=False)
-    stamp = hashlib.sha256(table.encode()).hexdigest()
-    if _is_current(workdir, stamp):
-        return (workdir / SUMMARY).read_text()
-    write_atomically(workdir / "runs.csv", table)
     known = prepare_corpus(config, workdir).relatedness()
-    facts = _facts(config, runs, frame, workdir, command)
-    summary = write_analysis(analyse(frame, config.title, known, facts), workdir)
-    write_atomically(workdir / "study.json", json.dumps({"runs_sha256": stamp}))
-    return summary
-
-
-def _is_current(workdir: pathlib.Path, stamp: str) -> bool:
-    path = workdir / "study.json"
-    complete = all((workdir / name).exists() for name in OUTPUTS if name != "transfer_scores.csv")
-    return complete and path.exists() and json.loads(path.read_text())["runs_sha256"] == stamp
+    return analyse_into(workdir, frame, config.title, known, _facts(config, runs, frame, workdir, command))
 
 
 def _facts(

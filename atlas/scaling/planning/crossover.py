@@ -1,4 +1,4 @@
-"""Pretrain or finetune, from runs: after how many tokens training from scratch overtakes continued training.
+"""Pretrain or finetune: after how many tokens training from scratch overtakes continued training.
 
 A model continued from a multilingual checkpoint starts ahead; a model trained from scratch on the target
 language alone catches up. Both curves are compared at equal tokens of their own training (ATLAS section 6), so
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from atlas.errors import UserError
+from atlas.errors import UserError, unknown
 from atlas.scaling.estimates import Z90
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
-from atlas.scaling.table.checks import is_continued
+from atlas.scaling.table import published
 from atlas.scaling.table.curves import LossCurve, loss_curve
 from atlas.scaling.table.runs import Runs
 from atlas.scaling.transfer.scores import best_phase, replicate_deviation
@@ -70,8 +70,8 @@ def _pairs(runs: Runs) -> Iterator[tuple[str, float, str, pd.DataFrame, pd.DataF
             "loss": runs.loss,
             "run": runs.run,
             "source": "",
-            "phase": runs.frame["phase"].to_numpy() if "phase" in runs.frame else "",
-            "continued": is_continued(runs.frame),
+            "phase": runs.phase,
+            "continued": runs.continued,
         }
     )[alone]
     for (language, N), rows in frame.groupby(["language", "num_params"]):
@@ -189,3 +189,62 @@ def crossover_law(table: pd.DataFrame) -> CrossoverLaw | None:
     return CrossoverLaw(
         float(np.exp(level - exponent * x.mean())), float(exponent), float(np.sqrt(covariance[1, 1])), len(rows)
     )
+
+
+@dataclass(frozen=True)
+class CrossoverFormula:
+    """C = coefficient · N^exponent at which pretraining overtakes finetuning, as one place prints it."""
+
+    source: str
+    coefficient: float
+    exponent: float
+    consistent: bool  # with the crossovers of the paper's own 2e9-parameter curves
+
+    def flops(self, params: np.ndarray | float) -> np.ndarray | float:
+        """C in FLOPs at N parameters."""
+        return self.coefficient * params**self.exponent
+
+
+# The three places disagree. At N = 2.03e9 the measured crossovers span 1.76e21 to 3.45e21 FLOPs; the
+# caption's mix of one place's coefficient with the other's exponent gives 2.35e22. The text prints "log(C)"
+# for C.
+CROSSOVER_FORMULAS = (
+    CrossoverFormula("Fig. 7 legend", 10_283_128, 1.54, True),
+    CrossoverFormula("section 6 text", 1_113_708, 1.65, True),
+    CrossoverFormula("Fig. 7 caption", 10_283_128, 1.65, False),
+)
+
+
+def published_crossovers(params: float, language: str | None = None) -> pd.DataFrame:
+    """Tokens and compute after which training from scratch beats continuing the multilingual checkpoint.
+
+    Args:
+      params: N.
+      language: scales each formula by its published crossover at 2.03e9 parameters (Fig. 6); the paper gives
+        no size dependence per language, so at other sizes this assumes that all languages share one.
+
+    Returns:
+      A row per printed formula: source, flops, tokens = flops / 6N, consistent. Use the rows that are
+      consistent: their spread is what the paper leaves open. No repetition of data is accounted for.
+
+        >>> published_crossovers(2_034_422_912).query("consistent").tokens.div(1e9).round(0).tolist()
+    [182.0, 209.0]
+    """
+    if not (np.isfinite(params) and params > 0):
+        raise UserError(f"the number of parameters must be positive; got {params}")
+    rows = []
+    for formula in CROSSOVER_FORMULAS:
+        flops = float(formula.flops(params)) * _language_factor(formula, language)
+        tokens = flops / (FLOPS_PER_PARAMETER_TOKEN * params)
+        rows.append((formula.source, flops, tokens, formula.consistent))
+    return pd.DataFrame(rows, columns=["source", "flops", "tokens", "consistent"])
+
+
+def _language_factor(formula: CrossoverFormula, language: str | None) -> float:
+    measured = published.table("crossover_tokens").set_index("language")
+    if language is not None and language not in measured.index:
+        raise unknown("language with a published crossover", language, measured.index)
+    if language is None or not formula.consistent:
+        return 1.0
+    params, tokens = measured.loc[language]
+    return float(FLOPS_PER_PARAMETER_TOKEN * params * tokens / formula.flops(params))

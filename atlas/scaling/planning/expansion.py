@@ -11,9 +11,11 @@ Name u the first term. Then s and t are explicit in u, and log(s·t) is least at
 cheapest point is in closed form off the compute-optimal baseline too.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from atlas.errors import UserError
 from atlas.scaling.transfer.capacity import CapacityExponents
@@ -80,14 +82,13 @@ def keep_params(
     r: np.ndarray | float,
     law: CapacityExponents = PUBLISHED_EXPONENTS,
     share: float | None = None,
-    params: np.ndarray | float = 1.0,
 ) -> Expansion:
-    """The expansion with a given multiplier of N (1: N stays); NaN tokens where no amount of them suffices.
+    """The expansion that keeps N; NaN tokens where no amount of them suffices.
 
     >>> round(keep_params(2.0).tokens, 2)
     1.98
     """
-    u = r**law.phi * _valid_share(law, share) * np.asarray(params, np.float64) ** -law.alpha
+    u = r**law.phi * _valid_share(law, share)
     return _scalar(iso_loss(r, np.where(u < 1, u, np.nan), law, share))
 
 
@@ -95,17 +96,48 @@ def keep_tokens(
     r: np.ndarray | float,
     law: CapacityExponents = PUBLISHED_EXPONENTS,
     share: float | None = None,
-    tokens: np.ndarray | float = 1.0,
 ) -> Expansion:
-    """The expansion with a given multiplier of total tokens (1: D_tot stays); NaN params where no size
-    suffices.
+    """The expansion that keeps all tokens, D_tot; NaN params where no size suffices.
 
     >>> round(keep_tokens(4.0).params, 1), keep_tokens(16.0).params
     (6.3, nan)
     """
-    per_language = np.asarray(tokens, np.float64) / r
-    u = 1 - r**law.psi * (1 - _valid_share(law, share)) * per_language**-law.beta
+    u = 1 - r**law.psi * (1 - _valid_share(law, share)) * r**law.beta
     return _scalar(iso_loss(r, np.where(u > 0, u, np.nan), law, share))
+
+
+def expansion_table(
+    multipliers: Sequence[float],
+    law: CapacityExponents = PUBLISHED_EXPONENTS,
+    share: float | None = None,
+) -> pd.DataFrame:
+    """What keeps the loss with r times as many evenly sampled languages.
+
+    Args:
+      multipliers: r, [n], positive.
+      law, share: as for `expand`.
+
+    Returns:
+      A row per r. Multipliers of the baseline at the cheapest point: params, tokens (all languages),
+      tokens_per_language, compute; then tokens_same_params and params_same_tokens, for one of both kept; NaN
+      where that cannot keep the loss.
+
+    >>> expansion_table([2, 4]).round(2)[["multiplier", "params", "tokens", "compute"]].values.tolist()
+    [[2.0, 1.18, 1.66, 1.96], [4.0, 1.4, 2.74, 3.84]]
+    """
+    r = np.asarray(multipliers, np.float64)
+    cheapest = expand(r, law, share)
+    return pd.DataFrame(
+        {
+            "multiplier": r,
+            "params": cheapest.params,
+            "tokens": cheapest.tokens,
+            "tokens_per_language": cheapest.tokens_per_language,
+            "compute": cheapest.compute,
+            "tokens_same_params": keep_params(r, law, share).tokens,
+            "params_same_tokens": keep_tokens(r, law, share).params,
+        }
+    )
 
 
 def _valid_share(law: CapacityExponents, share: float | None) -> float:

@@ -7,7 +7,6 @@ of every language that counts, and effective tokens per token, z = D_eff / D_tot
 training's.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -18,98 +17,24 @@ import numpy as np
 import pandas as pd
 
 from atlas.errors import UserError, unknown
-from atlas.scaling import law as laws
-from atlas.scaling.estimates import transfer_pairs
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
 from atlas.scaling.single.draws import band
 from atlas.scaling.table.runs import Runs
 
-_STARTS = 32
+_BUDGET_FACTOR = 10  # a budget in multiples of the most expensive run's: one step beyond what was trained
+_REACH = 10.0  # N at most, in multiples of the largest run's: a law of sizes is not believed further out
+_QUANTILE = 0.01  # of a target's rows may lie below its bound on z: a stray row must not open the region
+_SHARE_FLOOR = 0.02  # of a language that counts, which is never left to transfer alone
+_LEAST_Z = 1e-3  # bound on z where no row trains the target: where the law's guard begins
+_STARTS = 32  # of the search; a plan that only few of them find is warned of
 _DRAW_STARTS = 6  # under every drawn law, from the plan and from points around it
-_STEPS = 400
-_RATE = 0.1
+_SPREAD = 1.5  # standard deviation of the starts' logits: shares that differ by a factor of e^3 are usual
+_STEPS, _RATE = 400, 0.1  # of Adam, whose rate falls to zero over them
+_MEAN, _SQUARE = 0.9, 0.99  # its decay rates
 _PENALTY = 100.0  # nats of loss per squared relative shortfall of z
-
-
-@dataclass(frozen=True)
-class MixtureLaw:
-    """Point estimates of the ATLAS law of all languages.
-
-    Attributes:
-      targets, sources: Lt and Ls languages.
-      levels: E, A, alpha, B, beta, lambda, each [Lt].
-      tau: [Lt, Ls], 1 for a language on itself.
-      phi: capacity exponent.
-    """
-
-    targets: tuple[str, ...]
-    sources: tuple[str, ...]
-    levels: dict[str, np.ndarray]
-    tau: np.ndarray
-    phi: float
-
-    @classmethod
-    def from_parameters(cls, parameters: Mapping) -> "MixtureLaw":
-        """From the `parameters` of a JointFit or of its fit.json: E[en], …, tau[en<-fr], phi.
-
-        Raises:
-          UserError: they are of another fit, or their repetition rates belong to the sources.
-        """
-        value = {name: _value(estimate) for name, estimate in parameters.items()}
-        targets = tuple(m[1] for name in value if (m := re.fullmatch(r"E\[(.+)\]", name)))
-        pairs = transfer_pairs(value)
-        if not targets:
-            raise UserError("these parameters are no joint fit: they have no E[<language>]")
-        if f"lambda[{targets[0]}]" not in value:
-            raise UserError("mixtures need a repetition rate of every target; fit with --lambda_kind=target or shared")
-        sources = (*targets, *dict.fromkeys(source for _, source in pairs if source not in targets))
-        names = ("E", "A", "alpha", "B", "beta", "lambda")
-        levels = {name: np.array([value[f"{name}[{target}]"] for target in targets]) for name in names}
-        tau = [[1.0 if t == s else pairs.get((t, s), 0.0) for s in sources] for t in targets]
-        return cls(targets, sources, levels, np.array(tau), value.get("phi", 0.0))
-
-    def loss(self, N, D, U) -> np.ndarray:
-        """Loss of every target [..., Lt] at N [...] parameters, D [..., Ls] tokens, U [Ls] unique tokens."""
-        with jax.enable_x64(True):
-            return np.asarray(_losses(self._arrays(), jnp.asarray(N, float), jnp.asarray(D, float), jnp.asarray(U)))
-
-    def effective_share(self, D, U) -> np.ndarray:
-        """z = D_eff / D_tot of every target [..., Lt] for D [..., Ls] and U, [..., Ls] or [Ls]."""
-        with jax.enable_x64(True):
-            return np.asarray(_effective_share(self._arrays(), jnp.asarray(D, float), jnp.asarray(U, float)))
-
-    def _arrays(self) -> "_Arrays":
-        return _Arrays(*self.levels.values(), self.tau, np.float64(self.phi))
-
-
-def _value(estimate) -> float:
-    value = estimate["value"] if isinstance(estimate, Mapping) else estimate.value
-    return float("nan") if value is None else float(value)
-
-
-def _repeated(law: "_Arrays", count: int) -> "_Arrays":
-    return _Arrays(*(np.broadcast_to(leaf, (count, *np.shape(leaf))) for leaf in law))
-
-
-class _Arrays(NamedTuple):
-    E: jax.Array
-    A: jax.Array
-    alpha: jax.Array
-    B: jax.Array
-    beta: jax.Array
-    lam: jax.Array
-    tau: jax.Array  # [Lt, Ls]
-    phi: jax.Array
-
-
-def _losses(law: _Arrays, N: jax.Array, D: jax.Array, U: jax.Array) -> jax.Array:
-    N, D = N[..., None], D[..., None, :]
-    return laws.atlas(N, D, U, *law[:5], law.tau, law.lam[..., None], law.phi)
-
-
-def _effective_share(law: _Arrays, D: jax.Array, U: jax.Array) -> jax.Array:
-    S = laws.saturation(D[..., None, :], U[..., None, :], law.lam[:, None])
-    return jnp.sum(law.tau * S, -1) / jnp.sum(D, -1, keepdims=True)
+_SIZES = 201  # among which the even mixture chooses its own
+_AT_BOUND = 0.05  # relative distance within which a plan is said to be held by a bound
+_AGREEING, _LEAST_AGREEING = 1e-4, 3  # loss within which starts agree, and how many must for a plan without a warning
 
 
 @dataclass(frozen=True)
@@ -127,23 +52,14 @@ class TrustRegion:
     share_floor: float
 
     @classmethod
-    def of_runs(
-        cls,
-        law: MixtureLaw,
-        runs: Runs,
-        quantile: float = 0.01,
-        share_floor: float = 0.02,
-        reach: float = 10.0,
-    ) -> "TrustRegion":
-        """z that all but `quantile` of a target's rows exceed; N up to `reach` times the largest run's."""
-        place = [runs.languages.index(name) if name in runs.languages else None for name in law.sources]
-        D = np.stack([np.zeros(len(runs)) if i is None else runs.D[:, i] for i in place], 1)
-        U = np.stack([np.full(len(runs), np.inf) if i is None else runs.U[:, i] for i in place], 1)
-        z = law.effective_share(D, U)
+    def of_runs(cls, law: JointLaw, runs: Runs) -> "TrustRegion":
+        """z that nearly all rows of a target exceed; N from the smallest run's to ten times the largest one's."""
+        D, U = runs.aligned(law.sources)
+        z = np.asarray(law.effective_share(D, U))
         trained = D[:, : len(law.targets)] > 0
-        least = [np.quantile(z[trained[:, t], t], quantile) if trained[:, t].any() else 0.0 for t in range(z.shape[1])]
-        params = (float(runs.N.min()), float(runs.N.max() * reach))
-        return cls(params, np.maximum(least, 1e-3), share_floor)
+        least = [np.quantile(z[trained[:, t], t], _QUANTILE) if trained[:, t].any() else 0.0 for t in range(z.shape[1])]
+        params = (float(runs.N.min()), float(runs.N.max() * _REACH))
+        return cls(params, np.maximum(least, _LEAST_Z), _SHARE_FLOOR)
 
 
 @dataclass(frozen=True)
@@ -172,13 +88,40 @@ class MixturePlan:
     band: Mapping[str, float] = field(default_factory=dict)
 
 
+def plan_mixture(
+    law: JointLaw,
+    runs: Runs,
+    flops: float | None = None,
+    weights: Mapping[str, float] | None = None,
+    unique_tokens: Mapping[str, float] | None = None,
+    draws: JointLaw | None = None,
+) -> MixturePlan:
+    """The best mixture by a fit of these runs, in the region that they support and with the text that they had.
+
+    Args:
+      law, runs: a joint fit's law and the rows that it is of.
+      flops: budget; by default ten times that of the most expensive run.
+      weights: see `optimal_mixture`.
+      unique_tokens: U by language where it is another than `Runs.unique_tokens` says.
+      draws: see `optimal_mixture`.
+
+    Raises:
+      UserError: see `optimal_mixture`.
+    """
+    if flops is None:
+        flops = _BUDGET_FACTOR * FLOPS_PER_PARAMETER_TOKEN * float((runs.N * runs.total_tokens).max())
+    known = {name: U for name, U in runs.unique_tokens().items() if name in law.sources}
+    return optimal_mixture(
+        law, flops, TrustRegion.of_runs(law, runs), weights, known | dict(unique_tokens or {}), draws
+    )
+
+
 def optimal_mixture(
-    law: MixtureLaw,
+    law: JointLaw,
     flops: float,
     trust: TrustRegion,
     weights: Mapping[str, float] | None = None,
     unique_tokens: Mapping[str, float] | None = None,
-    seed: int = 0,
     draws: JointLaw | None = None,
 ) -> MixturePlan:
     """Shares and N that minimise the weighted mean loss at C = 6·N·D_tot FLOPs, inside the trust region.
@@ -192,9 +135,29 @@ def optimal_mixture(
       trust: see TrustRegion.
       weights: importance of each target language, not negative; by default all alike.
       unique_tokens: U per source language; absent means that it never repeats.
-      seed: of the starts.
-      draws: laws that the runs allow, of the same languages, for the plan's band.
+      draws: laws [n] that the runs allow, of the same languages, for the plan's band.
+
+    Raises:
+      UserError: the budget or a U is not positive, a weight is negative, a language is unknown, or the draws are of
+        other languages.
     """
+    problem = _problem(law, flops, trust, weights, unique_tokens)
+    rng = np.random.default_rng(0)
+    lanes = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], _STARTS, 0), law)
+    with jax.enable_x64(True):
+        end, value = _descend(problem, lanes, _starts(problem, rng))
+    best = end[int(np.nanargmin(value))]
+    plan = _plan(problem, best, _warnings(problem, best, value))
+    return plan if draws is None else _with_band(plan, problem, draws, best, rng)
+
+
+def _problem(
+    law: JointLaw,
+    flops: float,
+    trust: TrustRegion,
+    weights: Mapping[str, float] | None,
+    unique_tokens: Mapping[str, float] | None,
+) -> "_Problem":
     if not (np.isfinite(flops) and flops > 0):
         raise UserError(f"the budget in FLOPs must be positive; got {flops}")
     weight = _vector(weights or dict.fromkeys(law.targets, 1.0), law.targets, 0.0, "target language")
@@ -203,65 +166,10 @@ def optimal_mixture(
     U = _vector(unique_tokens or {}, law.sources, np.inf, "source language")
     if U.min() <= 0:
         raise UserError(f"unique tokens must be positive; {law.sources[int(U.argmin())]} has {U.min():g}")
-    weight = weight / weight.sum()
-    counted = np.concatenate([weight > 0, np.zeros(len(law.sources) - len(weight), bool)])
+    counted = np.pad(weight > 0, (0, len(law.sources) - len(weight)))
     floor = np.where(counted, min(trust.share_floor, 0.5 / counted.sum()), 0.0)
-    problem = _Problem(
-        law._arrays(),
-        law._arrays(),
-        weight,
-        U,
-        floor,
-        np.log(trust.params),
-        np.where(weight > 0, trust.effective_share, 0.0),
-        flops,
-    )
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(scale=1.5, size=(_STARTS, len(U)))
-    logits[0] = np.where(counted, 0.0, -4.0)
-    start = np.concatenate([rng.normal(size=(_STARTS, 1)), logits], 1)
-    with jax.enable_x64(True):
-        end, value = _descend(problem, _repeated(problem.law, _STARTS), start)
-    best = end[int(np.nanargmin(value))]
-    N, shares = (np.asarray(x) for x in _unpack(problem, best, np))
-    # The even mixture chooses its own size, or the gain would be partly one of allocation.
-    sizes = np.geomspace(*trust.params, 201)
-    even = law.loss(sizes, flops / (FLOPS_PER_PARAMETER_TOKEN * sizes[:, None]) * counted / counted.sum(), U)
-    even = even[int(np.argmin(even @ weight))]
-    plan = _plan(law, problem, trust, float(N), shares, even, value)
-    return plan if draws is None else _with_band(plan, law, problem, draws, best, rng)
-
-
-def _with_band(
-    plan: MixturePlan, law: MixtureLaw, problem: "_Problem", draws: JointLaw, x: np.ndarray, rng: np.random.Generator
-) -> MixturePlan:
-    """The plan with its bands; x [1 + Ls] is its unconstrained vector."""
-    if (draws.targets, draws.sources) != (law.targets, law.sources):
-        raise UserError("the draws are of a fit with other languages than the law's")
-    loss, regret, points = _replan(
-        problem,
-        _Arrays(draws.E, draws.A, draws.alpha, draws.B, draws.beta, draws.lam[..., 0], draws.tau, draws.phi),
-        x,
-        rng,
-    )
-    ends = {"loss": band(loss), "params": band(np.array([N for N, _ in points]))}
-    found = {f"{name}_{side}": pair[i] for name, pair in ends.items() for i, side in enumerate(("low", "high"))}
-    found |= {"regret_median": float(np.nanmedian(regret)), "regret_high": float(np.nanquantile(regret, 0.95))}
-    low, high = np.array([band(column) for column in np.array([shares for _, shares in points]).T]).T
-    return replace(plan, table=plan.table.assign(share_low=low, share_high=high), band=found)
-
-
-def _replan(problem: "_Problem", drawn: "_Arrays", x: np.ndarray, rng: np.random.Generator):
-    """Under every drawn law: mean loss [n] at x, its excess over the best [n], and the best (N, shares) themselves."""
-    count = len(drawn.phi)
-    start = x + rng.normal(size=(_DRAW_STARTS, len(x))) * (np.arange(_DRAW_STARTS) > 0)[:, None]
-    with jax.enable_x64(True):
-        lanes = _Arrays(*(np.repeat(leaf, _DRAW_STARTS, 0) for leaf in drawn))
-        end, value = _descend(problem, lanes, np.tile(start, (count, 1)))
-        loss, here = map(np.asarray, _judge(problem._replace(law=drawn), x))
-    value = np.where(np.isfinite(value), value, np.inf).reshape(count, _DRAW_STARTS)
-    best = end.reshape(*value.shape, -1)[np.arange(count), value.argmin(1)]
-    return loss, np.maximum(here - value.min(1), 0.0), [_unpack(problem, row, np) for row in best]
+    least_z = np.where(weight > 0, trust.effective_share, 0.0)
+    return _Problem(law, law, weight / weight.sum(), U, counted, floor, np.log(trust.params), least_z, flops)
 
 
 def _vector(given: Mapping[str, float], names: tuple[str, ...], default: float, kind: str) -> np.ndarray:
@@ -271,11 +179,46 @@ def _vector(given: Mapping[str, float], names: tuple[str, ...], default: float, 
     return np.array([float(given.get(name, default)) for name in names])
 
 
+def _starts(problem: "_Problem", rng: np.random.Generator) -> np.ndarray:
+    """Unconstrained vectors [starts, 1 + Ls] to search from: the even mixture, and random ones."""
+    logits = rng.normal(scale=_SPREAD, size=(_STARTS, len(problem.unique)))
+    logits[0] = np.where(problem.counted, 0.0, -4.0)
+    return np.concatenate([rng.normal(size=(_STARTS, 1)), logits], 1)
+
+
+def _with_band(
+    plan: MixturePlan, problem: "_Problem", draws: JointLaw, x: np.ndarray, rng: np.random.Generator
+) -> MixturePlan:
+    """The plan with its bands; x [1 + Ls] is its unconstrained vector."""
+    if (draws.targets, draws.sources) != (problem.law.targets, problem.law.sources):
+        raise UserError("the draws are of a fit with other languages than the law's")
+    loss, regret, points = _replan(problem, draws, x, rng)
+    ends = {"loss": band(loss), "params": band(np.array([N for N, _ in points]))}
+    found = {f"{name}_{side}": pair[i] for name, pair in ends.items() for i, side in enumerate(("low", "high"))}
+    found |= {"regret_median": float(np.nanmedian(regret)), "regret_high": float(np.nanquantile(regret, 0.95))}
+    low, high = np.array([band(column) for column in np.array([shares for _, shares in points]).T]).T
+    return replace(plan, table=plan.table.assign(share_low=low, share_high=high), band=found)
+
+
+def _replan(problem: "_Problem", drawn: JointLaw, x: np.ndarray, rng: np.random.Generator):
+    """Under every drawn law: mean loss [n] at x, its excess over the best [n], and the best (N, shares) themselves."""
+    count = len(drawn.phi)
+    start = x + rng.normal(size=(_DRAW_STARTS, len(x))) * (np.arange(_DRAW_STARTS) > 0)[:, None]
+    with jax.enable_x64(True):
+        lanes = jax.tree.map(lambda leaf: np.repeat(leaf, _DRAW_STARTS, 0), drawn)
+        end, value = _descend(problem, lanes, np.tile(start, (count, 1)))
+        loss, here = map(np.asarray, _judge(problem._replace(law=drawn), x))
+    value = np.where(np.isfinite(value), value, np.inf).reshape(count, _DRAW_STARTS)
+    best = end.reshape(*value.shape, -1)[np.arange(count), value.argmin(1)]
+    return loss, np.maximum(here - value.min(1), 0.0), [_unpack(problem, row, np) for row in best]
+
+
 class _Problem(NamedTuple):
-    law: _Arrays  # that gives the loss
-    known: _Arrays  # that bounds z: what training covered does not depend on the draw
+    law: JointLaw  # that gives the loss
+    known: JointLaw  # that bounds z: what training covered does not depend on the draw
     weight: jax.Array  # [Lt]
     unique: jax.Array  # [Ls]
+    counted: jax.Array  # [Ls] bool: whether its loss counts
     floor: jax.Array  # [Ls]
     log_bounds: jax.Array  # [2]
     least_z: jax.Array  # [Lt]
@@ -292,13 +235,13 @@ def _unpack(problem: _Problem, x, np_=jnp):
 
 def _mean_loss(x: jax.Array, problem: _Problem) -> jax.Array:
     N, shares = _unpack(problem, x)
-    loss = _losses(problem.law, N, problem.flops / (FLOPS_PER_PARAMETER_TOKEN * N) * shares, problem.unique)
+    loss = problem.law.loss(N, problem.flops / (FLOPS_PER_PARAMETER_TOKEN * N) * shares, problem.unique)
     return jnp.sum(jnp.where(problem.weight > 0, problem.weight * loss, 0.0))
 
 
 def _objective(x: jax.Array, problem: _Problem) -> jax.Array:
     N, shares = _unpack(problem, x)
-    z = _effective_share(problem.known, problem.flops / (FLOPS_PER_PARAMETER_TOKEN * N) * shares, problem.unique)
+    z = problem.known.effective_share(problem.flops / (FLOPS_PER_PARAMETER_TOKEN * N) * shares, problem.unique)
     short = jnp.maximum(1 - z / jnp.where(problem.least_z > 0, problem.least_z, 1.0), 0.0)
     return _mean_loss(x, problem) + _PENALTY * jnp.sum(jnp.where(problem.least_z > 0, short, 0.0) ** 2)
 
@@ -310,9 +253,9 @@ def _adam(problem: _Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     def step(carry, i):
         x, mean, square = carry
         g = gradient(x, problem)
-        mean, square = 0.9 * mean + 0.1 * g, 0.99 * square + 0.01 * g**2
-        unbiased = mean / (1 - 0.9 ** (i + 1))
-        scale = jnp.sqrt(square / (1 - 0.99 ** (i + 1))) + 1e-12
+        mean, square = _MEAN * mean + (1 - _MEAN) * g, _SQUARE * square + (1 - _SQUARE) * g**2
+        unbiased = mean / (1 - _MEAN ** (i + 1))
+        scale = jnp.sqrt(square / (1 - _SQUARE ** (i + 1))) + 1e-12
         rate = _RATE * 0.5 * (1 + jnp.cos(jnp.pi * i / _STEPS))
         return (x - rate * unbiased / scale, mean, square), None
 
@@ -325,7 +268,7 @@ _BY_LAW = _Problem(0, *[None] * (len(_Problem._fields) - 1))
 _lanes = jax.jit(jax.vmap(_adam, (_BY_LAW, 0)))
 
 
-def _descend(problem: _Problem, by_law: _Arrays, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _descend(problem: _Problem, by_law: JointLaw, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """End points [n, 1 + Ls] and objectives [n] from x [n, 1 + Ls], each under its own law.
 
     In batches of one size, so that the search for a plan and its bands share a compiled program.
@@ -333,7 +276,7 @@ def _descend(problem: _Problem, by_law: _Arrays, x: np.ndarray) -> tuple[np.ndar
     ends = []
     for first in range(0, len(x), _STARTS):
         some = np.resize(np.arange(first, min(first + _STARTS, len(x))), _STARTS)
-        lane = problem._replace(law=_Arrays(*(leaf[some] for leaf in by_law)))
+        lane = problem._replace(law=jax.tree.map(lambda leaf, some=some: leaf[some], by_law))
         ends.append([np.asarray(part) for part in _lanes(lane, x[some])])
     end, value = (np.concatenate(parts)[: len(x)] for parts in zip(*ends, strict=True))
     return end, value
@@ -345,49 +288,52 @@ def _judge(problem: _Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.vmap(lambda p: (_mean_loss(x, p), _objective(x, p)), (_BY_LAW,))(problem)
 
 
-def _plan(
-    law: MixtureLaw,
-    problem: _Problem,
-    trust: TrustRegion,
-    N: float,
-    shares: np.ndarray,
-    even: np.ndarray,
-    value: np.ndarray,
-) -> MixturePlan:
-    tokens = problem.flops / (FLOPS_PER_PARAMETER_TOKEN * N)
-    loss, blank = (
-        law.loss(N, tokens * shares, problem.unique),
-        np.full(len(shares) - len(law.targets), np.nan),
-    )
+def _plan(problem: _Problem, x: np.ndarray, warnings: tuple[str, ...]) -> MixturePlan:
+    law = problem.law
+    N, shares = (np.asarray(value) for value in _unpack(problem, x, np))
+    tokens = problem.flops / (FLOPS_PER_PARAMETER_TOKEN * float(N))
+    loss, even = np.asarray(law.loss(N, tokens * shares, problem.unique)), _even_loss(problem)
+    rest = (0, len(shares) - len(law.targets))
     table = pd.DataFrame(
         {
             "language": law.sources,
             "share": shares,
             "tokens": tokens * shares,
-            "epochs": np.where(np.isfinite(problem.unique), tokens * shares / problem.unique, 0.0),
-            "weight": np.concatenate([problem.weight, np.zeros(len(blank))]),
-            "loss": np.concatenate([loss, blank]),
-            "even_loss": np.concatenate([even, blank]),
+            "epochs": tokens * shares / problem.unique,
+            "weight": np.pad(problem.weight, rest),
+            "loss": np.pad(loss, rest, constant_values=np.nan),
+            "even_loss": np.pad(even, rest, constant_values=np.nan),
         }
     )
-    warnings = _plan_warnings(law, problem, trust, N, shares, value)
     means = (float(problem.weight @ loss), float(problem.weight @ even))
-    return MixturePlan(N, tokens, problem.flops, table, *means, warnings)
+    return MixturePlan(float(N), tokens, problem.flops, table, *means, warnings)
 
 
-def _plan_warnings(law, problem: _Problem, trust: TrustRegion, N: float, shares: np.ndarray, value: np.ndarray):
-    found = []
-    for bound, name in zip(trust.params, ("smallest", "largest"), strict=True):
-        if abs(np.log(N / bound)) < 0.05:
+def _even_loss(problem: _Problem) -> np.ndarray:
+    """Losses [Lt] of the even mixture at its own best size, or a gain over it would be partly one of allocation."""
+    sizes = np.geomspace(*np.exp(problem.log_bounds), _SIZES)
+    tokens = problem.flops / (FLOPS_PER_PARAMETER_TOKEN * sizes)
+    shares = problem.counted / problem.counted.sum()
+    even = np.asarray(problem.law.loss(sizes, tokens[:, None] * shares, problem.unique))
+    return even[int(np.argmin(even @ problem.weight))]
+
+
+def _warnings(problem: _Problem, x: np.ndarray, value: np.ndarray) -> tuple[str, ...]:
+    """Where the plan at x stands at a bound, or few starts agree on it; value [starts]."""
+    found, law = [], problem.law
+    N, shares = _unpack(problem, x, np)
+    for bound, name in zip(np.exp(problem.log_bounds), ("smallest", "largest"), strict=True):
+        if abs(np.log(N / bound)) < _AT_BOUND:
             found.append(f"N stands at the {name} size that the runs support ({bound:.3g}): the optimum may lie beyond")
-    z = law.effective_share(shares * problem.flops / (FLOPS_PER_PARAMETER_TOKEN * N), problem.unique)
+    tokens = problem.flops / (FLOPS_PER_PARAMETER_TOKEN * N)
+    z = np.asarray(law.effective_share(shares * tokens, problem.unique))
     at = [t for t, has, least in zip(law.targets, z, problem.least_z, strict=True) if least > 0 and has < 1.01 * least]
     if at:
         found.append(f"held at the edge of what training covered: {', '.join(at)}")
-    low = [s for s, share, floor in zip(law.sources, shares, problem.floor, strict=True) if 0 < share < 1.05 * floor]
-    if low:
-        found.append(f"held at the floor of their share: {', '.join(low)}")
-    agree = int(np.sum(value < np.nanmin(value) + 1e-4))
-    if agree < 3:
+    held = (shares > 0) & (shares < (1 + _AT_BOUND) * problem.floor)
+    if held.any():
+        found.append(f"held at the floor of their share: {', '.join(np.asarray(law.sources)[held])}")
+    agree = int(np.sum(value < np.nanmin(value) + _AGREEING))
+    if agree < _LEAST_AGREEING:
         found.append(f"only {agree} of {len(value)} starts found this plan")
     return tuple(found)

@@ -82,7 +82,8 @@ def goal_of(
     weight = _by_source(fit, shares or {target: 1.0}, np.zeros(len(fit.sources)))
     if weight.min() < 0 or weight[fit.sources.index(target)] <= 0:
         raise UserError(f"shares must not be negative, and {target}'s must be positive")
-    U = _by_source(fit, unique_tokens or {}, _unique(fit, runs))
+    known = runs.unique_tokens()
+    U = _by_source(fit, unique_tokens or {}, np.array([known.get(name, np.inf) for name in fit.sources]))
     return Goal(target, float(params), tokens * weight / weight.sum(), U)
 
 
@@ -91,13 +92,6 @@ def _by_source(fit: JointFit, given: Mapping[str, float], default: np.ndarray) -
         if name not in fit.sources:
             raise unknown("source language", name, fit.sources)
     return np.array([given.get(name, value) for name, value in zip(fit.sources, default, strict=True)], float)
-
-
-def _unique(fit: JointFit, runs: Runs) -> np.ndarray:
-    """[Ls] unique tokens by source: the most that any run had, infinite where none is stated."""
-    U = np.where((runs.D > 0) & np.isfinite(runs.U), runs.U, 0.0).max(0)
-    known = dict(zip(runs.languages, U, strict=True))
-    return np.array([known.get(name) or np.inf for name in fit.sources])
 
 
 def candidate_runs(fit: JointFit, runs: Runs, goal: Goal, seed: int = 0) -> PlannedRuns:
@@ -139,7 +133,7 @@ def _spread(values: pd.Series, count: int) -> np.ndarray:
 def _mixtures(fit: JointFit, goal: Goal, rng: np.random.Generator) -> list[np.ndarray]:
     count, t = len(fit.sources), fit.sources.index(goal.target)
     one = np.eye(count)
-    doubt = np.diagonal(fit.record.covariance[fit.targets.index(goal.target)])[6 : 6 + count]
+    doubt = fit.estimates["se"].tau[t]
     order = sorted(range(count), key=lambda s: (goal.D[s] == 0, -doubt[s]))
     partners = [s for s in order if s != t][:_PARTNERS]
     mixtures = [one[t], *(0.5 * (one[t] + one[s]) for s in partners)]

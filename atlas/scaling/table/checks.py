@@ -33,7 +33,6 @@ def suspicions(frame: pd.DataFrame, D: np.ndarray, U: np.ndarray, target: np.nda
         lambda: _odd_unique_tokens(frame, D, U, languages),
         lambda: _claimed_epochs(frame, own, U[np.arange(len(U)), target]),
         lambda: _contradictions(frame),
-        lambda: _continued(frame),
         lambda: _mixed_units(frame, own, D.sum(1), target, languages),
     )
     return [note for search in searches for note in search()]
@@ -123,23 +122,6 @@ def _contradictions(frame: pd.DataFrame) -> list[str]:
         return []
     run = part["run"][repeated].iloc[0]
     return [f"{int(repeated.sum())} rows repeat another one but for the loss, such as of run {run}: both were kept"]
-
-
-def is_continued(frame: pd.DataFrame) -> np.ndarray:
-    """[n] whether a row is of a run that continues another one: its column `initialize` names the parent."""
-    if "initialize" not in frame:
-        return np.zeros(len(frame), bool)
-    return (frame["initialize"].fillna("").astype(str).str.strip() != "").to_numpy()
-
-
-def _continued(frame: pd.DataFrame) -> list[str]:
-    count = int(is_continued(frame).sum())
-    if count in (0, len(frame)):
-        return []
-    return [
-        f"{count} of {len(frame)} rows are of runs that continue another one (column 'initialize'): "
-        "laws are of runs from scratch; fit those alone"
-    ]
 
 
 def _mixed_units(

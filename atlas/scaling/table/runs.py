@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ _TOKEN_NAMES = ("tokens", "num_tokens", "tokens_seen")
 _MEASURED = "tokens."
 _UNIQUE = "unique_tokens."
 _ONLY_LANGUAGE = "all"  # the name of the language of a table that names none
+COOLDOWN = "cooldown"  # of the column `phase`: the row ends a branch whose learning rate fell to zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Runs:
       num_targets: how many languages are evaluated.
       run_ids: the runs' names.
       frame: the rows kept, in the same order, with every column of the table.
-      warnings: what was dropped or assumed while reading, with counts.
+      notes: what was dropped or assumed while reading, with counts.
     """
 
     N: np.ndarray
@@ -45,7 +47,7 @@ class Runs:
     num_targets: int
     run_ids: tuple[str, ...]
     frame: pd.DataFrame
-    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -64,6 +66,76 @@ class Runs:
     def shares(self) -> np.ndarray:
         """[n, Ls] proportion of each source language in the tokens seen."""
         return self.D / self.total_tokens[:, None]
+
+    @property
+    def phase(self) -> np.ndarray:
+        """[n] str, the learning-rate phase of each row; "" where the table names none."""
+        if "phase" not in self.frame:
+            return np.full(len(self), "")
+        return self.frame["phase"].fillna("").to_numpy(str)
+
+    @property
+    def continued(self) -> np.ndarray:
+        """[n] whether a row is of a run that continues another one: its column `initialize` names the parent."""
+        if "initialize" not in self.frame:
+            return np.zeros(len(self), bool)
+        return self.frame["initialize"].fillna("").astype(str).str.strip().to_numpy() != ""
+
+    @property
+    def epochs(self) -> np.ndarray:
+        """[n] how often a row's run has seen the language that it repeats most, 0 where nothing is known to repeat."""
+        return (self.D / self.U).max(1)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The notes, and what makes these rows unfit to be fitted together."""
+        found = list(self.notes)
+        if len(phases := sorted(set(self.phase) - {""})) > 1:
+            found.append(f"the table mixes learning-rate phases ({', '.join(phases)}): fit one of them at a time")
+        if 0 < (count := int(self.continued.sum())) < len(self):
+            found.append(
+                f"{count} of {len(self)} rows are of runs that continue another one (column 'initialize'): "
+                "laws are of runs from scratch; fit those alone"
+            )
+        return tuple(found)
+
+    def comparable(self) -> "Runs":
+        """The rows that laws are fitted to: runs from scratch, at the ends of cooldowns where the table tells them.
+
+        A continued run starts ahead of the law, and the trunk of a run lies above what its tokens can reach. A table
+        of one kind alone is kept whole.
+        """
+        runs = self if self.continued.all() else self.where(~self.continued)
+        cooled = runs.phase == COOLDOWN
+        return runs.where(cooled) if cooled.any() else runs
+
+    def single_epoch(self) -> "Runs":
+        """The rows of runs from scratch that repeat no language: there repetition does not blur transfer or capacity.
+
+        Raises:
+          UserError: there is none.
+        """
+        rows = (self.epochs <= 1) & ~self.continued
+        if not rows.any():
+            raise UserError(
+                "every run repeats a language or continues another run: transfer and capacity need one epoch"
+            )
+        return self.where(rows)
+
+    def unique_tokens(self) -> dict[str, float]:
+        """Unique tokens by language: the most that any run which trains it had, infinite where none is stated.
+
+        Runs that were capped on purpose, to measure repetition, say less than there is; a run that does not train a
+        language says nothing of it.
+        """
+        known = np.where((self.D > 0) & np.isfinite(self.U), self.U, 0.0).max(0)
+        return {name: float(U) if U > 0 else np.inf for name, U in zip(self.languages, known, strict=True)}
+
+    def aligned(self, languages: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """D and U [n, L] with columns in the order of `languages`: 0 and infinite for one that the table lacks."""
+        place = pd.Index(self.languages).get_indexer(languages)
+        D, U = np.where(place < 0, 0.0, self.D[:, place]), np.where(place < 0, np.inf, self.U[:, place])
+        return D, U
 
     def own(self, values: np.ndarray) -> np.ndarray:
         """[n] the column of `values` [n, Ls] that belongs to each row's evaluated language."""
@@ -121,7 +193,7 @@ def load_runs(source: str | os.PathLike | pd.DataFrame) -> Runs:
     >>> runs.D.shape, runs.languages
     ((2, 1), ('all',))
     """
-    frame = _read(source)
+    frame = read_table(source, "runs table")
     if frame.empty:
         raise UserError(f"the runs table {_label(source)} has no rows")
     frame = _canonical_names(frame)
@@ -145,7 +217,7 @@ def load_runs(source: str | os.PathLike | pd.DataFrame) -> Runs:
         num_targets=len(targets),
         run_ids=tuple(run_ids),
         frame=frame,
-        warnings=tuple(notes),
+        notes=tuple(notes),
     )
 
 
@@ -157,19 +229,29 @@ def _names(frame: pd.DataFrame) -> str:
     return ", ".join(map(str, frame.columns[:20]))
 
 
-def _read(source: str | os.PathLike | pd.DataFrame) -> pd.DataFrame:
+def read_table(source: str | os.PathLike | pd.DataFrame, kind: str = "table", **options: object) -> pd.DataFrame:
+    """A table of a CSV or Parquet file, or a copy of a DataFrame; rows numbered from 0.
+
+    Args:
+      source: where it is from.
+      kind: what it is, for messages.
+      options: for `pandas.read_csv`.
+
+    Raises:
+      UserError: there is no such file, or it cannot be read.
+    """
     if isinstance(source, pd.DataFrame):
         return source.reset_index(drop=True)
     path = Path(source)
     if not path.is_file():
-        raise UserError(f"no runs table at {str(path)!r}; give a CSV or Parquet file")
+        raise UserError(f"no {kind} at {str(path)!r}; give a CSV or Parquet file")
     try:
-        return pd.read_parquet(path) if path.suffix in (".parquet", ".pq") else pd.read_csv(path)
+        return pd.read_parquet(path) if path.suffix in (".parquet", ".pq") else pd.read_csv(path, **options)
     except ImportError:
         raise UserError(f"reading {str(path)!r} needs pyarrow; install it or save the table as CSV") from None
     except (ValueError, UnicodeDecodeError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot read the runs table {str(path)!r}: {reason}") from None
+        raise UserError(f"cannot read the {kind} {str(path)!r}: {reason}") from None
 
 
 def _canonical_names(frame: pd.DataFrame) -> pd.DataFrame:
@@ -226,11 +308,6 @@ def _clean(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     if measured:
         _refuse(frame, "tokens.<language>", frame[measured].sum(axis=1) <= 0, "must not all be 0")
     frame = _drop(frame, frame.duplicated(), "the row repeats another one exactly", notes)
-    if "phase" in frame and frame["phase"].nunique() > 1:
-        notes.append(
-            "the table mixes learning-rate phases "
-            f"({', '.join(sorted(frame['phase'].dropna().astype(str).unique()))}): fit one of them at a time"
-        )
     return frame.reset_index(drop=True)
 
 

@@ -18,7 +18,7 @@ from atlas.scaling import noise
 from atlas.scaling.estimates import Estimate, document, finite, r2
 from atlas.scaling.single.library.capacity import capacity
 from atlas.scaling.solver import levenberg_marquardt
-from atlas.scaling.table.runs import Runs
+from atlas.scaling.table.runs import COOLDOWN, Runs
 
 SHARED = ("alpha", "beta", "phi", "psi")
 _LEVELS = ("E", "A", "B")
@@ -146,8 +146,8 @@ def _applicable(runs: Runs) -> tuple[Runs, tuple[str, ...]]:
         "on a language that the run was not trained on": own > 0,
         f"beyond {_MAX_EPOCHS:g} epochs of the target": own <= _MAX_EPOCHS * runs.own(runs.U),
     }
-    if "phase" in runs.frame and (runs.frame["phase"] == "cooldown").any():
-        keep["of the trunk, not cooled down"] = (runs.frame["phase"] == "cooldown").to_numpy()
+    if (cooled := runs.phase == COOLDOWN).any():
+        keep["of the trunk, not cooled down"] = cooled
     kept, notes = np.ones(len(runs), bool), []
     for reason, mask in keep.items():
         if dropped := int((kept & ~mask).sum()):

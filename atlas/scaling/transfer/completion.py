@@ -5,15 +5,17 @@ that only learns target effects scores well and says nothing about which source 
 stated twice: of the scores, and of the scores less what the target's other pairs already say.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 import pandas as pd
 
 from atlas.errors import UserError
-from atlas.scaling.estimates import transfer_pairs
+from atlas.scaling.law import JointLaw
 
 _FOLDS = 5
 _REPEATS = 5
@@ -65,45 +67,41 @@ class Completion:
         return pairs.sort_values(["target", "score"], ascending=[True, False], ignore_index=True)
 
 
-def fitted_scores(parameters: Mapping[str, Mapping]) -> pd.DataFrame:
-    """τ [target, source] of a joint fit's parameters, as its fit.json holds them; NaN where the runs do not tell.
+def fitted_scores(law: JointLaw, parameters: Mapping[str, Mapping]) -> pd.DataFrame:
+    """τ [target, source] of a joint law; NaN where the runs do not tell it.
 
-    >>> fitted_scores({"tau[en<-fr]": {"value": 0.3, "identified": True}}).loc["en", "fr"]
-    np.float64(0.3)
+    Args:
+      law: the law.
+      parameters: by the names of `JointLaw.named`, as fit.json holds them: "identified" says what the runs tell.
     """
-    pairs = transfer_pairs(parameters)
-    if not pairs:
-        raise UserError("these parameters are no joint fit: they have no tau[<target><-<source>]")
-    targets, sources = (list(dict.fromkeys(pair[i] for pair in pairs)) for i in range(2))
-    found = pd.DataFrame(np.nan, targets, sources)
-    for (target, source), estimate in pairs.items():
-        if estimate["identified"]:
-            found.loc[target, source] = estimate["value"]
-    return found
+    cells = jax.tree.map(lambda values: np.full(np.shape(values), -1), law)
+    cells = dataclasses.replace(cells, tau=np.arange(np.size(law.tau)).reshape(np.shape(law.tau)))
+    tau = np.array(law.tau, float)
+    for name, cell in cells.named().items():
+        if cell >= 0 and not parameters[name]["identified"]:
+            tau.flat[cell] = np.nan
+    return pd.DataFrame(tau, law.targets, law.sources)
 
 
 def complete(
     scores: pd.DataFrame,
     scripts: Mapping[str, str] | None = None,
     families: Mapping[str, str] | None = None,
-    gains: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> Completion:
     """Fills the gaps of a transfer matrix by ridge regression.
 
-    Features: an effect of the target and of the source, same script, same family, and the adaptation gains of both
-    languages (the first value of `transfer.scores.adaptation_score` of a language continued on itself). How
-    far effects are drawn to 0 is chosen by generalised cross-validation; skill is measured by cross-validation over
-    unordered pairs, since one bilingual run gives both directions.
+    Features: an effect of the target and of the source, same script and same family. How far effects are drawn to 0 is
+    chosen by generalised cross-validation; skill is measured by cross-validation over unordered pairs, since one
+    bilingual run gives both directions.
 
     Args:
       scores: [target, source], NaN where not measured; the diagonal is ignored.
       scripts, families: of the languages; one without an entry shares neither with any other.
-      gains: adaptation gain of every language.
       seed: of the folds.
 
     Raises:
-      UserError: fewer than six measured pairs, or a language without a gain.
+      UserError: fewer than six measured pairs.
 
     >>> from atlas.scaling import published
     >>> found = complete(published.measured_scores(), published.scripts(), published.families())
@@ -114,7 +112,7 @@ def complete(
     other = targets != sources
     target, source, value = targets[other], sources[other], scores.to_numpy(float)[other]
     known = np.isfinite(value)
-    rows = _Rows(*_design(target, source, scripts or {}, families or {}, gains), value, target, source)
+    rows = _Rows(*_design(target, source, scripts or {}, families or {}), value, target, source)
     count = len(np.unique(rows.where(known).pair))
     if count < _LEAST_PAIRS:
         raise UserError(f"{count} measured pairs cannot tell how to complete the others; {_LEAST_PAIRS} or more can")
@@ -150,17 +148,11 @@ def _design(
     source: np.ndarray,
     scripts: Mapping[str, str],
     families: Mapping[str, str],
-    gains: Mapping[str, float] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     columns = [np.ones(len(target))]
     columns += [target == name for name in np.unique(target)] + [source == name for name in np.unique(source)]
     kinds = [-1] + [0] * len(np.unique(target)) + [1] * len(np.unique(source))
     features = [_shared(target, source, labels) for labels in (scripts, families) if labels]
-    if gains is not None:
-        if missing := sorted((set(target) | set(source)) - set(gains)):
-            raise UserError(f"no adaptation gain for {', '.join(missing)}; give one for every language or none")
-        of_target, of_source = (np.array([gains[name] for name in names]) for names in (target, source))
-        features += [of_target, of_source]
     centred = [feature - feature.mean() for feature in features]
     columns += [feature / (feature.std() or 1.0) for feature in centred]
     return np.stack(columns, 1).astype(float), np.array(kinds + [2] * len(features))

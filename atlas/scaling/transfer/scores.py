@@ -1,23 +1,23 @@
-"""Cross-lingual transfer scores from loss curves, and what the published matrix says (ATLAS section 4).
+"""Cross-lingual transfer scores from loss curves (ATLAS section 4), and the transfer weights that they imply.
 
 A bilingual transfer score is measured at an anchor d, and it drifts with d; it depends on both runs having
 the same learning-rate phase; and one run a pair cannot show the variation between seeds. So every function
 here takes or returns anchors, compares curves of one phase only, and says what its interval covers.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from atlas.errors import UserError
+from atlas.scaling.estimates import Z90
+from atlas.scaling.table import published
 from atlas.scaling.table.curves import LossCurve, loss_curve
+from atlas.scaling.table.runs import Runs
 
 # A run counts as 50/50 when the target's share is this close to one half: window counts are whole numbers.
 _HALF_TOLERANCE = 0.02
-_PREFIX = "tokens."
 SCORE_COLUMNS = ("anchor_tokens", "score", "low", "high", "censored")
 
 
@@ -46,7 +46,6 @@ def bilingual_transfer_score(
     bilingual: LossCurve,
     anchors: Sequence[float],
     noise: float | None = None,
-    confidence: float = 0.9,
 ) -> pd.DataFrame:
     """Score 2 − σ/d of a source language at every anchor d (arXiv 2510.22037, section 4).
 
@@ -58,28 +57,26 @@ def bilingual_transfer_score(
       anchors: tokens d of the monolingual run, [n].
       noise: standard deviation of one run's log loss, for both curves; by default each curve's scatter around
         its own trend, which does not see an offset that all checkpoints of a run share.
-      confidence: of the interval, which is the delta method's: the noise of both losses, moved through the
-        slope of the bilingual curve at σ.
 
     Returns:
-      A frame [n] of anchor_tokens, score, low, high, censored. Nothing is extrapolated: where the bilingual
+      A frame [n] of anchor_tokens, score, low, high (90 % interval by the delta method: the noise of both losses,
+      moved through the slope of the bilingual curve at σ), censored. Nothing is extrapolated: where the bilingual
       run never comes down to the loss, score is NaN, censored "at most" and high the bound; where it is below
       the loss from its first point, censored is "at least" and low the bound. An anchor outside the
       monolingual run gives NaN and censored "no anchor"; an unknown noise gives NaN limits.
     """
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    rows = [(float(d), *_score(mono, bilingual, float(d), noise, z)) for d in anchors]
+    rows = [(float(d), *_score(mono, bilingual, float(d), noise)) for d in anchors]
     return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
 
 
-def _score(mono: LossCurve, bilingual: LossCurve, d: float, noise: float | None, z: float):
+def _score(mono: LossCurve, bilingual: LossCurve, d: float, noise: float | None):
     nan = float("nan")
     loss = mono.at(d)
     if np.isnan(loss):
         return nan, nan, nan, "no anchor"
     sigma = bilingual.reach(loss)
     inside = float(np.clip(sigma, bilingual.tokens[0], bilingual.tokens[-1]))
-    spread = z * _log_tokens_sd(mono, bilingual, inside, noise)
+    spread = Z90 * _log_tokens_sd(mono, bilingual, inside, noise)
     if sigma in (0.0, np.inf):
         spread = np.nan_to_num(spread, nan=0.0, posinf=np.inf)
     low, high = 2 - inside / d * np.exp(spread), min(2.0, 2 - inside / d * np.exp(-spread))
@@ -97,9 +94,7 @@ def _log_tokens_sd(mono: LossCurve, bilingual: LossCurve, sigma: float, noise: f
     return float(loss_sd / -slope) if slope < 0 else float("inf")
 
 
-def bilingual_transfer_scores(
-    frame: pd.DataFrame, anchors: Sequence[float] | None = None, confidence: float = 0.9
-) -> pd.DataFrame:
+def bilingual_transfer_scores(runs: Runs, anchors: Sequence[float] | None = None) -> pd.DataFrame:
     """Scores of every (target, source) pair that a runs table holds monolingual and 50/50 bilingual runs for.
 
     Curves are gathered over all runs of one mixture, N and `model`: several seeds or cooldown branches make
@@ -108,23 +103,21 @@ def bilingual_transfer_scores(
     replaces a smaller scatter within the curves as the noise of the interval.
 
     Args:
-      frame: a runs table with columns `tokens.<language>` (tokens seen), language, num_params, loss; optional
-        run, phase, model.
+      runs: rows of any phase; see `Runs.single_epoch` for those from which transfer alone speaks.
       anchors: monolingual tokens d; by default five a pair, over the range where it can be measured.
-      confidence: of low and high.
 
     Returns:
       Columns target, source, num_params, anchor_tokens, score, low, high, censored, phase (and model where
       the table has it); scores as in `bilingual_transfer_score`. Empty when no pair is complete.
     """
-    keys = [key for key in ("model", "num_params") if key in frame]
-    curves = _curves(frame, keys)
+    keys = [key for key in ("model", "num_params") if key in runs.frame]
+    curves = _curves(runs, keys)
     parts = []
     for (target, source, *where), bilingual in curves.items():
         mono = curves.get((target, "", *where))
         if not source or mono is None:
             continue
-        pair = _compare(mono, bilingual, anchors, confidence)
+        pair = _compare(mono, bilingual, anchors)
         if pair is not None:
             parts.append(pair.assign(target=target, source=source, **dict(zip(keys, where, strict=True))))
     columns = ["target", "source", *keys, *SCORE_COLUMNS, "phase"]
@@ -133,49 +126,56 @@ def bilingual_transfer_scores(
     return pd.concat(parts)[columns].sort_values(["target", "source", *keys, "anchor_tokens"], ignore_index=True)
 
 
-def _curves(frame: pd.DataFrame, keys: list[str]) -> dict[tuple, pd.DataFrame]:
+def starting_tau(runs: Runs) -> pd.DataFrame | None:
+    """Transfer weights [target, source] that bilingual transfer scores imply, for `fit_joint` to start from.
+
+    Scores of the table's own curves, without its repeated and continued runs, where it holds a monolingual and a
+    50/50 run of a pair, and the published ones elsewhere; τ = BTS/(2 − BTS), which is exact for the law in one epoch
+    at equal N.
+
+    Returns:
+      NaN where nothing is known; None where nothing at all is.
+    """
+    languages = list(runs.languages)
+    try:
+        measured = score_matrix(bilingual_transfer_scores(runs.single_epoch()))
+    except UserError:
+        measured = pd.DataFrame()
+    known = published.transfer_scores().reindex(index=languages, columns=languages)
+    scores = measured.reindex(index=languages, columns=languages).fillna(known)
+    return tau_from_score(scores) if scores.notna().to_numpy().any() else None
+
+
+def _curves(runs: Runs, keys: list[str]) -> dict[tuple, pd.DataFrame]:
     """Rows by (target, source or "" for monolingual, *keys), reduced to run, phase, tokens, loss."""
-    missing = {"language", "num_params", "loss"} - set(frame)
-    columns = [name for name in frame if name.startswith(_PREFIX)]
-    if missing or not columns:
-        absent = sorted(missing) or [_PREFIX + "<language>"]
-        raise UserError(f"transfer scores need the column(s) {', '.join(absent)}; the table has {', '.join(frame)}")
-    tokens_RL = frame[columns].fillna(0).to_numpy(np.float64)
-    total_R = tokens_RL.sum(axis=1)
-    names = np.array([name.removeprefix(_PREFIX) for name in columns])
+    names = np.asarray(runs.languages)
     rows = pd.DataFrame(
         {
-            "target": frame.language.to_numpy(),
-            "source": _sources(tokens_RL, names, frame.language.to_numpy()),
-            **{key: frame[key].to_numpy() for key in keys},
-            "run": frame["run"].to_numpy() if "run" in frame else np.arange(len(frame)),
-            "phase": frame["phase"].to_numpy() if "phase" in frame else "",
-            "tokens": total_R,
-            "loss": frame.loss.to_numpy(np.float64),
+            "target": names[runs.target],
+            "source": _sources(runs),
+            **{key: runs.frame[key].to_numpy() for key in keys},
+            "run": runs.run,
+            "phase": runs.phase,
+            "tokens": runs.total_tokens,
+            "loss": runs.loss,
         }
     )
-    usable = rows.source.notna() & (rows.tokens > 0) & (rows.loss > 0) & np.isfinite(rows.loss)
-    return dict(list(rows[usable].groupby(["target", "source", *keys], sort=True)))
+    return dict(list(rows[rows.source.notna()].groupby(["target", "source", *keys], sort=True)))
 
 
-def _sources(tokens_RL: np.ndarray, names: np.ndarray, target_R: np.ndarray) -> list[str | None]:
-    """The other language of a 50/50 run, "" for a monolingual run on the target, None for any other row."""
-    found: list[str | None] = []
-    for tokens_L, target in zip(tokens_RL, target_R, strict=True):
-        seen = tokens_L > 0
-        half = abs(tokens_L[names == target].sum() / max(tokens_L.sum(), 1.0) - 0.5) <= _HALF_TOLERANCE
-        if seen.sum() == 1 and names[seen][0] == target:
-            found.append("")
-        elif seen.sum() == 2 and half and target in names[seen]:
-            found.append(str(names[seen & (names != target)][0]))
-        else:
-            found.append(None)
+def _sources(runs: Runs) -> np.ndarray:
+    """[n] the other language of a 50/50 run, "" for a monolingual run on the target, None for any other row."""
+    seen, own = runs.D > 0, runs.own(runs.shares)
+    count = seen.sum(1)
+    half = (count == 2) & (np.abs(own - 0.5) <= _HALF_TOLERANCE)
+    seen[np.arange(len(runs)), runs.target] = False
+    found = np.full(len(runs), None, object)
+    found[(count == 1) & (own > 0)] = ""
+    found[half] = np.asarray(runs.languages, object)[seen[half].argmax(1)]
     return found
 
 
-def _compare(
-    mono: pd.DataFrame, bilingual: pd.DataFrame, anchors: Sequence[float] | None, confidence: float
-) -> pd.DataFrame | None:
+def _compare(mono: pd.DataFrame, bilingual: pd.DataFrame, anchors: Sequence[float] | None) -> pd.DataFrame | None:
     """Scores of one pair in the best phase that both sides share; None when none has two points on both."""
     phase = best_phase(mono, bilingual)
     if phase is None:
@@ -185,7 +185,7 @@ def _compare(
     own = np.sqrt(np.mean([curve.noise**2 for curve in curves]))
     noise = float(np.fmax(own, replicate_deviation(pd.concat(sides))))
     at = _shared_range(*curves) if anchors is None else anchors
-    scores = bilingual_transfer_score(*curves, at, noise=noise, confidence=confidence)
+    scores = bilingual_transfer_score(*curves, at, noise=noise)
     return scores.assign(phase=phase)
 
 
@@ -236,82 +236,3 @@ def latest_scores(scores: pd.DataFrame) -> pd.DataFrame:
 def score_matrix(scores: pd.DataFrame) -> pd.DataFrame:
     """`latest_scores` as a matrix [target, source], NaN where no score was measured."""
     return latest_scores(scores).pivot(index="target", columns="source", values="score")
-
-
-def adaptation_score(tokens: np.ndarray, loss: np.ndarray, base_loss: np.ndarray | float) -> tuple[float, float]:
-    """Finetuning adaptation score and end difference of a model continued on a source language.
-
-    Args:
-      tokens: tokens of finetuning, increasing, [n].
-      loss: target-language loss after them, [n].
-      base_loss: target-language loss of the multilingual model, a number or [n].
-
-    Returns:
-      (FAS, δ): the mean over tokens of base_loss − loss by the trapezoid rule from the first to the last
-      point, and loss − base_loss at the last (below 0 helps). Source: arXiv 2510.22037, App. B.5.2.
-
-    >>> adaptation_score([0.0, 1.0, 2.0], [3.0, 2.5, 2.0], 3.0)
-    (0.5, -1.0)
-    """
-    tokens, gain = (
-        np.asarray(tokens, np.float64),
-        np.asarray(base_loss, np.float64) - np.asarray(loss, np.float64),
-    )
-    if len(tokens) < 2 or np.any(np.diff(tokens) <= 0):
-        raise UserError("an adaptation score needs two or more points with increasing tokens")
-    area = np.sum(np.diff(tokens) * (gain[1:] + gain[:-1]) / 2)
-    return float(area / (tokens[-1] - tokens[0])), float(-gain[-1])
-
-
-def target_centred(scores: pd.DataFrame) -> pd.DataFrame:
-    """Scores [target, source] less each target's mean over sources: what is left to say about the pair."""
-    return scores.sub(scores.mean(axis=1), axis=0)
-
-
-@dataclass(frozen=True)
-class MatrixStatistics:
-    """What a transfer matrix says in sum; means are over ordered pairs of different languages."""
-
-    same_script_mean: float
-    same_script_pairs: int
-    different_script_mean: float
-    different_script_pairs: int
-    reciprocity: float  # Pearson correlation of s→t with t→s
-    explained_by_target: float  # shares of the variance over pairs
-    explained_by_source: float
-    explained_by_both: float
-
-
-def matrix_statistics(scores: pd.DataFrame, scripts: Mapping[str, str]) -> MatrixStatistics:
-    """Statistics of a transfer matrix [target, source] with the same languages on both sides.
-
-    Shares of variance are those of least-squares target effects, source effects, and both.
-
-    >>> from atlas.scaling import published
-    >>> round(matrix_statistics(published.transfer_scores(), published.scripts()).explained_by_target, 3)
-    0.831
-    """
-    scores = scores.loc[scores.index, list(scores.index)]
-    target, source = np.nonzero(~np.eye(len(scores), dtype=bool) & scores.notna().to_numpy())
-    value_TS = scores.to_numpy()
-    value = value_TS[target, source]
-    script = np.array([scripts[language] for language in scores.index])
-    same = script[target] == script[source]
-    back = value_TS[source, target]
-    both_ways = np.isfinite(back)
-    eye = np.eye(len(scores))
-    return MatrixStatistics(
-        same_script_mean=float(value[same].mean()),
-        same_script_pairs=int(same.sum()),
-        different_script_mean=float(value[~same].mean()),
-        different_script_pairs=int((~same).sum()),
-        reciprocity=float(np.corrcoef(value[both_ways], back[both_ways])[0, 1]),
-        explained_by_target=_explained(value, eye[target]),
-        explained_by_source=_explained(value, eye[source]),
-        explained_by_both=_explained(value, np.hstack([eye[target], eye[source]])),
-    )
-
-
-def _explained(value: np.ndarray, effects: np.ndarray) -> float:
-    fitted = effects @ np.linalg.lstsq(effects, value, rcond=None)[0]
-    return float(1 - np.sum((value - fitted) ** 2) / np.sum((value - value.mean()) ** 2))

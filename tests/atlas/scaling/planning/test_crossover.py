@@ -4,7 +4,12 @@ import pytest
 
 from atlas.errors import UserError
 from atlas.scaling import load_runs
-from atlas.scaling.planning.crossover import crossover_law, measured_crossovers
+from atlas.scaling.planning.crossover import (
+    CROSSOVER_FORMULAS,
+    crossover_law,
+    measured_crossovers,
+    published_crossovers,
+)
 
 CROSSING = 3e10
 
@@ -108,3 +113,25 @@ def test_tables_without_both_curves_are_refused():
         measured(table().drop(columns="initialize"))
     with pytest.raises(UserError, match="no language and size has both"):
         measured(table(initialize=""))
+
+
+def test_crossover_formulas():
+    table = published_crossovers(2_034_422_912)
+    assert list(table.consistent) == [True, True, False]
+    np.testing.assert_allclose(table.flops, [2.22e21, 2.54e21, 2.35e22], rtol=5e-3)
+    np.testing.assert_allclose(table.tokens / 1e9, [182, 209, 1925], rtol=5e-3)
+    for formula in CROSSOVER_FORMULAS:
+        inside = 1.758e21 <= formula.flops(2_034_422_912) <= 3.454e21
+        assert inside == formula.consistent
+    for N, first, second in ((1e9, 124, 131), (4.34e9, 274, 341), (8.45e9, 393, 526)):
+        np.testing.assert_allclose(published_crossovers(N).tokens[:2] / 1e9, [first, second], rtol=6e-3)
+
+
+def test_crossover_of_a_language():
+    np.testing.assert_allclose(published_crossovers(2_034_422_912, "es").tokens[:2], 239e9)
+    assert published_crossovers(2_034_422_912, "es").tokens[2] > 1e12
+    assert published_crossovers(1e9, "es").tokens[0] < published_crossovers(1e9, "zh").tokens[0]
+    with pytest.raises(UserError, match="published crossover 'fr'"):
+        published_crossovers(2e9, "fr")
+    with pytest.raises(UserError, match="positive"):
+        published_crossovers(-1.0)

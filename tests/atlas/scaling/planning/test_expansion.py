@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from atlas.errors import UserError
-from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expand, iso_loss, keep_params, keep_tokens
+from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expand, expansion_table, iso_loss, keep_params, keep_tokens
 from atlas.scaling.single.library.capacity import capacity
 from atlas.scaling.transfer.capacity import CapacityExponents
 
@@ -67,3 +67,11 @@ def test_bad_expansions():
             call()
     with pytest.raises(UserError, match="alpha and beta"):
         expand(2.0, CapacityExponents(-0.1, 0.2, 0.1, 0.0))
+
+
+def test_expansion_table_holds_the_published_figures():
+    table = expansion_table([2, 4, 8, 16])
+    np.testing.assert_array_equal(table.params.round(2), [1.18, 1.40, 1.66, 1.96])
+    np.testing.assert_array_equal(table.tokens.round(2), [1.66, 2.74, 4.54, 7.52])
+    assert np.isnan(table.params_same_tokens[3])
+    np.testing.assert_allclose(table.compute, table.params * table.tokens)

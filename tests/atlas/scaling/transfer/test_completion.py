@@ -82,8 +82,6 @@ def test_too_little_to_learn_from_is_said():
     few.iloc[0] = few.iloc[:, 0] = np.nan
     with pytest.raises(UserError, match="3 measured pairs"):
         complete(few)
-    with pytest.raises(UserError, match="no adaptation gain for l11"):
-        complete(matrix(), gains=dict.fromkeys(NAMES[:-1], 0.1))
 
 
 def test_scores_of_a_fit_leave_out_what_the_runs_do_not_tell():

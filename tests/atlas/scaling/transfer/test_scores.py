@@ -3,17 +3,14 @@ import pandas as pd
 import pytest
 
 from atlas.errors import UserError
-from atlas.scaling.table import published
 from atlas.scaling.table.curves import loss_curve
+from atlas.scaling.table.runs import load_runs
 from atlas.scaling.transfer.scores import (
-    adaptation_score,
     bilingual_transfer_score,
     bilingual_transfer_scores,
     latest_scores,
-    matrix_statistics,
     score_from_tau,
     score_matrix,
-    target_centred,
     tau_from_score,
 )
 
@@ -103,6 +100,10 @@ def test_interval_covers_under_the_stated_noise():
     assert 0.88 <= np.mean(hits) <= 1.0
 
 
+def scores_of(frame: pd.DataFrame, **options) -> pd.DataFrame:
+    return bilingual_transfer_scores(load_runs(frame), **options)
+
+
 def test_scores_from_a_runs_table():
     tau = {
         ("a", "b"): 0.5,
@@ -112,14 +113,14 @@ def test_scores_from_a_runs_table():
         ("b", "c"): 0.0,
         ("c", "b"): 0.2,
     }
-    scores = bilingual_transfer_scores(table(tau))
+    scores = scores_of(table(tau))
     assert len(scores) == 6 * 5
     matrix = score_matrix(scores)
     for (target, source), value in tau.items():
         assert matrix.loc[target, source] == pytest.approx(score_from_tau(value), abs=0.02)
     # By default only anchors that can be measured; equal budgets reach to half the monolingual tokens or so.
     assert (scores.censored == "").all() and scores.anchor_tokens.max() < 1e10
-    bounded = bilingual_transfer_scores(table(tau), anchors=[3e9, 1e10])
+    bounded = scores_of(table(tau), anchors=[3e9, 1e10])
     assert (bounded.query("anchor_tokens == 1e10").censored == "at most").all()
     assert (latest_scores(bounded).anchor_tokens == 3e9).all()
 
@@ -128,30 +129,30 @@ def test_pairs_that_never_meet_are_bounded():
     tau = {("a", "b"): 0.4, ("b", "a"): 0.4}
     frame = table(tau)
     worse = frame.assign(loss=np.where((frame[["tokens.a", "tokens.b"]] > 0).all(axis=1), 2, 1) * frame.loss)
-    scores = bilingual_transfer_scores(worse)
+    scores = scores_of(worse)
     assert list(scores.censored) == ["at most"] * 2 and scores.score.isna().all()
     assert list(latest_scores(scores).censored) == ["at most"] * 2
     better = frame.assign(loss=np.where((frame[["tokens.a", "tokens.b"]] > 0).all(axis=1), 0.2, 1) * frame.loss)
-    assert list(bilingual_transfer_scores(better).censored) == ["at least"] * 2
+    assert list(scores_of(better).censored) == ["at least"] * 2
 
 
 def test_phases_are_never_mixed():
     tau = {("a", "b"): 0.4, ("b", "a"): 0.4}
     both = table(tau, phase=("trunk", "cooldown"))
-    scores = bilingual_transfer_scores(both)
+    scores = scores_of(both)
     assert set(scores.phase) == {"cooldown"}
     assert score_matrix(scores).loc["a", "b"] == pytest.approx(score_from_tau(0.4), abs=0.02)
     few = both[(both.phase == "trunk") | both.groupby("run").cumcount().isin([0, 2, 4])]
-    assert set(bilingual_transfer_scores(few).phase) == {"trunk"}
+    assert set(scores_of(few).phase) == {"trunk"}
     # A bilingual side without cooled-down points falls back to trunk with trunk.
     mono_only = both[(both.phase == "trunk") | (both["tokens.b"] == 0) | (both["tokens.a"] == 0)]
-    assert set(bilingual_transfer_scores(mono_only).phase) == {"trunk"}
+    assert set(scores_of(mono_only).phase) == {"trunk"}
 
 
 def test_replicates_widen_the_interval():
     tau = {("a", "b"): 0.4, ("b", "a"): 0.4}
     quiet, loud = (
-        bilingual_transfer_scores(table(tau, seeds=(0, 1, 2), offset=offset, noise=1e-4)).query("censored == ''")
+        scores_of(table(tau, seeds=(0, 1, 2), offset=offset, noise=1e-4)).query("censored == ''")
         for offset in (0.0, 0.01)
     )
     assert (loud.high - loud.low).median() > 5 * (quiet.high - quiet.low).median()
@@ -161,13 +162,11 @@ def test_odd_tables():
     tau = {("a", "b"): 0.4, ("b", "a"): 0.4}
     frame = table(tau)
     only_mono = frame[(frame["tokens.a"] == 0) | (frame["tokens.b"] == 0)]
-    assert bilingual_transfer_scores(only_mono).empty
+    assert scores_of(only_mono).empty
     frame.loc[::7, "loss"] = np.nan
-    assert bilingual_transfer_scores(frame).score.notna().any()
-    with pytest.raises(UserError, match="num_params"):
-        bilingual_transfer_scores(frame.drop(columns="num_params"))
+    assert scores_of(frame).score.notna().any()
     unequal = frame.assign(**{"tokens.b": frame["tokens.b"] * 3})
-    assert bilingual_transfer_scores(unequal).empty
+    assert scores_of(unequal).empty
 
 
 def test_curve_is_monotone_and_inverts():
@@ -180,28 +179,3 @@ def test_curve_is_monotone_and_inverts():
         assert curve.at(curve.reach(loss)) == pytest.approx(loss, rel=1e-9)
     with pytest.raises(UserError, match="positive finite"):
         loss_curve([1.0, 2.0], [1.0, np.nan])
-
-
-def test_adaptation_score_integrates_over_tokens():
-    tokens = np.array([0.0, 1.0, 4.0])
-    score, end = adaptation_score(tokens, [2.0, 1.0, 1.0], 2.0)
-    assert score == pytest.approx((0.5 + 3.0) / 4)
-    assert end == pytest.approx(-1.0)
-    with pytest.raises(UserError):
-        adaptation_score([1.0], [1.0], 1.0)
-
-
-def test_published_matrix_statistics():
-    got = matrix_statistics(published.transfer_scores(), published.scripts())
-    assert (got.same_script_pairs, got.different_script_pairs) == (406, 1000)
-    assert got.same_script_mean == pytest.approx(-0.225, abs=5e-4)
-    assert got.different_script_mean == pytest.approx(-0.392, abs=5e-4)
-    assert got.reciprocity == pytest.approx(-0.119, abs=5e-4)
-    shares = (got.explained_by_target, got.explained_by_source, got.explained_by_both)
-    np.testing.assert_allclose(shares, (0.831, 0.042, 0.868), atol=6e-4)
-
-
-def test_target_centred_scores_have_no_target_effect():
-    centred = target_centred(published.transfer_scores())
-    np.testing.assert_allclose(centred.mean(axis=1), 0, atol=1e-12)
-    assert matrix_statistics(centred, published.scripts()).explained_by_target < 1e-9

@@ -1,0 +1,215 @@
+"""What to train next, asked in plain numbers: every answer is a table and the facts that belong beside it.
+
+Answers come from a study's workdir (its fit.json, capacity.json and runs.csv), from the fit.json of any law, or from
+ATLAS's published figures.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from atlas.errors import UserError, unknown
+from atlas.files import read_json
+from atlas.scaling.estimates import Z90
+from atlas.scaling.joint.draws import joint_draws, refitted
+from atlas.scaling.joint.fit import fit_joint
+from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
+from atlas.scaling.planning.allocation import allocation_band, compute_optimal
+from atlas.scaling.planning.crossover import crossover_law, measured_crossovers, published_crossovers
+from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expansion_table
+from atlas.scaling.planning.mixtures import plan_mixture
+from atlas.scaling.planning.next_runs import candidate_runs, goal_of, next_runs
+from atlas.scaling.single.draws import law_draws
+from atlas.scaling.table import published
+from atlas.scaling.table.labels import labels
+from atlas.scaling.table.runs import Runs, load_runs
+from atlas.scaling.transfer.capacity import CapacityExponents
+from atlas.scaling.transfer.completion import Completion, complete, fitted_scores
+
+Answer = tuple[pd.DataFrame, dict[str, Any]]
+Numbers = Mapping[str, float]
+
+_BASELINE = "multiples of the baseline"
+_LAW_DRAWS = 1000  # of one law, whose draws are nearly free
+_JOINT_DRAWS = 48  # of the law of all languages, each of which plans a mixture anew
+
+
+class Fitted:
+    """A fit on disk: a workdir with fit.json or capacity.json and, for bands and mixtures, runs.csv; or one JSON file.
+
+    Args:
+      path: the workdir or the file.
+      name: of the file within the workdir.
+
+    Raises:
+      UserError: there is no such file, or it is no fit.
+    """
+
+    def __init__(self, path: str | pathlib.Path, name: str = "fit.json") -> None:
+        path = pathlib.Path(path)
+        self.folder, file = (path, path / name) if path.is_dir() else (path.parent, path)
+        remedy = "give a study's workdir, or fit its runs again"
+        self.document = read_json(file, "fit", remedy)
+        if not isinstance(self.document.get("parameters"), dict):
+            raise UserError(f"{str(file)!r} is no fit: it has no 'parameters'; {remedy}")
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether it is the law of all languages."""
+        return self.document.get("law") == "atlas"
+
+    def joint_law(self) -> JointLaw:
+        """The law of all languages.
+
+        Raises:
+          UserError: the fit is of another law.
+        """
+        if "joint_law" not in self.document:
+            raise UserError(
+                f"the fit in {str(self.folder)!r} is no law of all languages; fit the runs with --law=atlas"
+            )
+        return JointLaw.from_json(self.document["joint_law"])
+
+    def law(self, language: str = "") -> dict[str, float]:
+        """Parameters of the law of one language, which a joint fit needs the name of."""
+        if self.is_joint:
+            return {name: float(value) for name, value in self.joint_law().language(language).items()}
+        return {name: estimate["value"] for name, estimate in self.document["parameters"].items()}
+
+    def runs(self) -> Runs:
+        """The rows that the study's laws are fitted to."""
+        return study_runs(self.folder)
+
+    def joint_draws(self) -> tuple[JointLaw | None, str]:
+        """Laws of all languages that the runs allow, None where they cannot be had; and in words which they are."""
+        try:
+            draws = joint_draws(refitted(self.document, self.runs()), _JOINT_DRAWS)
+        except UserError as error:
+            return None, f"none: {error}"
+        return draws, f"90 %, over {_JOINT_DRAWS} laws drawn from the fit's posterior"
+
+    def draws(self, language: str) -> tuple[Mapping | None, str]:
+        """`joint_draws` for the law of one language, or draws of a fit of one law."""
+        if self.is_joint:
+            draws, bands = self.joint_draws()
+            return None if draws is None else draws.language(language), bands
+        if draws := law_draws(self.document, _LAW_DRAWS):
+            return draws, f"90 %, over {_LAW_DRAWS} laws drawn from the covariance of the fit"
+        return None, "none: the fit holds no finite covariance; fit the runs again"
+
+
+def study_runs(folder: str | pathlib.Path) -> Runs:
+    """The rows that the laws of the study in a workdir are fitted to."""
+    return load_runs(pathlib.Path(folder) / "runs.csv").comparable()
+
+
+def expand(multipliers: Sequence[float], fit: str = "") -> Answer:
+    """What r times as many languages cost; fit: of the capacity law, or nothing for the published exponents."""
+    if not fit:
+        source = "ATLAS, Fig. 5 (phi, psi as printed; alpha, beta from its multipliers)"
+        return expansion_table(multipliers, PUBLISHED_EXPONENTS), {"unit": _BASELINE, "source": source}
+    values = Fitted(fit, "capacity.json").document["parameters"]
+    try:
+        law = CapacityExponents(**{name: values[name]["value"] for name in ("alpha", "beta", "phi", "psi")})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{fit} is no fit of the capacity law: it lacks {error}; run the study again") from None
+    return expansion_table(multipliers, law), {"unit": _BASELINE, "source": fit}
+
+
+def crossover(params: float | None, language: str = "", runs: str = "") -> Answer:
+    """Pretrain or continue: by the curves of a runs table where one is given, or by the formulas that ATLAS printed.
+
+    params: N to predict the crossover at, which the formulas need.
+    """
+    if runs:
+        return _measured_crossover(runs, language, params)
+    table = published_crossovers(params, language or None)
+    use = table[table.consistent]
+    low, high = (f"{tokens / 1e9:.0f}" for tokens in (use.tokens.min(), use.tokens.max()))
+    advice = f"below {low} billion tokens continue the multilingual checkpoint, above {high} billion pretrain"
+    note = "the paper prints three formulas; the one that is not consistent contradicts its own curves"
+    return table, {"unit": "flops, tokens", "advice": advice, "note": note}
+
+
+def _measured_crossover(runs: str, language: str, params: float | None) -> Answer:
+    table = _of_language(measured_crossovers(load_runs(runs)), "language", language)
+    facts: dict = {"unit": "tokens with 90 % interval, flops", "source": runs}
+    for name, rows in table.groupby("language"):
+        if law := crossover_law(rows):
+            reach = f"exponent ± {Z90 * law.exponent_se:.2g}, {law.sizes} sizes"
+            facts[f"law[{name}]"] = f"C = {law.coefficient:.4g} · N^{law.exponent:.3f} ({reach})"
+            if params:
+                facts[f"tokens[{name}]"] = law.flops(params) / (FLOPS_PER_PARAMETER_TOKEN * params)
+    return table, facts
+
+
+def allocate(flops: float, language: str, fit: str, regime: str, unique: Numbers) -> Answer:
+    """Size and tokens of least loss of one language; regime: of the published law, where no fit is given."""
+    if fit:
+        fitted = Fitted(fit)
+        law, (draws, bands) = fitted.law(language), fitted.draws(language)
+    else:
+        law, draws = published.language_law(language, regime), None
+        fit, bands = f"ATLAS, Table C.1, {regime}", "none: the paper prints no covariance"
+    U = unique.get(language, float("inf"))
+    best = compute_optimal(law, flops, U)
+    band = {} if draws is None else allocation_band(draws, flops, best, U)
+    return pd.DataFrame([vars(best) | band]), {"flops": flops, "source": fit, "bands": bands}
+
+
+def mixture(fit: str, flops: float, weights: Numbers, unique: Numbers) -> Answer:
+    """The mixture and size of least mean loss of a study's languages, as its report plans it, with bands."""
+    fitted = Fitted(fit)
+    draws, bands = fitted.joint_draws()
+    plan = plan_mixture(fitted.joint_law(), fitted.runs(), flops, weights, unique, draws)
+    facts = {name: getattr(plan, name) for name in ("params", "tokens", "flops", "loss", "even_loss")}
+    return plan.table, facts | plan.band | {"bands": bands, "warnings": list(plan.warnings)}
+
+
+def further_runs(
+    fit: str,
+    language: str,
+    params: float,
+    tokens: float,
+    shares: Numbers,
+    unique: Numbers,
+    flops: float | None,
+    count: int,
+) -> Answer:
+    """Runs that sharpen a prediction most: of `language` at N = params and D = tokens of a mixture by `shares`."""
+    runs = study_runs(fit)
+    joint = fit_joint(runs, **labels(runs.languages))
+    goal = goal_of(joint, runs, language, params, tokens, shares, unique)
+    plan = next_runs(joint, goal, candidate_runs(joint, runs, goal), flops, count)
+    facts = {"loss": plan.loss, "deviation_before": plan.deviation, "budget": plan.flops}
+    facts |= {"candidates": plan.candidates, "source": f"{joint.n_rows} rows of {joint.n_runs} runs"}
+    return plan.table, facts | {"note": "deviations are of the law at its fitted form, and somewhat optimistic"}
+
+
+def transfer(language: str, fit: str = "") -> Answer:
+    """Which languages help a language, or every one: a fit's transfer weights or the published scores, completed."""
+    known = published.scripts(), published.families()
+    if fit:
+        fitted = Fitted(fit)
+        found = complete(fitted_scores(fitted.joint_law(), fitted.document["parameters"]), *known)
+        source = f"{fit}; pairs that the runs do not determine are predicted from the others"
+    else:
+        found = complete(published.measured_scores(), *known)
+        scores = published.transfer_scores()
+        measured = found.measured.reindex(scores.index, columns=scores.columns, fill_value=False)
+        found = Completion(scores, measured, found.error, found.skill)
+        source = "ATLAS, Fig. C.2; its random forest filled what was not measured; the skill is of our completion"
+    skill = {f"skill_{name}": value for name, value in vars(found.skill).items()}
+    table = _of_language(found.table(), "target", language)
+    return table, {"source": source, "error_of_a_prediction": found.error, **skill}
+
+
+def _of_language(table: pd.DataFrame, column: str, language: str) -> pd.DataFrame:
+    """The rows of one language, or all without one."""
+    if not language:
+        return table
+    if language not in set(table[column]):
+        raise unknown("language of this answer", language, table[column].unique())
+    return table[table[column] == language]

@@ -1,0 +1,96 @@
+"""A fit as the document that fit.json holds: parameters, held-out scores, resampled intervals, advice; and in words."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from atlas.errors import UserError
+from atlas.scaling.holdout import heldout
+from atlas.scaling.joint.fit import fit_joint
+from atlas.scaling.planning.practice import advice
+from atlas.scaling.single.bootstrap import bootstrap
+from atlas.scaling.single.fit import Fit, fit
+from atlas.scaling.table.runs import Runs
+
+
+def fit_document(
+    runs: Runs,
+    law: str,
+    options: Mapping[str, Any],
+    holdout: str | None = None,
+    resamples: int = 0,
+    advise: float | None = None,
+    seed: int = 0,
+) -> dict:
+    """Fits a law and says how far to trust it.
+
+    Args:
+      runs: rows to fit.
+      law: "atlas", of all languages, or the name of a law of one.
+      options: for `fit_joint` or `fit`.
+      holdout: split of `heldout` to score the law on.
+      resamples: of the runs, whose spread replaces the formula's errors and intervals (a law of one language).
+      advise: FLOPs to plan further runs for (a law of one language).
+      seed: of the random split and of the resamples.
+
+    Returns:
+      Plain values, ready for json.dumps: those of the fit's `to_json`, and "bootstrap" and "advice" where asked for.
+
+    Raises:
+      UserError: as those functions do, or the number of resamples is negative.
+    """
+    if resamples < 0:
+        raise UserError(f"the number of resamples must not be negative, got {resamples}; 1000 are usual")
+    found = fit_joint(runs, **options) if law == "atlas" else fit(law, runs, **options)
+    scores = None
+    if holdout:
+        scores = heldout(runs, holdout, "chinchilla_own" if law == "chinchilla" else law, seed=seed, **options)
+    document = found.to_json(scores)
+    if resamples:
+        document["bootstrap"] = _resample(found, document["parameters"], resamples, seed)
+    if advise is not None:
+        table, notes = advice(runs, advise, law, **options)
+        # pandas writes NaN, which JSON cannot hold, as null.
+        plans = json.loads(table.to_json(orient="records", double_precision=15))
+        document["advice"] = {"flops": advise, "plans": plans, "notes": notes}
+    return document
+
+
+def _resample(law: Fit, parameters: dict[str, dict], resamples: int, seed: int) -> dict:
+    """Puts errors and intervals of the resamples in place of those of the formula."""
+    found = bootstrap(law, resamples, seed=seed)
+    interval, error = found.interval(), found.se
+    for name, estimate in parameters.items():
+        estimate |= {"se": error[name], "low": interval[name][0], "high": interval[name][1]}
+    return {"resamples": resamples, "converged": found.converged}
+
+
+def describe_fit(document: Mapping) -> str:
+    """A document of `fit_document` as text for a terminal."""
+    size = f"{document['n_rows']} rows of {document['n_runs']} runs"
+    lines = [f"{document['law']} law: {size}, objective {document['objective']:.9g}"]
+    lines.append(f"{'parameter':<20}{'value':>12}{'se':>11}   90 % interval")
+    for name, e in document["parameters"].items():
+        verdict = "" if e["identified"] else "   not identified"
+        low, high = _text(e["low"]), _text(e["high"])
+        lines.append(f"{name:<20}{_text(e['value'], 12)}{_text(e['se'], 11, 3)}   {low} … {high}{verdict}")
+    if found := document.get("diagnostics"):
+        agreeing = f"{found['starts_agreeing']:.0%} of the starts reach this optimum"
+        lines.append(f"{agreeing}; error in sample {found['are']:.2%}")
+    if scores := document["holdout"]:
+        r2 = "undefined" if scores["r2"] is None else f"{scores['r2']:.3f}"
+        held = f"held out {scores['split']}: {scores['n_heldout']} rows"
+        lines.append(f"{held}, R² {r2}, relative error {scores['are']:.2%}")
+    lines += [f"warning: {warning}" for warning in document["warnings"]]
+    if found := document.get("advice"):
+        lines.append(f"with {found['flops']:.3g} more FLOPs, to predict 30 times the compute of the largest run:")
+        lines.append(pd.DataFrame(found["plans"]).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+        lines += [f"note: {note}" for note in found["notes"]]
+    return "\n".join(lines)
+
+
+def _text(value: float | None, width: int = 0, digits: int = 5) -> str:
+    """A number; JSON holds none that is infinite."""
+    return f"{'∞' if value is None else format(value, f'.{digits}g'):>{width}}"
