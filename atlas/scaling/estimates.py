@@ -1,7 +1,6 @@
 """What a fit reports: estimates with intervals and verdicts, and the document made of them."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Any
@@ -78,16 +77,6 @@ def diagnose_sizes(N: np.ndarray, D: np.ndarray) -> dict[str, str]:
     if not found and np.std(np.log(D / N)) < 0.03:
         found = dict.fromkeys(("A", "alpha", "B", "beta"), "tokens are always the same multiple of parameters; vary it")
     return found
-
-
-def transfer_pairs(parameters: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
-    """What a joint fit's parameters hold for each (target, source).
-
-    >>> transfer_pairs({"E[en]": 1.0, "tau[en<-fr]": 0.3})
-    {('en', 'fr'): 0.3}
-    """
-    found = {name: re.fullmatch(r"tau\[(.+)<-(.+)\]", name) for name in parameters}
-    return {match.groups(): parameters[name] for name, match in found.items() if match}
 
 
 def document(law: str, fit: Any, holdout: Mapping | None) -> dict:

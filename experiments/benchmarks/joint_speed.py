@@ -11,13 +11,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from atlas.scaling import JointFit, fit_joint, load_runs, simulation
+from atlas.scaling import JointFit, fit_joint, load_runs, plan_mixture, simulation
 from atlas.scaling.joint import rounds, system
 from atlas.scaling.joint.arrow import Coordinates
 from atlas.scaling.joint.fit import start_tau
 from atlas.scaling.joint.influence import refit
 from atlas.scaling.law import GUARD
-from atlas.scaling.planning.mixtures import MixtureLaw, TrustRegion, optimal_mixture
 
 # Languages -> monolingual runs of each, runs of every pair, even and Dirichlet mixtures; and the bars in seconds.
 _SIZES = {10: (5, 2, 20, 0), 40: (5, 1, 20, 280)}
@@ -68,9 +67,7 @@ def _descent(found: JointFit) -> Callable[[], Any]:
 
 
 def _planner(found: JointFit) -> Callable[[], Any]:
-    law = MixtureLaw.from_parameters(found.parameters)
-    trust = TrustRegion.of_runs(law, found.record.runs)
-    return lambda: optimal_mixture(law, _FLOPS, trust)
+    return lambda: plan_mixture(found.law, found.record.runs, _FLOPS)
 
 
 def _resampler(found: JointFit) -> Callable[[], Any]:

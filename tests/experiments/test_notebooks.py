@@ -16,4 +16,4 @@ def test_notebook_runs_from_top_to_bottom(path, monkeypatch):
     namespace: dict = {}
     for source in sources:
         exec(compile(source, path.name, "exec"), namespace)
-    assert len(namespace["plan"].table) == len(namespace["law"].sources)
+    assert len(namespace["plan"].table) == len(namespace["fit"].sources)

@@ -163,9 +163,7 @@ class JointFit:
         """
         for name in set(runs.languages) - set(self.sources):
             raise unknown("source language", name, self.sources)
-        order = [runs.languages.index(name) if name in runs.languages else None for name in self.sources]
-        D = np.stack([np.zeros(len(runs)) if i is None else runs.D[:, i] for i in order], 1)
-        U = np.stack([np.full(len(runs), np.inf) if i is None else runs.U[:, i] for i in order], 1)
+        D, U = runs.aligned(self.sources)
         return self.predict(runs.N, D, U, np.asarray(runs.languages)[runs.target])
 
     def transfer_matrix(self, field: str = "value") -> pd.DataFrame:

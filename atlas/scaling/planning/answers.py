@@ -31,6 +31,7 @@ from atlas.scaling.transfer.completion import Completion, complete, fitted_score
 Answer = tuple[pd.DataFrame, dict[str, Any]]
 Numbers = Mapping[str, float]
 
+_REMEDY = "give a study's workdir, or fit its runs again"
 _BASELINE = "multiples of the baseline"
 _LAW_DRAWS = 1000  # of one law, whose draws are nearly free
 _JOINT_DRAWS = 48  # of the law of all languages, each of which plans a mixture anew
@@ -49,11 +50,10 @@ class Fitted:
 
     def __init__(self, path: str | pathlib.Path, name: str = "fit.json") -> None:
         path = pathlib.Path(path)
-        self.folder, file = (path, path / name) if path.is_dir() else (path.parent, path)
-        remedy = "give a study's workdir, or fit its runs again"
-        self.document = read_json(file, "fit", remedy)
+        self.folder, self.file = (path, path / name) if path.is_dir() else (path.parent, path)
+        self.document = read_json(self.file, "fit", _REMEDY)
         if not isinstance(self.document.get("parameters"), dict):
-            raise UserError(f"{str(file)!r} is no fit: it has no 'parameters'; {remedy}")
+            raise UserError(f"{str(self.file)!r} is no fit: it has no 'parameters'; {_REMEDY}")
 
     @property
     def is_joint(self) -> bool:
@@ -67,10 +67,11 @@ class Fitted:
           UserError: the fit is of another law.
         """
         if "joint_law" not in self.document:
-            raise UserError(
-                f"the fit in {str(self.folder)!r} is no law of all languages; fit the runs with --law=atlas"
-            )
-        return JointLaw.from_json(self.document["joint_law"])
+            raise UserError(f"{str(self.file)!r} is no law of all languages; fit its runs again, with --law=atlas")
+        try:
+            return JointLaw.from_json(self.document["joint_law"])
+        except UserError as error:
+            raise UserError(f"{str(self.file)!r}: {error}") from None
 
     def law(self, language: str = "") -> dict[str, float]:
         """Parameters of the law of one language, which a joint fit needs the name of."""

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from atlas.errors import UserError
-from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expand, expansion_table, iso_loss, keep_params, keep_tokens
+from atlas.scaling.planning.expansion import (
+    PUBLISHED_EXPONENTS,
+    expand,
+    expansion_table,
+    iso_loss,
+    keep_params,
+    keep_tokens,
+)
 from atlas.scaling.single.library.capacity import capacity
 from atlas.scaling.transfer.capacity import CapacityExponents
 

@@ -14,7 +14,7 @@ import pytest
 
 from atlas.scaling import heldout, load_runs, simulation
 from atlas.scaling import law as laws
-from atlas.scaling.planning.allocation import CROSSOVER_FORMULAS
+from atlas.scaling.planning.crossover import CROSSOVER_FORMULAS
 from atlas.scaling.planning.expansion import CapacityExponents, iso_loss
 from atlas.scaling.table import published
 from configs import atlas_paper

@@ -3,22 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from atlas.errors import UserError
-from atlas.scaling import fit, fit_joint, load_runs, simulation
-from atlas.scaling.joint.draws import joint_draws, law_draws, refitted
+from atlas.scaling import fit, load_runs, simulation
 from atlas.scaling.planning.allocation import allocation_band, compute_optimal
-from atlas.scaling.planning.mixtures import MixtureLaw, TrustRegion, optimal_mixture
+from atlas.scaling.single.draws import law_draws
 
-L = 6
-NAMES = ("E", "A", "alpha", "B", "beta", "lambda")
 TRUTH = simulation.CHINCHILLA
-
-
-@pytest.fixture(scope="module")
-def study():
-    law = simulation.truth(L, 1)
-    runs = load_runs(simulation.table(law, simulation.mixtures(L, 5, 1, 8, 0, np.random.default_rng(1)), 1))
-    return law, runs, fit_joint(runs)
 
 
 def certain(error=0.0) -> dict:
@@ -109,68 +98,3 @@ def test_band_under_repetition_is_the_minimum_of_every_draw():
         assert best.params[i] == pytest.approx(one.params, rel=1e-6)
         assert best.loss[i] == pytest.approx(one.loss, rel=1e-12)
     assert (best.epochs > 1).all()
-
-
-@pytest.mark.thorough
-def test_joint_draws_have_the_posteriors_mean_and_spread(study):
-    _, _, found = study
-    draws = joint_draws(found, 4000)
-    scale = np.sqrt(np.diagonal(found.covariance, axis1=1, axis2=2))
-    assert draws.tau.shape == (4000, L, L) and set(draws.levels) == {"E", "A", "alpha", "B", "beta", "lambda"}
-    off = ~np.eye(L, dtype=bool)
-    np.testing.assert_allclose(draws.tau.std(0)[off], scale[:, 6 : 6 + L][off], rtol=0.08)
-    np.testing.assert_allclose(draws.tau.mean(0)[off], found.theta[:, 6:][off], atol=0.08 * scale[:, 6 : 6 + L].max())
-    np.testing.assert_allclose(np.log(draws.levels["beta"]).std(0), scale[:, 4], rtol=0.08)
-    assert draws.phi.std() == pytest.approx(scale[0, 6 + L], rel=0.08)
-    np.testing.assert_array_equal(draws.language("l2")["E"], draws.levels["E"][:, 2])
-    # B at one token and beta move together, as their estimates do.
-    assert np.corrcoef(np.log(draws.levels["B"][:, 0]), draws.levels["beta"][:, 0])[0, 1] > 0.9
-
-
-@pytest.mark.thorough
-def test_drawn_laws_agree_with_the_runs(study):
-    _, runs, found = study
-    draws, rows = joint_draws(found, 30), runs.where(runs.run % 3 == 0)
-    fitted = MixtureLaw.from_parameters(found.parameters).loss(rows.N, rows.D, rows.U.min(0))
-    at = np.arange(len(rows)), rows.target
-    off = []
-    for i in range(30):
-        levels = {name: values[i] for name, values in draws.levels.items()}
-        law = MixtureLaw(draws.targets, draws.sources, levels, draws.tau[i], draws.phi[i])
-        off.append((law.loss(rows.N, rows.D, rows.U.min(0)) / fitted - 1)[at])
-    _, deviation = found.predict_runs(rows)
-    assert abs(np.mean(off)) < 0.3 * np.std(off)
-    assert np.std(off) == pytest.approx(np.mean(deviation / fitted[at]), rel=0.5)
-
-
-@pytest.mark.thorough
-def test_regret_of_a_mixture_covers_what_the_truth_shows(study):
-    law, runs, found = study
-    trust = TrustRegion.of_runs(MixtureLaw.from_parameters(found.parameters), runs)
-    fitted = MixtureLaw.from_parameters(found.parameters)
-    plan = optimal_mixture(fitted, 1e22, trust, draws=joint_draws(found, 24))
-    levels = dict(zip(fitted.levels, (law.E, law.A, law.alpha, law.B, law.beta, law.lam), strict=True))
-    truth = MixtureLaw(law.languages, law.languages, levels, law.tau, 0.0)
-    best = optimal_mixture(truth, 1e22, TrustRegion(trust.params, np.full(L, 1e-3), trust.share_floor))
-    D = plan.tokens * plan.table.share.to_numpy()
-    real = truth.loss(plan.params, D, np.full(L, np.inf)).mean()
-    assert plan.band["loss_low"] < plan.loss < plan.band["loss_high"]
-    assert 0 <= plan.band["regret_median"] <= plan.band["regret_high"] < 0.1
-    assert abs(real - plan.loss) < 3 * (plan.band["loss_high"] - plan.band["loss_low"])
-    assert real - best.loss < 3 * plan.band["regret_high"] + 0.01
-    assert (plan.table.share_low <= plan.table.share_high).all()
-    assert plan.band["params_low"] <= plan.band["params_high"] <= trust.params[1] * 1.001
-
-
-@pytest.mark.thorough
-def test_a_study_is_refitted_only_if_it_is_the_same(study):
-    _, runs, found = study
-    document = found.to_json()
-    assert refitted(document, runs).objective == pytest.approx(found.objective, rel=1e-9)
-    with pytest.raises(UserError, match="300 rows"):
-        refitted(document | {"n_rows": 300}, runs)
-    with pytest.raises(UserError, match="of the chinchilla law"):
-        refitted(document | {"law": "chinchilla"}, runs)
-    moved = {"E[l0]": document["parameters"]["E[l0]"] | {"value": 9.0}}
-    with pytest.raises(UserError, match="other parameters than"):
-        refitted(document | {"parameters": document["parameters"] | moved}, runs)

@@ -1,0 +1,148 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from atlas.errors import UserError
+from atlas.scaling import JointLaw, answers, fit_joint, load_runs, plan_mixture, simulation
+
+TRUTH = simulation.truth(2, 0)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> str:
+    """The workdir of a small study: its table, with a trunk that no law is fitted to, and its fit."""
+    folder = tmp_path_factory.mktemp("study")
+    plan = simulation.mixtures(2, 4, 4, 2, 0, np.random.default_rng(0))
+    frame = simulation.table(TRUTH, plan, 0, checkpoints=4).assign(phase="cooldown")
+    frame = pd.concat([frame, frame.assign(phase="trunk", loss=1.1 * frame["loss"])])
+    frame.to_csv(folder / "runs.csv", index=False)
+    fit = fit_joint(answers.study_runs(folder))
+    (folder / "fit.json").write_text(json.dumps(fit.to_json(), allow_nan=False))
+    return str(folder)
+
+
+def rewrite(study: str, folder, **changes: object) -> str:
+    """A copy of the study with another fit.json."""
+    document = answers.Fitted(study).document | changes
+    (folder / "fit.json").write_text(json.dumps(document))
+    (folder / "runs.csv").write_text(load_runs(study + "/runs.csv").frame.to_csv(index=False))
+    return str(folder)
+
+
+def test_a_study_is_of_the_ends_of_its_cooldowns(study):
+    assert set(answers.study_runs(study).phase) == {"cooldown"}
+
+
+def test_mixture_is_the_plan_of_fit_and_runs_with_bands(study):
+    table, facts = answers.mixture(study, 1e21, {"l0": 1.0, "l1": 2.0}, {})
+    fitted = answers.Fitted(study)
+    plan = plan_mixture(fitted.joint_law(), fitted.runs(), 1e21, {"l0": 1.0, "l1": 2.0})
+    pd.testing.assert_frame_equal(table[plan.table.columns], plan.table)
+    assert (facts["params"], facts["tokens"], facts["loss"]) == (plan.params, plan.tokens, plan.loss)
+    assert facts["bands"].startswith("90 %") and facts["loss_low"] < facts["loss"] < facts["loss_high"]
+    assert (table.share_low <= table.share + 1e-6).all() and list(table.language) == ["l0", "l1"]
+
+
+def test_bands_are_missing_where_the_fit_is_of_other_rows(study, tmp_path):
+    table, facts = answers.mixture(rewrite(study, tmp_path, n_rows=3), 1e21, {}, {})
+    assert facts["bands"].startswith("none: fit.json is of the atlas law and 3 rows") and "loss_low" not in facts
+    assert table.share.sum() == pytest.approx(1)
+
+
+def test_allocate_by_the_law_of_one_of_the_languages(study):
+    table, facts = answers.allocate(1e21, "l1", study, "", {"l1": 1e9})
+    row = table.iloc[0]
+    assert 6 * row.params * row.tokens == pytest.approx(1e21) and row.epochs > 1
+    assert row.params_low < row.params < row.params_high and facts["source"] == study
+    with pytest.raises(UserError, match="unknown target language ''"):
+        answers.allocate(1e21, "", study, "", {})
+
+
+def test_allocate_has_bands_where_the_fit_has_a_covariance(tmp_path):
+    values = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
+    matrix = np.zeros((5, 5))
+    matrix[1, 1] = 0.05**2
+    covariance = {"coordinates": [f"log {name}" for name in values], "matrix": matrix.tolist()}
+    covariance |= {"centre": {"N": 1e9, "D": 1e11}, "freedom": 1e6}
+    parameters = {name: {"value": value} for name, value in values.items()}
+    document = {"law": "chinchilla", "parameters": parameters, "covariance": covariance}
+    (tmp_path / "fit.json").write_text(json.dumps(document))
+    table, facts = answers.allocate(1e21, "", str(tmp_path), "", {})
+    row = table.iloc[0]
+    # log N* = log A / (alpha + beta) + …, and A alone is uncertain.
+    assert row.params_high / row.params_low == pytest.approx(np.exp(2 * 1.645 * 0.05 / 0.72), rel=0.05)
+    assert row.tokens_low < row.tokens < row.tokens_high and row.loss_low < row.loss < row.loss_high
+    assert 0 < row.regret_high < 1e-3 and "over 1000 laws" in facts["bands"]
+    with pytest.raises(UserError, match="is no law of all languages"):
+        answers.mixture(str(tmp_path), 1e21, {}, {})
+
+
+def test_further_runs_of_a_study(study):
+    table, facts = answers.further_runs(study, "l0", 1e10, 4e11, {}, {}, 1e22, 2)
+    assert 1 <= len(table) <= 2 and table.flops.sum() <= facts["budget"] == 1e22
+    assert table.deviation.iloc[-1] < facts["deviation_before"]
+
+
+def test_crossover_from_runs(tmp_path):
+    tokens = np.geomspace(1e9, 1e12, 20)
+    columns = {"num_params": 2e9, "language": "es", "tokens.es": tokens}
+    parts = [
+        pd.DataFrame(columns | {"run": name, "initialize": parent, "loss": 0.8 + 0.5 * (tokens / 4e10) ** slope})
+        for name, parent, slope in (("scratch", "", -0.3), ("continued", "unimax", -0.1))
+    ]
+    pd.concat(parts).to_csv(tmp_path / "runs.csv", index=False)
+    table, _ = answers.crossover(None, "es", str(tmp_path / "runs.csv"))
+    row = table.iloc[0]
+    assert row.tokens == pytest.approx(4e10, rel=0.02) and row.low <= row.tokens <= row.high
+    with pytest.raises(UserError, match="unknown language of this answer 'fr'"):
+        answers.crossover(None, "fr", str(tmp_path / "runs.csv"))
+
+
+def test_transfer_of_a_published_language_and_of_a_fit(tmp_path):
+    table, facts = answers.transfer("es")
+    best = table.iloc[0]
+    assert (best.source, best.score, best.measured) == ("pt", 0.5, True)
+    assert len(table) == 37 and table.measured.sum() == 8
+    assert 0.4 < facts["skill_centred_r2"] < facts["skill_r2"]
+    names = tuple("abcd")
+    tau = np.where(np.eye(4), 1.0, np.random.default_rng(0).normal(0.3, 0.1, (4, 4)))
+    law = JointLaw(names, names, *[np.ones(4)] * 5, np.ones((4, 1)), tau, np.float64(0.0))
+    parameters = {
+        name: {"value": float(value), "identified": name != "tau[a<-b]"} for name, value in law.named().items()
+    }
+    (tmp_path / "fit.json").write_text(json.dumps({"parameters": parameters, "joint_law": law.to_json()}))
+    table, _ = answers.transfer("a", str(tmp_path))
+    told = table.set_index("source")
+    assert not told.measured["b"] and told.measured[["c", "d"]].all() and told.score["c"] == pytest.approx(tau[0, 2])
+
+
+def test_expansion_by_a_fit(tmp_path):
+    values = {"alpha": 0.4, "beta": 0.3, "phi": 0.2, "psi": 0.0}
+    path = tmp_path / "capacity.json"
+    path.write_text(json.dumps({"parameters": {name: {"value": value} for name, value in values.items()}}))
+    table, facts = answers.expand([4.0], str(path))
+    assert table.params[0] == pytest.approx(4**0.5) and facts["source"] == str(path)
+    assert answers.expand([4.0], str(tmp_path))[0].equals(table)
+    path.write_text(json.dumps({"parameters": {"alpha": {"value": 0.4}}}))
+    with pytest.raises(UserError, match="no fit of the capacity law: it lacks 'beta'"):
+        answers.expand([4.0], str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no fit at"),
+        ("{", "is no fit: Expecting"),
+        ("[1, 2]", "no JSON object"),
+        ('{"parameters": 3}', "no 'parameters'"),
+        ('{"parameters": {}, "joint_law": {"targets": ["a"]}}', "no law of all languages: 'E'"),
+    ],
+)
+def test_files_that_a_person_edited_are_one_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "fit.json").write_text(content)
+    with pytest.raises(UserError, match=r"^[^\n]+$") as error:
+        answers.mixture(str(tmp_path), 1e21, {}, {})
+    assert message in str(error.value) and "again" in str(error.value) and "fit.json" in str(error.value)
