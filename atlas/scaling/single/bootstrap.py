@@ -1,20 +1,22 @@
 """Bootstrap of a fit: the runs drawn again and again, the law fitted to each draw from the optimum of all."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 
 import jax
 import numpy as np
 
-from atlas.errors import UserError, unknown
+from atlas.errors import UserError
 from atlas.scaling.padding import padded
-from atlas.scaling.single import estimator as robust
+from atlas.scaling.single import estimator
 from atlas.scaling.single.estimator import Problem
 from atlas.scaling.single.fit import Fit
 from atlas.scaling.single.specification import Law
 
 _LANES = 64  # resamples descended at once
-_ROUND = 6  # steps after which those that arrived make room for others
+_STEPS = 6  # of a round, after which those that arrived make room for others; most need no second
+_ROUNDS = 20  # at most: 120 steps, as a single fit may take 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,40 +47,49 @@ class Bootstrap:
 
     def predict(self, fit: Fit, *columns, **named) -> np.ndarray:
         """Losses [B, …] of every resampled law at columns of the law."""
-        batch = fit.batch(*columns, **named)
-        with jax.enable_x64(True):
-            return np.asarray(_losses(fit.model, self.coordinates, fit.problem.centre, batch))
+        return losses_of(fit, self.coordinates, fit.batch(*columns, **named))
 
 
-def bootstrap(fit: Fit, count: int = 1000, *, seed: int = 0, by: str = "run") -> Bootstrap:
-    """Fits the law again to `count` resamples of the runs, or of the rows.
+def bootstrap(fit: Fit, count: int = 1000, *, seed: int = 0) -> Bootstrap:
+    """Fits the law again to `count` resamples of the runs.
 
-    Rows of a run are alike, so resampling rows of a table with checkpoints understates the uncertainty; in a
-    table with one row a run both are the same. Draws follow numpy's legacy generator, as the published
-    bootstrap of the 240 Chinchilla points does (arXiv 2404.10102, seed 42).
+    Rows of a run are alike, so resampling rows would understate the uncertainty of a table with checkpoints. Draws
+    follow numpy's legacy generator, as the published bootstrap of the 240 Chinchilla points does (arXiv 2404.10102,
+    seed 42).
 
     Args:
       fit: of all runs.
       count: number of resamples B, 2 or more.
       seed: of the draws.
-      by: "run" or "row".
+
+    Raises:
+      UserError: fewer than 2 resamples.
     """
     if count < 2:
         raise UserError(f"a bootstrap needs 2 resamples or more, got {count}; 1000 are usual")
-    if by not in ("run", "row"):
-        raise unknown("unit to resample", by, ("run", "row"))
-    units = fit.problem.run[: fit.n_rows] if by == "run" else np.arange(fit.n_rows)
-    present = int(units.max()) + 1
-    random = np.random.RandomState(seed)
-    draws = np.stack([np.bincount(random.choice(present, present), minlength=present) for _ in range(count)])
-    weights = padded((draws[:, units].T).astype(float), len(fit.problem.weight), 0.0).T
+    runs, random = fit.n_runs, np.random.RandomState(seed)
+    draws = np.stack([np.bincount(random.choice(runs, runs), minlength=runs) for _ in range(count)])
+    weights = padded((draws[:, fit.problem.run[: fit.n_rows]].T).astype(float), len(fit.problem.weight), 0.0).T
     ends, arrived = refit(fit, np.broadcast_to(fit.x, (count, len(fit.x))), weights)
+    fitted, positive = fitted_values(fit, ends), [parameter.positive for parameter in fit.model.parameters]
+    return Bootstrap(fit.model.names, np.exp(fitted, where=positive, out=fitted), ends, float(np.mean(arrived)))
+
+
+def fitted_values(fit: Fit, x: np.ndarray) -> np.ndarray:
+    """[B, p] fitted values (logarithms of positive parameters) at coordinates x [B, p]."""
     with jax.enable_x64(True):
-        natural = np.asarray(_natural(fit.model, ends, fit.problem.centre))
-    return Bootstrap(fit.model.names, natural, ends, float(np.mean(arrived)))
+        return np.array(_fitted(fit.model, x, fit.problem.centre))
 
 
-def refit(fit: Fit, x: np.ndarray, weight: np.ndarray, response: np.ndarray | None = None):
+def losses_of(fit: Fit, x: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Losses [B, …] of the laws at coordinates x [B, p], for a batch as `Fit.batch` gives it."""
+    with jax.enable_x64(True):
+        return np.asarray(_losses(fit.model, x, fit.problem.centre, batch))
+
+
+def refit(
+    fit: Fit, x: np.ndarray, weight: np.ndarray, response: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Descends from x [B, p] under other weights, or other responses, of the rows [B, n].
 
     Lanes that arrive make room for others, so that no resample waits for the slowest.
@@ -88,7 +99,7 @@ def refit(fit: Fit, x: np.ndarray, weight: np.ndarray, response: np.ndarray | No
     """
     x, done = np.array(x), np.zeros(len(x), bool)
     response = np.broadcast_to(fit.problem.response, weight.shape) if response is None else response
-    for _ in range(20):
+    for _ in range(_ROUNDS):
         waiting = np.flatnonzero(~done)
         for first in range(0, len(waiting), _LANES):
             some = waiting[first : first + _LANES]
@@ -107,18 +118,15 @@ def refit(fit: Fit, x: np.ndarray, weight: np.ndarray, response: np.ndarray | No
 def _round(law: Law, raw: bool, x, problem: Problem, weight, response, scale):
     def lane(x, weight, response):
         own = problem._replace(weight=weight, response=response)
-        end = robust.descend(law, raw, x, own, scale, steps=_ROUND)
-        return end.x, end.decrement <= robust.OPTIMAL * end.value
+        end = estimator.descend(law, raw, x, own, scale, steps=_STEPS)
+        return end.x, end.decrement <= estimator.OPTIMAL * end.value
 
     return jax.vmap(lane)(x, weight, response)
 
 
 @partial(jax.jit, static_argnames="law")
-def _natural(law: Law, x: jax.Array, centre: dict) -> jax.Array:
-    def one(x: jax.Array) -> jax.Array:
-        return jax.numpy.stack(list(law.natural(law.fitted(x, centre)).values()))
-
-    return jax.vmap(one)(x)
+def _fitted(law: Law, x: jax.Array, centre: dict) -> jax.Array:
+    return jax.vmap(lambda x: law.fitted(x, centre))(x)
 
 
 @partial(jax.jit, static_argnames="law")

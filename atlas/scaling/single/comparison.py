@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 
 from atlas.errors import UserError
-from atlas.scaling.holdout import heldout_predictions
+from atlas.scaling.estimates import r2
 from atlas.scaling.single.fit import Fit, fit
 from atlas.scaling.table.runs import Runs
+from atlas.scaling.table.splits import split_runs
 
 
 def compare(
@@ -25,7 +26,7 @@ def compare(
     Args:
       laws: names of laws of one language, two or more.
       runs: rows of one target language.
-      split, seed: see `atlas.scaling.holdout.heldout`.
+      split, seed: see `split_runs`.
       options: for `fit`.
 
     Returns:
@@ -38,20 +39,17 @@ def compare(
     """
     if len(laws) < 2:
         raise UserError("a comparison needs two laws or more")
-    rows, errors, run = [], [], np.zeros(0)
+    train, test = split_runs(runs, split, seed=seed)
+    rows, errors = [], []
     for law in laws:
-        frame = heldout_predictions(runs, split, law, seed=seed, **options)
-        whole = fit(law, runs, **options)
-        loss, predicted = frame["loss"].to_numpy(), frame["predicted"].to_numpy()
-        errors.append(np.abs(predicted / loss - 1.0))
-        run = frame["run"].to_numpy()
-        total = np.sum((loss - loss.mean()) ** 2)
+        predicted, whole = predict_others(law, train, test, **options), fit(law, runs, **options)
+        errors.append(np.abs(predicted / test.loss - 1.0))
         aicc, bic = criteria(whole)
         rows.append(
             {
                 "law": law,
                 "are": float(errors[-1].mean()),
-                "r2": float(1.0 - np.sum((loss - predicted) ** 2) / total) if total > 0 else float("nan"),
+                "r2": r2(test.loss, predicted),
                 "aicc": aicc,
                 "bic": bic,
                 "parameters": len(whole.x),
@@ -62,12 +60,25 @@ def compare(
     table = pd.DataFrame(rows)
     best = errors[int(np.argmin(table["are"]))]
     table.insert(3, "excess", [float(np.mean(error - best)) for error in errors])
-    table.insert(4, "excess_se", [_standard_error(error - best, run) for error in errors])
+    table.insert(4, "excess_se", [_standard_error(error - best, test.run) for error in errors])
     for name in ("aicc", "bic"):
         table[name] -= table[name].min()
     tied = table["excess"] <= table["excess_se"]
     order = np.lexsort((np.where(tied, table["bic"], table["are"]), ~tied))
     return table.iloc[order].reset_index(drop=True)
+
+
+def predict_others(law: str, train: Runs, test: Runs, **options: Any) -> np.ndarray:
+    """[n] losses of the rows of `test` by a law of one language, fitted to that language's rows of `train`.
+
+    NaN for languages that `train` lacks. Options are those of `fit`.
+    """
+    predicted = np.full(len(test), np.nan)
+    for language in np.intersect1d(train.target, test.target):
+        rows = test.target == language
+        fitted = fit(law, train.where(train.target == language), **options)
+        predicted[rows] = fitted.predict_runs(test.where(rows))[0]
+    return predicted
 
 
 def _standard_error(difference: np.ndarray, run: np.ndarray) -> float:

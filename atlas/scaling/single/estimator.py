@@ -12,17 +12,24 @@ from atlas.scaling.single.specification import Law
 from atlas.scaling.solver import Optimum, levenberg_marquardt
 
 _STAGES = 5  # corners from the spread of the residuals to the one asked for
+_WIDEST = 3.0  # median residuals: a first corner that hardly clips, so that the first descent is least squares
 _ROUGH = 1e-3  # Newton decrement over objective at which a wider corner has served
-_STEPS = 100
+_STEPS = 100  # of a descent at most; 5 to 30 are usual
 OPTIMAL = 1e-10  # Newton decrement over objective below which a gradient counts as zero
+_ROUNDING = 1e-17  # of the weights' sum: what rounding does to residuals of order 1, squared or at a small corner
+_AGREEING = 1e-6  # relative gap of objectives within which two starts found one optimum
+_RIDGE = 1e-13  # of a Hessian's largest diagonal: keeps what no row determines from a division by zero
+_RANK = 1e-12  # of the largest eigenvalue: below it a direction is open
 _OPEN = 100.0  # standard deviation of a coordinate that nothing determines
+_TINY = 1e-300  # keeps divisions defined; never decides
 _RUNS_PER_PARAMETER = 12  # from which the runs themselves tell their covariance
-# Windows within which residuals show their density at a sharp corner. A wide one, in σ by the median, is smooth, as a
-# curvature has to be, but counts a normal density 28 % too low. Standard errors take a near one, 6 % too low; it widens
-# with the tails, as the errors of 240 real points do under resampling, but for no residual beyond _FAR σ.
+# Windows, in σ, within which residuals show their density at a sharp corner. A wide one is smooth, as the weight of a
+# prior has to be, but counts a normal density 28 % too low. Standard errors take a near one, 6 % too low; it widens
+# with the tails, as the errors of 240 real points do under resampling, but for no residual beyond _FAR.
 _WIDE, _NEAR, _FAR = 1.5, 0.7, 5.0
 _LEVERAGE = 0.9  # of a run, at most: what a run that alone determines something counts for
 _OUTLYING = 3.0  # σ at which residuals are clipped before their correlation is judged
+_SOFT = 1.5  # corner in σ from which clipped residuals correlate as the residuals themselves
 _RHO_GRID = np.linspace(0.0, 0.98, 50)  # correlations within runs to try: steps below what any table tells apart
 
 
@@ -98,8 +105,8 @@ def penalised(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Ar
 
 def prior_scale(law: Law, raw: bool, x: jax.Array, problem: Problem) -> jax.Array:
     """Weighs a prior against the Huber sum as it would weigh against the likelihood it stands for."""
-    slope, square = _influence(residuals(law, raw, x, problem), problem)
-    return square * jnp.sum(problem.weight) / jnp.maximum(jnp.sum(slope), 1e-300)
+    slope, square = _score_moments(residuals(law, raw, x, problem), problem)
+    return square * jnp.sum(problem.weight) / jnp.maximum(jnp.sum(slope), _TINY)
 
 
 def descend(
@@ -124,14 +131,14 @@ def descend(
         hessian, (found, gradient) = jax.jacfwd(slope, has_aux=True)(x)
         return found, gradient, hessian
 
-    rounding = 1e-17 * jnp.sum(problem.weight) * jnp.minimum(problem.corner, 1e-2)
+    rounding = _ROUNDING * jnp.sum(problem.weight) * jnp.minimum(problem.corner, 1e-2)
     return levenberg_marquardt(evaluate, _newton, x, steps, jnp.maximum(tolerance, rounding))
 
 
 def _newton(hessian: jax.Array, gradient: jax.Array, damping: jax.Array) -> jax.Array:
     """A damped step; NaN, and so refused, where the damped Hessian is not positive."""
     diagonal = jnp.abs(jnp.diagonal(hessian))
-    ridge = damping * diagonal + 1e-13 * jnp.max(diagonal)
+    ridge = damping * diagonal + _RIDGE * jnp.max(diagonal)
     return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(hessian + jnp.diag(ridge)), True), gradient)
 
 
@@ -142,7 +149,7 @@ def _approach(law: Law, raw: bool, x: jax.Array, problem: Problem) -> tuple[Opti
     """
     size = jnp.abs(residuals(law, raw, x, problem))
     spread = jnp.nanmedian(jnp.where(problem.weight > 0, size, jnp.nan))
-    widest = jnp.maximum(3.0 * spread, problem.corner)
+    widest = jnp.maximum(_WIDEST * spread, problem.corner)
 
     def stage(state: tuple[Optimum, jax.Array], part: jax.Array):
         x = state[0].x
@@ -164,7 +171,7 @@ def solve(law: Law, raw: bool, problem: Problem) -> Solution:
     ends, scales = jax.vmap(lambda x: _approach(law, raw, x, problem))(starts)
     values = jnp.where(jnp.isfinite(ends.value), ends.value, jnp.inf)
     best = jnp.argmin(values)
-    agreeing = jnp.mean(values <= values[best] * (1.0 + 1e-6))
+    agreeing = jnp.mean(values <= values[best] * (1.0 + _AGREEING))
     end = jax.tree.map(lambda a: a[best], ends)
     return _solution(law, raw, end, problem, scales[best], agreeing)
 
@@ -181,7 +188,7 @@ def polish(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Array
     return _solution(law, raw, end, problem, scale, jnp.ones_like(scale))
 
 
-def _influence(residual: jax.Array, problem: Problem, near: bool = False):
+def _score_moments(residual: jax.Array, problem: Problem, near: bool = False):
     """Slope [n] of the Huber score at each row, smoothed over a window, and its mean square over rows.
 
     Where the corner lies far below the noise, the slope is in effect the density of residuals near zero. It
@@ -201,20 +208,6 @@ def _influence(residual: jax.Array, problem: Problem, near: bool = False):
     return slope, square
 
 
-def curvature(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Array) -> jax.Array:
-    """[p, p] Hessian of `penalised` with the Huber score smoothed over the residuals' spread.
-
-    A sharp corner's own Hessian rests on the few rows inside it, which change as soon as the law moves.
-    """
-    residual = residuals(law, raw, x, problem)
-    slope, _ = _influence(residual, problem)
-    score = problem.weight * jnp.clip(residual, -problem.corner, problem.corner)
-    jacobian = jax.jacfwd(lambda x: residuals(law, raw, x, problem))(x)
-    bend = jax.hessian(lambda x: jax.lax.stop_gradient(score) @ residuals(law, raw, x, problem))(x)
-    to_fitted = jax.jacfwd(lambda x: law.fitted(x, problem.centre))(x)
-    return (slope[:, None] * jacobian).T @ jacobian + bend + scale * to_fitted.T @ problem.precision @ to_fitted
-
-
 @partial(jax.jit, static_argnames=("law", "raw"))
 def spread(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Array) -> Spread:
     """Covariance of an M-estimator's coordinates, with rows of one run correlated.
@@ -226,20 +219,11 @@ def spread(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Array
     """
     residual = residuals(law, raw, x, problem)
     jacobian = jax.jacfwd(lambda x: residuals(law, raw, x, problem))(x) * problem.weight[:, None]
-    runs, count = len(problem.run), jnp.sum(problem.weight)
-    sizes = jax.ops.segment_sum(problem.weight, problem.run, runs)
-    groups = noise.Groups(problem.run, problem.weight, sizes, jnp.ones_like(sizes))
-    many = jnp.sum(sizes > 0) >= _RUNS_PER_PARAMETER * len(x)
-    slope, square = _influence(residual, problem, near=True)
-    sigma = noise.deviation(residual, problem.weight > 0)
-    # In units of σ, so that exact losses have noise too; clipped, so that a row astray cannot pass for its run.
-    unit = jnp.clip(residual / jnp.maximum(sigma, 1e-300), -_OUTLYING, _OUTLYING)
-    sums = noise.sums(unit, jacobian, groups)
-    correlation = noise.estimate(sums, groups, noise.solve_freely, _RHO_GRID, jnp.float64(1.0)).rho
+    groups = _groups(problem)
+    slope, square = _score_moments(residual, problem, near=True)
+    sigma, correlation, sums = _noise(residual, jacobian, groups)
     rows = noise.independent_rows(groups, correlation)
-
-    scores = jnp.clip(residual, -problem.corner, problem.corner)[:, None] * jacobian
-    tied = _score_correlation(correlation, problem.corner / jnp.maximum(sigma, 1e-300))
+    tied = _score_correlation(correlation, problem.corner / jnp.maximum(sigma, _TINY))
     shared = sums.group_jacobian.T @ sums.group_jacobian
     modelled = square * ((1.0 - tied) * sums.hessian + tied * shared) * rows / jnp.maximum(rows - len(x), 1.0)
 
@@ -247,22 +231,40 @@ def spread(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Array
     prior = to_fitted.T @ problem.precision @ to_fitted
     bread = (slope[:, None] * jacobian).T @ jacobian + scale * prior
     values, vectors = jnp.linalg.eigh(bread)
-    open_ = values < 1e-12 * values[-1]
+    open_ = values < _RANK * values[-1]
     inverse = (vectors * jnp.where(open_, 0.0, 1.0 / jnp.where(open_, 1.0, values))) @ vectors.T
     # A fit gives way to a run with leverage, whose scores are then too small (MacKinnon and White's HC2).
-    taken = jnp.sum(slope) / count * jnp.sum(jacobian @ inverse * jacobian, 1)
-    leverage = jnp.minimum(jax.ops.segment_sum(taken, problem.run, runs), _LEVERAGE)
-    by_run = jax.ops.segment_sum(scores, problem.run, runs) / jnp.sqrt(1.0 - leverage)[:, None]
+    taken = jnp.sum(slope) / jnp.sum(problem.weight) * jnp.sum(jacobian @ inverse * jacobian, 1)
+    leverage = jnp.minimum(noise.by_group(taken, groups), _LEVERAGE)
+    scores = jnp.clip(residual, -problem.corner, problem.corner)[:, None] * jacobian
+    by_run = noise.by_group(scores, groups) / jnp.sqrt(1.0 - leverage)[:, None]
+    many = jnp.sum(groups.size > 0) >= _RUNS_PER_PARAMETER * len(x)
     meat = jnp.where(many, by_run.T @ by_run, modelled)
     covariance = inverse @ (meat + scale**2 * prior) @ inverse + (vectors * jnp.where(open_, _OPEN**2, 0.0)) @ vectors.T
-    condition = values[-1] / jnp.maximum(values[0], 1e-300)
-    response = problem.response - residual
-    predicted = response if raw else jnp.exp(response)
-    fitted = law.fitted(x, problem.centre)
+    condition, response = values[-1] / jnp.maximum(values[0], _TINY), problem.response - residual
+    predicted, fitted = response if raw else jnp.exp(response), law.fitted(x, problem.centre)
     return Spread(covariance, sigma, correlation, rows, condition, fitted, to_fitted, predicted)
 
 
+def _groups(problem: Problem) -> noise.Groups:
+    """The rows of each run, as many groups as rows; most are empty."""
+    size = jax.ops.segment_sum(problem.weight, problem.run, len(problem.run))
+    return noise.Groups(problem.run, problem.weight, size, jnp.ones_like(size))
+
+
+def _noise(residual: jax.Array, jacobian: jax.Array, groups: noise.Groups) -> tuple[jax.Array, jax.Array, noise.Sums]:
+    """Standard deviation of a residual, its correlation within runs by REML, and the sums that told it.
+
+    Correlations of the residuals themselves would be too small: the fit takes up part of what the rows of a run share.
+    """
+    sigma = noise.deviation(residual, groups.weight > 0)
+    # In units of σ, so that exact losses have noise too; clipped, so that a row astray cannot pass for its run.
+    unit = jnp.clip(residual / jnp.maximum(sigma, _TINY), -_OUTLYING, _OUTLYING)
+    sums = noise.sums(unit, jacobian, groups)
+    return sigma, noise.estimate(sums, groups, noise.solve_freely, _RHO_GRID, jnp.float64(1.0)).rho, sums
+
+
 def _score_correlation(correlation: jax.Array, corner: jax.Array) -> jax.Array:
-    """Correlation of clipped normal residuals: their own beyond 1.5σ, that of their signs for a sharp corner."""
-    soft = jnp.minimum(corner / 1.5, 1.0)
+    """Correlation of clipped normal residuals: their own beyond _SOFT σ, that of their signs for a sharp corner."""
+    soft = jnp.minimum(corner / _SOFT, 1.0)
     return soft * correlation + (1.0 - soft) * (2.0 / jnp.pi) * jnp.arcsin(correlation)

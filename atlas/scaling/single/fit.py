@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from atlas.errors import UserError, unknown
-from atlas.scaling.estimates import Estimate, document, finite, t_quantile
+from atlas.scaling.estimates import Estimate, document, finite, r2, t_quantile
 from atlas.scaling.padding import bucket, padded
-from atlas.scaling.single import estimator as robust
+from atlas.scaling.single import estimator
 from atlas.scaling.single.estimator import Problem
 from atlas.scaling.single.library import LAWS
 from atlas.scaling.single.specification import Law
@@ -19,13 +19,12 @@ from atlas.scaling.table.runs import Runs
 OBJECTIVES = ("huber", "least_squares", "lad")
 RESIDUALS = ("log", "raw")
 _LAD_DELTA = 1e-5  # a Huber corner this small is least absolute deviations for any real noise
-_SAMPLE = 4096  # rows on which the starts of a longer table compete
+_NO_CORNER = 1e6  # one that no residual reaches: least squares
+_SAMPLE = 4096  # rows on which the starts of a longer table compete: enough to tell them apart, in a second
 
 # Half is the rate of parametric estimation, which Hoffmann et al. (App. D.2) expect of both terms; fits to
 # published families lie between 0.15 and 0.75.
 _USUAL = (float(np.log(0.5)), 0.35)
-
-Priors = Mapping[str, tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Fit:
       unit: of the losses, as the table names it; "" where it does not.
       warnings: what the runs cannot tell, and what was left out while reading.
       diagnostics: residual scale, curvature, in-sample scores.
-      model, raw, problem, x, scale, covariance_x: what was solved and where, for `sensitivity` and `resampling`.
+      model, raw, problem, x, scale, covariance_x: what was solved and where, for `influence` and `bootstrap`.
     """
 
     law: str
@@ -170,18 +169,10 @@ class Fit:
 
     def to_json(self, holdout: Mapping | None = None) -> dict:
         """The fit as plain values, ready for json.dumps, with the covariance from which plans draw laws."""
-        return document(self.law, self, holdout) | {"covariance": finite(self._covariance_document())}
-
-    def _covariance_document(self) -> dict:
-        positive = {parameter.name: parameter.positive for parameter in self.model.parameters}
-        return {
-            "coordinates": [f"log {name}" if positive[name] else name for name in self.model.names],
-            "matrix": self.covariance.tolist(),
-            "centre": {
-                c.name: float(self.problem.centre[c.name]) for c in self.model.columns if c.name in self.problem.centre
-            },
-            "freedom": self.freedom,
-        }
+        coordinates = [f"log {p.name}" if p.positive else p.name for p in self.model.parameters]
+        centre = {c.name: self.problem.centre[c.name] for c in self.model.columns if c.name in self.problem.centre}
+        covariance = {"coordinates": coordinates, "matrix": self.covariance.tolist(), "centre": centre}
+        return document(self.law, self, holdout) | {"covariance": finite(covariance | {"freedom": self.freedom})}
 
 
 def fit(
@@ -192,7 +183,7 @@ def fit(
     delta: float = 1e-3,
     tokens: str | None = None,
     residual: str = "log",
-    priors: Prior | Priors | None = None,
+    prior: Prior | None = None,
 ) -> Fit:
     """Fits one law to all rows, which must evaluate one language.
 
@@ -208,12 +199,11 @@ def fit(
       tokens: whether D is the "own" tokens of the evaluated language or the "total" of the mixture; the law's
         own choice by default.
       residual: "log" losses or "raw" ones.
-      priors: parameter -> mean and standard deviation of its fitted value (the logarithm of a positive
-        parameter), or a `Prior`; added to those of the law.
+      prior: on the fitted values (logarithms of positive parameters), added to the law's own.
 
     Raises:
-      UserError: unknown law, objective, residual, tokens or prior; several languages; rows without tokens of
-        their language; fewer rows than parameters.
+      UserError: unknown law, objective, residual or tokens; a prior of another law or unit; several languages; rows
+        without tokens of their language; fewer rows than parameters.
     """
     model = LAWS.get(law) if isinstance(law, str) else law
     if model is None:
@@ -221,13 +211,11 @@ def fit(
     tokens = tokens or model.tokens
     _check(model, runs, objective, delta, tokens, residual)
     raw = residual == "raw"
-    corner = {"huber": delta, "least_squares": 1e6, "lad": _LAD_DELTA}[objective]
-    if isinstance(priors, Prior) and {priors.unit, _unit(runs)} - {""} != {priors.unit or _unit(runs)} - {""}:
-        raise UserError(f"the prior is of losses in {priors.unit}, the runs' are in {_unit(runs)}; convert one")
+    corner = {"huber": delta, "least_squares": _NO_CORNER, "lad": _LAD_DELTA}[objective]
     columns = columns_of(model, runs, tokens)
     open_ = model.diagnose(columns)
-    prior = _prior(model, priors, any(p.role == "exponent" and p.name in open_ for p in model.parameters))
-    problem = _problem(model, columns, runs, raw, corner, prior)
+    undetermined = any(p.role == "exponent" and p.name in open_ for p in model.parameters)
+    problem = _problem(model, columns, runs, raw, corner, _prior(model, prior, undetermined, _unit(runs)))
     with jax.enable_x64(True):
         solution, spread = _solve(model, raw, problem, len(runs))
     return _report(model, raw, runs, open_, tokens, problem, solution, spread)
@@ -238,24 +226,24 @@ def columns_of(law: Law, runs: Runs, tokens: str) -> dict[str, np.ndarray]:
     return {column.name: np.asarray(column.of(runs, tokens), float) for column in law.columns}
 
 
-def _solve(law: Law, raw: bool, problem: Problem, rows: int) -> tuple[robust.Solution, robust.Spread]:
+def _solve(law: Law, raw: bool, problem: Problem, rows: int) -> tuple[estimator.Solution, estimator.Spread]:
     if rows > _SAMPLE:
         # The starts of a long table compete on some of its rows.
         some = np.random.default_rng(0).choice(rows, _SAMPLE, replace=False)
         picked = {name: values[some] for name, values in problem.batch.items()}
         sample = {name: getattr(problem, name)[some] for name in ("response", "weight")}
-        near = robust.solve(law, raw, problem._replace(batch=picked, run=np.zeros(_SAMPLE, int), **sample))
-        scale = robust.prior_scale(law, raw, near.x, problem)
-        solution = robust.polish(law, raw, near.x, problem, scale)._replace(agreeing=near.agreeing)
+        near = estimator.solve(law, raw, problem._replace(batch=picked, run=np.zeros(_SAMPLE, int), **sample))
+        scale = estimator.prior_scale(law, raw, near.x, problem)
+        solution = estimator.polish(law, raw, near.x, problem, scale)._replace(agreeing=near.agreeing)
     else:
-        solution = robust.solve(law, raw, problem)
-    spread = robust.spread(law, raw, solution.x, problem, solution.scale)
+        solution = estimator.solve(law, raw, problem)
+    spread = estimator.spread(law, raw, solution.x, problem, solution.scale)
     if np.any(problem.precision):
         # Rows of a run tell less than as many independent ones: the prior counts for more beside them.
-        scale = robust.prior_scale(law, raw, solution.x, problem) * (rows / spread.rows)
+        scale = estimator.prior_scale(law, raw, solution.x, problem) * (rows / spread.rows)
         agreeing = solution.agreeing
-        solution = robust.polish(law, raw, solution.x, problem, scale)._replace(agreeing=agreeing)
-        spread = robust.spread(law, raw, solution.x, problem, scale)
+        solution = estimator.polish(law, raw, solution.x, problem, scale)._replace(agreeing=agreeing)
+        spread = estimator.spread(law, raw, solution.x, problem, scale)
     return jax.tree.map(np.asarray, (solution, spread))
 
 
@@ -278,31 +266,25 @@ def _problem(
     )
 
 
-def _prior(law: Law, priors: Prior | Priors | None, open_: bool) -> Prior:
-    """The law's own priors and the given ones; independent ones replace the law's.
+def _prior(law: Law, given: Prior | None, undetermined: bool, unit: str) -> Prior:
+    """The law's own prior and the given one.
 
     Where the design leaves exponents open (and only there) and nothing else is known, they are drawn to
     _USUAL: otherwise noise would choose among laws that fit alike.
     """
-    given = {p.name: p.prior for p in law.parameters if p.prior}
-    if open_ and not isinstance(priors, Prior):
-        given = {p.name: _USUAL for p in law.parameters if p.role == "exponent"} | given
-    if isinstance(priors, Mapping):
-        for name in priors:
-            if name not in law.names:
-                raise unknown(f"parameter of the {law.name} law", name, law.names)
-        given |= priors
-    mean = np.array([given.get(name, (0.0, np.inf))[0] for name in law.names])
-    deviation = np.array([given.get(name, (0.0, np.inf))[1] for name in law.names])
-    if not np.all(deviation > 0):
-        raise UserError(f"the standard deviation of a prior must be positive, got {deviation.min():g}")
+    known = {p.name: p.prior for p in law.parameters if p.prior}
+    if undetermined and given is None:
+        known = {p.name: _USUAL for p in law.parameters if p.role == "exponent"} | known
+    mean, deviation = np.array([known.get(name, (0.0, np.inf)) for name in law.names]).T
     own = Prior(mean, np.diag(deviation**-2.0))
-    if not isinstance(priors, Prior):
+    if given is None:
         return own
-    if priors.mean.shape != mean.shape:
-        raise UserError(f"the prior has {len(priors.mean)} parameters, the {law.name} law {len(mean)}")
-    precision = own.precision + priors.precision
-    return Prior(np.linalg.pinv(precision) @ (own.precision @ mean + priors.precision @ priors.mean), precision)
+    if given.unit and unit and given.unit != unit:
+        raise UserError(f"the prior is of losses in {given.unit}, the runs' are in {unit}; convert one")
+    if given.mean.shape != mean.shape:
+        raise UserError(f"the prior has {len(given.mean)} parameters, the {law.name} law {len(mean)}")
+    precision = own.precision + given.precision
+    return Prior(np.linalg.pinv(precision) @ (own.precision @ mean + given.precision @ given.mean), precision)
 
 
 def _check(law: Law, runs: Runs, objective: str, delta: float, tokens: str, residual: str) -> None:
@@ -348,7 +330,6 @@ def _report(law, raw, runs, open_, tokens, problem, solution, spread) -> Fit:
         p.name: (Estimate.lognormal if p.positive else Estimate.normal)(value, deviation, p.name in told, quantile)
         for p, value, deviation in zip(law.parameters, fitted, deviations, strict=True)
     }
-    total = np.sum((runs.loss - runs.loss.mean()) ** 2)
     return Fit(
         law=law.name,
         parameters=estimates,
@@ -367,7 +348,7 @@ def _report(law, raw, runs, open_, tokens, problem, solution, spread) -> Fit:
             sigma=float(spread.sigma),
             correlation=float(spread.correlation),
             independent_rows=float(spread.rows),
-            r2=float(1.0 - np.sum((runs.loss - predicted) ** 2) / total) if total > 0 else float("nan"),
+            r2=r2(runs.loss, predicted),
             are=float(np.mean(np.abs(predicted / runs.loss - 1.0))),
         ),
         model=law,

@@ -1,7 +1,7 @@
 """The curse of multilinguality for one target language: capacity shared among K languages."""
 
-from atlas.scaling.single.library.chinchilla import ALPHA, BETA, A, B, E
-from atlas.scaling.single.specification import EXPONENTS, LANGUAGES, D, Law, N, Parameter, diagnose_power_laws
+from atlas.scaling.single.library.chinchilla import ALPHA, BETA, GRID, A, B, E
+from atlas.scaling.single.specification import LANGUAGES, D, Law, N, Parameter, diagnose_power_laws
 
 
 def capacity(N, K, D, E, A, alpha, B, beta, phi, psi):
@@ -36,7 +36,7 @@ LAWS = (
             Parameter("psi", positive=False, prior=(0.0, 0.3), width=0.15),
         ),
         (N, D, LANGUAGES),
-        grid={"alpha": EXPONENTS, "beta": EXPONENTS},
+        grid=GRID,
         linear=("E", "A", "B"),
         diagnose=_diagnose,
     ),

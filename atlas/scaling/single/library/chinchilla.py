@@ -11,21 +11,29 @@ BETA = Parameter("beta", role="exponent")
 
 _SOURCE = "Hoffmann et al., arXiv 2203.15556, Eq. 2"
 
+GRID = {"alpha": EXPONENTS, "beta": EXPONENTS}
+
+
+def loss(p, x):
+    """Chinchilla's loss of the named parameters p and columns x."""
+    return chinchilla(x["N"], x["D"], p["E"], p["A"], p["alpha"], p["B"], p["beta"])
+
+
 LAWS = (
     Law(
         "chinchilla",
         _SOURCE,
-        lambda p, x: chinchilla(x["N"], x["D"], p["E"], p["A"], p["alpha"], p["B"], p["beta"]),
+        loss,
         (E, A, ALPHA, B, BETA),
         (N, D),
-        grid={"alpha": EXPONENTS, "beta": EXPONENTS},
+        grid=GRID,
         linear=("E", "A", "B"),
         diagnose=diagnose_power_laws,
     ),
     Law(
         "chinchilla_tied",
         _SOURCE + ", with alpha = beta as in Muennighoff et al. and ATLAS",
-        lambda p, x: chinchilla(x["N"], x["D"], p["E"], p["A"], p["alpha"], p["B"], p["alpha"]),
+        lambda p, x: loss(p | {"beta": p["alpha"]}, x),
         (E, A, ALPHA, Parameter("B", "loss·D^alpha", scale=("D", "alpha", 1.0))),
         (N, D),
         grid={"alpha": EXPONENTS},

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from atlas.scaling.law import chinchilla, data_constrained
+from atlas.scaling.law import data_constrained
+from atlas.scaling.single.library import chinchilla
 from atlas.scaling.single.library.chinchilla import ALPHA, BETA, A, B, E
-from atlas.scaling.single.specification import EXPONENTS, D, Law, N, Parameter, U, diagnose_power_laws
+from atlas.scaling.single.specification import D, Law, N, Parameter, U, diagnose_power_laws
 
 _EPOCHS = 4.0  # below which repetition costs too little to be seen
 
@@ -30,9 +31,9 @@ LAWS = (
             Parameter("R_N", "multiples of N", prior=(float(np.log(5.309743)), 2.0)),
         ),
         (N, D, U),
-        grid={"alpha": EXPONENTS, "beta": EXPONENTS},
+        grid=chinchilla.GRID,
         linear=("E", "A", "B"),
-        start_loss=lambda p, x: chinchilla(x["N"], x["D"], p["E"], p["A"], p["alpha"], p["B"], p["beta"]),
+        start_loss=chinchilla.loss,
         diagnose=_diagnose,
     ),
 )

@@ -1,6 +1,6 @@
 """A language's loss by its share of the mixture (He et al.)."""
 
-from atlas.scaling.law import chinchilla
+from atlas.scaling.single.library import chinchilla
 from atlas.scaling.single.library.chinchilla import ALPHA, BETA, A, B, E
 from atlas.scaling.single.specification import EXPONENTS, SHARE, D, Law, N, Parameter, diagnose_power_laws
 
@@ -16,7 +16,7 @@ LAWS = (
     Law(
         "multilingual_share",
         "He et al., arXiv 2410.12883: (E + A/N^alpha + B/D^beta)·p^-gamma, D over all languages",
-        lambda p, x: chinchilla(x["N"], x["D"], p["E"], p["A"], p["alpha"], p["B"], p["beta"]) * x["p"] ** -p["gamma"],
+        lambda p, x: chinchilla.loss(p, x) * x["p"] ** -p["gamma"],
         (E, A, ALPHA, B, BETA, Parameter("gamma", positive=False, prior=(0.0, 1.0), width=0.3)),
         (N, D, SHARE),
         grid={"alpha": EXPONENTS[::2], "beta": EXPONENTS[::2], "gamma": (0.0, 0.1, 0.3)},

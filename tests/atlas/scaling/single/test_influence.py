@@ -6,7 +6,7 @@ import pytest
 
 from atlas.errors import UserError
 from atlas.scaling import bootstrap, fit, load_runs
-from atlas.scaling.single.influence import influence, parameter_gradients, prediction_gradients, profile_interval
+from atlas.scaling.single.influence import influence, parameter_gradients, prediction_gradients
 
 POINT = {"N": 3e10, "D": 2e12}
 
@@ -58,30 +58,11 @@ def test_leaving_out_a_run_is_refitting_without_it():
         )
 
 
-def test_one_step_influence_agrees_where_the_corner_is_not_sharp():
-    law = fit("chinchilla", study(), objective="least_squares")
-    step, exact = influence(law, exact=False, **POINT), influence(law, **POINT)
-    for name in step:
-        assert np.corrcoef(step[name], exact[name])[0, 1] > 0.99, name
-
-
-def test_profile_intervals_agree_with_normal_ones_near_the_optimum_and_open_where_nothing_is_known():
-    law = fit("chinchilla", study(sigma=0.001), objective="least_squares")
-    for name in ("alpha", "E"):
-        low, high = profile_interval(law, name)
-        estimate = law.parameters[name]
-        assert (low, high) == pytest.approx((estimate.low, estimate.high), rel=0.02)
-    with pytest.raises(UserError, match="unknown parameter"):
-        profile_interval(law, "gamma")
-
-
-def test_resampling_by_run_sees_what_rows_of_a_run_share():
-    law = fit("chinchilla", study(checkpoints=6, sigma=0.001, shared=0.005))
-    by_run, by_row = (bootstrap(law, 200, by=unit).se["alpha"] for unit in ("run", "row"))
-    assert by_run > 1.5 * by_row
+def test_resampling_runs_sees_what_their_rows_share():
+    runs = study(checkpoints=6, sigma=0.001, shared=0.005)
+    law, apart = fit("chinchilla", runs), fit("chinchilla", load_runs(runs.frame.assign(run=np.arange(len(runs)))))
+    assert bootstrap(law, 200).se["alpha"] > 1.5 * bootstrap(apart, 200).se["alpha"]
     assert law.diagnostics.correlation > 0.8 and law.parameters["alpha"].se > 0.012 * 0.35
-    with pytest.raises(UserError, match="unknown unit"):
-        bootstrap(law, 10, by="rows")
     with pytest.raises(UserError, match="2 resamples or more"):
         bootstrap(law, 1)
 
