@@ -17,7 +17,7 @@ and to the law of all languages:
 """
 
 from atlas.scaling.estimates import Z90, Estimate
-from atlas.scaling.holdout import SPLITS, heldout, heldout_predictions
+from atlas.scaling.holdout import heldout, heldout_predictions
 from atlas.scaling.joint.draws import joint_draws
 from atlas.scaling.joint.fit import JointFit, fit_joint
 from atlas.scaling.joint.prior import LAMBDA_KINDS, TAU_PRIORS
@@ -37,6 +37,7 @@ from atlas.scaling.single.library import LAWS
 from atlas.scaling.table import published
 from atlas.scaling.table.labels import labels
 from atlas.scaling.table.runs import COOLDOWN, Runs, load_runs, read_table
+from atlas.scaling.table.splits import SPLITS
 from atlas.scaling.transfer.capacity import CapacityExponents, CapacityFit, fit_capacity
 from atlas.scaling.transfer.completion import complete
 from atlas.scaling.transfer.scores import (

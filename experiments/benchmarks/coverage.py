@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas.scaling import Estimate, Fit, bootstrap, fit, fit_joint, load_runs, simulation
-from atlas.scaling.estimates import Z90
+from atlas.scaling import Z90, Estimate, Fit, bootstrap, fit, fit_joint, load_runs, simulation
 from experiments.benchmarks import recovery
 from experiments.benchmarks.studies import Outcome, outcomes
 

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas.scaling import bootstrap, fit, load_runs, simulation
-from atlas.scaling.table.runs import Runs
+from atlas.scaling import Runs, bootstrap, fit, load_runs, simulation
 
 _RUNS = 240  # as many as Hoffmann et al.'s
 _ROUNDS = 20
