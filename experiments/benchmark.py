@@ -6,13 +6,15 @@
     python -m experiments.benchmark --suite=fit [--table=FILE.csv] [--json=FILE]
     python -m experiments.benchmark --suite=recovery [--studies=20] [--workdir=DIR] [--json=FILE]
     python -m experiments.benchmark --suite=coverage [--studies=500] [--workdir=DIR] [--json=FILE]
+    python -m experiments.benchmark --suite=prior [--table=FILE.csv] [--json=FILE]
 
 Prints a table; --json=FILE writes the same for programs, with hardware, versions and the command. The times are
 medians; runs of the programs compared are interleaved. Expect minutes, most of them spent in the peer.
 
 Suites recovery and coverage fit simulated studies, whose law is known: whether parameters are found as well as the
 data allow, and whether 90 % intervals hold the truth nine times in ten. With --workdir they keep every study's
-outcome, and the same command continues after an interruption.
+outcome, and the same command continues after an interruption. Suite prior tells what the joint fit owes to the numbers
+of its prior.
 """
 
 import importlib.metadata
@@ -32,7 +34,7 @@ from absl import flags
 from atlas.errors import UserError, unknown
 from atlas.files import write_atomically
 from experiments import _app
-from experiments.benchmarks import attention, coverage, decode, fit, memory, pair, recovery
+from experiments.benchmarks import attention, coverage, decode, fit, memory, pair, prior, recovery
 
 Result = tuple[list[dict[str, Any]], dict[str, Any]]
 
@@ -42,6 +44,7 @@ _SUITES: dict[str, Callable[[], Result]] = {
     "decode": lambda: decode.run(_SIZES.value, _WORKDIR.value),
     "fit": lambda: fit.run(_TABLE.value),
     "memory": lambda: memory.run(_lengths()),
+    "prior": lambda: prior.run(_TABLE.value),
     "recovery": lambda: recovery.run(_STUDIES.value, _WORKDIR.value),
 }
 _UNITS = (
@@ -61,7 +64,7 @@ _WORKDIR = flags.DEFINE_string(
 _STUDIES = flags.DEFINE_integer(
     "studies", None, f"recovery, coverage: of each kind; default: {recovery.STUDIES}, {coverage.STUDIES}", lower_bound=1
 )
-_TABLE = flags.DEFINE_string("table", "", "fit: runs table with num_params, tokens and loss; default: a simulated one")
+_TABLE = flags.DEFINE_string("table", "", "fit, prior: runs table; default: a simulated one")
 _JSON = flags.DEFINE_string("json", "", "file for the result as JSON")
 
 

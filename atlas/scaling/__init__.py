@@ -20,7 +20,10 @@ from atlas.scaling.estimates import Z90, Estimate
 from atlas.scaling.holdout import heldout, heldout_predictions
 from atlas.scaling.joint.draws import joint_draws
 from atlas.scaling.joint.fit import JointFit, fit_joint
-from atlas.scaling.joint.prior import LAMBDA_KINDS, TAU_PRIORS
+from atlas.scaling.joint.influence import influence as joint_influence
+from atlas.scaling.joint.influence import objective as joint_objective
+from atlas.scaling.joint.influence import parameter_gradients, prediction_gradients, refit
+from atlas.scaling.joint.prior import LAMBDA_KINDS, TAU_PRIORS, Hyperprior
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
 from atlas.scaling.planning import answers
 from atlas.scaling.planning.allocation import compute_optimal
@@ -63,6 +66,7 @@ __all__ = [
     "CapacityFit",
     "Estimate",
     "Fit",
+    "Hyperprior",
     "JointFit",
     "JointLaw",
     "MixturePlan",
@@ -88,15 +92,20 @@ __all__ = [
     "heldout_predictions",
     "iso_loss",
     "joint_draws",
+    "joint_influence",
+    "joint_objective",
     "labels",
     "latest_scores",
     "load_runs",
     "measured_crossovers",
     "next_runs",
     "optimal_mixture",
+    "parameter_gradients",
     "plan_mixture",
+    "prediction_gradients",
     "published",
     "read_table",
+    "refit",
     "score_from_tau",
     "score_matrix",
     "starting_tau",

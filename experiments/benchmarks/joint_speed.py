@@ -11,12 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from atlas.scaling import JointFit, fit_joint, load_runs, plan_mixture, simulation
-from atlas.scaling.joint import rounds, system
-from atlas.scaling.joint.arrow import Coordinates
-from atlas.scaling.joint.fit import start_tau
-from atlas.scaling.joint.influence import refit
-from atlas.scaling.law import GUARD
+from atlas.scaling import JointFit, fit_joint, load_runs, plan_mixture, refit, simulation
 
 # Languages -> monolingual runs of each, runs of every pair, even and Dirichlet mixtures; and the bars in seconds.
 _SIZES = {10: (5, 2, 20, 0), 40: (5, 1, 20, 280)}
@@ -45,25 +40,15 @@ def _times(L: int, design: tuple[int, ...], times: int) -> Iterator[dict[str, An
     found = fit_joint(runs, truth.families)
     yield _row("fit: priors, noise and law", study, _BARS[L]["fit"], fits)
     yield _row("compiling it", study, _COMPILE, [_minus(first, fits)])
-    yield _row("one descent, noise and priors known", study, _BARS[L]["one descent"], _warm(_descent(found), times))
+    yield _row(
+        "one descent, noise and priors known",
+        study,
+        _BARS[L]["one descent"],
+        _warm(lambda: refit(found, anew=True), times),
+    )
     if L in _PLANNED:
         yield _row("plan of a mixture", study, _PLAN, _warm(_planner(found), times))
         yield _row(f"{_RESAMPLES} resamples of the runs, refitted", study, _REFITS, _warm(_resampler(found), 1))
-
-
-def _descent(found: JointFit) -> Callable[[], Any]:
-    record = found.record
-    state, rows = record.state, record.rows
-
-    def descend() -> Any:
-        with jax.enable_x64(True):
-            blocks, _ = rounds.start(rows, start_tau(record.runs, None), 0.1)
-            start = state._replace(x=Coordinates(blocks, state.prior.shared_mean))
-            linear = system.linearise(start, rows)
-            end = rounds.refine(start, linear, rows, record.spreads, GUARD, False, True, True, 1e-9)
-            return jax.block_until_ready(end.state)
-
-    return descend
 
 
 def _planner(found: JointFit) -> Callable[[], Any]:

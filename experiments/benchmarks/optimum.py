@@ -7,15 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from atlas.scaling import JointFit
-from atlas.scaling.joint import system
-from atlas.scaling.joint.arrow import Coordinates
-from atlas.scaling.joint.fit import Record
-from atlas.scaling.joint.influence import influence, prediction_gradients, refit
-from atlas.scaling.noise import by_group, shrinkage, winsorised
+from atlas.scaling import JointFit, joint_influence, joint_objective, prediction_gradients, refit
 
 _STEPS = (1e-7, 1e-8)  # of log losses, for finite differences: the longest that carries no row across its corner
 _LEFT_OUT = 40  # runs
@@ -34,7 +28,7 @@ def derivatives(fit: JointFit, point: dict[str, Any], seed: int) -> dict[str, fl
     for step in _STEPS:
         shifts = step * direction, -step * direction
         moved = [refit(fit, shift) for shift in shifts]
-        if np.array_equal(*map(functools.partial(_clipped, fit.record), moved, shifts)):
+        if np.array_equal(*map(functools.partial(_clipped, fit), moved, shifts)):
             break
     numeric = np.subtract(*(np.log(end.predict(**point)[0]) for end in moved)) / (2 * step)
     found = prediction_gradients(fit, **point) @ direction
@@ -45,7 +39,7 @@ def derivatives(fit: JointFit, point: dict[str, Any], seed: int) -> dict[str, fl
         weight = np.array(fit.record.state.noise.run_weight)
         weight[run] = 0.0
         refits.append(np.log(refit(fit, run_weight=weight).predict(**point)[0]) - base)
-    quick = influence(fit, **point).loc[[names[run] for run in some]].to_numpy()
+    quick = joint_influence(fit, **point).loc[[names[run] for run in some]].to_numpy()
     agreement = [np.corrcoef(a, b)[0, 1] for a, b in zip(quick.T, np.array(refits).T, strict=True)]
     return {
         "gradient error": float(np.linalg.norm(found - numeric) / np.linalg.norm(numeric)),
@@ -54,8 +48,9 @@ def derivatives(fit: JointFit, point: dict[str, Any], seed: int) -> dict[str, fl
     }
 
 
-def _clipped(record: Record, moved: JointFit, log_shift: np.ndarray) -> np.ndarray:
+def _clipped(fit: JointFit, moved: JointFit, log_shift: np.ndarray) -> np.ndarray:
     """[n] whether the residual of each row lies beyond the corner of the winsorised score."""
+    record = fit.record
     residual = np.log(record.runs.loss) + log_shift - np.log(moved.predict_runs(record.runs)[0])
     return np.abs(residual) > record.state.noise.clip
 
@@ -66,11 +61,10 @@ def objective_gap(fit: JointFit, minimize: Callable[..., Any]) -> float:
     Noise, priors and pseudo-observations are the fit's; the descent starts a few posterior standard deviations away, in
     coordinates whitened by the fit's precision, without which L-BFGS-B does not arrive.
     """
-    state = fit.record.state
     with jax.enable_x64(True):
-        value = jax.jit(jax.value_and_grad(_minus_log_posterior(state, fit.record.rows)))
-        end = np.concatenate([np.ravel(state.x.own), state.x.shared])
-        factor = np.linalg.cholesky(fit.record.precision.dense())
+        function, end, precision = joint_objective(fit)
+        value = jax.jit(jax.value_and_grad(function))
+        factor = np.linalg.cholesky(precision)
 
         def whitened(z: np.ndarray) -> tuple[float, np.ndarray]:
             found, slope = value(end + np.linalg.solve(factor.T, z))
@@ -82,19 +76,3 @@ def objective_gap(fit: JointFit, minimize: Callable[..., Any]) -> float:
         theirs = minimize(whitened, start, jac=True, method="L-BFGS-B", options=options).fun
         ours = whitened(np.zeros_like(end))[0]
     return abs(ours - theirs) / theirs
-
-
-def _minus_log_posterior(state: system.State, rows: system.Rows) -> Callable[[jax.Array], jax.Array]:
-    noise, groups = state.noise, system.groups_of(rows, state.noise)
-    predicted = system.predictions(state, rows)
-    observed = predicted + winsorised(rows.log_loss - predicted, noise.clip)
-    shrink = groups.trust * shrinkage(groups.size, noise.rho)
-
-    def value(flat: jax.Array) -> jax.Array:
-        x = Coordinates(flat[: state.x.own.size].reshape(state.x.own.shape), flat[state.x.own.size :])
-        residual = observed - system.predictions(state._replace(x=x), rows)
-        square = jnp.sum(groups.row_weight * residual**2)
-        square = square - jnp.sum(shrink * by_group(groups.weight * residual, groups) ** 2)
-        return 0.5 * square / noise.scale + system.penalty(x, state.prior)
-
-    return value

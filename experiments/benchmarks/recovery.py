@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from atlas.scaling import Estimate, JointFit, Runs, fit, fit_joint, load_runs, simulation
-from atlas.scaling.law import JointLaw
+from atlas.scaling import Estimate, JointFit, JointLaw, Runs, fit, fit_joint, load_runs, simulation
 from atlas.scaling.simulation import Mixture, Truth
 from experiments.benchmarks import joint_speed, optimum
 from experiments.benchmarks.studies import Outcome, outcomes
@@ -50,7 +49,7 @@ class Study:
 
 
 _M160, _S80, _XS40 = (5, 2, 20, 0), (3, 1, 5, 0), (2, 1 / 3, 5, 0)
-_STUDIES = {
+STUDY_KINDS = {
     **{f"M160 rho {rho}": Study(_M160, rho=rho) for rho in (0.0, 0.3, 0.6)},
     **{f"S80 rho {rho}": Study(_S80, rho=rho) for rho in (0.0, 0.3, 0.6)},
     "50 mono + 110 Dirichlet": Study((5, 0, 0, 110)),
@@ -92,11 +91,11 @@ def run(studies: int | None = None, workdir: str = "") -> tuple[list[dict[str, A
       workdir: keeps outcomes, for another time.
     """
     count = studies or STUDIES
-    tasks = {name: (functools.partial(measure, study), count) for name, study in _STUDIES.items()}
-    tasks["XS40 by prior"] = functools.partial(measure_priors, _STUDIES["XS40"]), count
-    tasks["M160 at its optimum"] = functools.partial(measure_optimum, _STUDIES["M160 rho 0.3"]), min(count, _FEW)
+    tasks = {name: (functools.partial(measure, study), count) for name, study in STUDY_KINDS.items()}
+    tasks["XS40 by prior"] = functools.partial(measure_priors, STUDY_KINDS["XS40"]), count
+    tasks["M160 at its optimum"] = functools.partial(measure_optimum, STUDY_KINDS["M160 rho 0.3"]), min(count, _FEW)
     found = {name: outcomes(name, *task, workdir) for name, task in tasks.items()}
-    settled = np.mean([outcome["converged"] for name in _STUDIES for outcome in found[name]])
+    settled = np.mean([outcome["converged"] for name in STUDY_KINDS for outcome in found[name]])
     rows = [_row(bar, found[bar.study]) for bar in _bars()] + joint_speed.run()
     return rows, {"converged": float(settled)}
 

@@ -6,6 +6,7 @@ of runs and variances of the priors are held as fitted.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -14,12 +15,13 @@ import numpy as np
 import pandas as pd
 
 from atlas.scaling.joint import rounds, system
-from atlas.scaling.joint.arrow import Bordered, products
-from atlas.scaling.joint.fit import JointFit, order_by_target
+from atlas.scaling.joint.arrow import Bordered, Coordinates, products
+from atlas.scaling.joint.fit import JointFit, order_by_target, start_tau
 from atlas.scaling.joint.information import spread
+from atlas.scaling.joint.prior import HYPERPRIOR
 from atlas.scaling.joint.system import Rows, State
 from atlas.scaling.joint.verdicts import logarithms
-from atlas.scaling.noise import by_group, shrinkage, winsorised, winsorised_slope
+from atlas.scaling.noise import by_group, shrinkage, sums, whitened, winsorised, winsorised_slope
 from atlas.scaling.padding import bucket, padded
 
 _BATCH = 64  # gradients are asked for in multiples of it, so that most calls share a compiled program
@@ -78,6 +80,7 @@ def refit(
     log_shift: np.ndarray | float = 0.0,
     run_weight: np.ndarray | None = None,
     settled: float = _EXACT,
+    anew: bool = False,
 ) -> JointFit:
     """The fit again with its noise and priors held, what the derivatives here are exact for.
 
@@ -87,6 +90,7 @@ def refit(
       log_shift: [n] added to the log losses of the rows used.
       run_weight: [runs, or more] weights of the runs; by default the fit's own.
       settled: shift of a round, in posterior standard deviations, that ends the descent.
+      anew: whether to start from variable projection instead of from the fit.
     """
     record, state = fit.record, fit.record.state
     if run_weight is not None:
@@ -94,11 +98,38 @@ def refit(
     runs = dataclasses.replace(record.runs, loss=record.runs.loss * np.exp(log_shift))
     rows = record._replace(runs=runs).rows
     with jax.enable_x64(True):
+        if anew:
+            blocks, _ = rounds.start(rows, start_tau(runs, None), HYPERPRIOR.repetition)
+            state = state._replace(x=Coordinates(blocks, state.prior.shared_mean))
         end = rounds.settle(state, system.linearise(state, rows), rows, record.spreads, settled)
         end = jax.tree.map(np.asarray, end)
     moved = record._replace(state=end.state, precision=end.precision, covariance=end.covariance, runs=runs)
     law = system.natural_arrays(moved.theta, moved.direct, record.units, fit.targets, fit.sources)
     return dataclasses.replace(fit, law=law, objective=float(end.report.objective), record=moved)
+
+
+def objective(fit: JointFit) -> tuple[Callable[[jax.Array], jax.Array], np.ndarray, np.ndarray]:
+    """What the fit minimised with its noise, priors and pseudo-observations held, for another optimiser to try.
+
+    Returns:
+      Minus the log posterior as a function of all parameters [n], blocks first; where the fit ended [n]; and the
+      posterior precision there [n, n]. To be called under `jax.enable_x64`.
+    """
+    state, rows = fit.record.state, fit.record.rows
+    noise, groups = state.noise, system.groups_of(rows, state.noise)
+    with jax.enable_x64(True):
+        predicted = system.predictions(state, rows)
+        observed = predicted + winsorised(rows.log_loss - predicted, noise.clip)
+
+    def value(flat: jax.Array) -> jax.Array:
+        x = Coordinates(flat[: state.x.own.size].reshape(state.x.own.shape), flat[state.x.own.size :])
+        residual = observed - system.predictions(state._replace(x=x), rows)
+        found = sums(residual, jnp.zeros((*residual.shape, 1)), groups)
+        square, *_ = whitened(found, groups, noise.rho)
+        return 0.5 * jnp.sum(square) / noise.scale + system.penalty(x, state.prior)
+
+    end = np.concatenate([np.ravel(state.x.own), state.x.shared])
+    return value, end, fit.record.precision.dense()
 
 
 def _slopes(fit: JointFit, points) -> jax.Array:
@@ -134,8 +165,8 @@ class _Equations:
     def whitened(self, values: jax.Array) -> jax.Array:
         """Ω·values [t, r, …] over the noise."""
         extra = (slice(None), slice(None)) + (None,) * (values.ndim - 2)
-        sums = by_group(self.rows.weight[extra] * values, self.groups) * self.shrink[extra]
-        back = jax.vmap(lambda sums, group: sums[group])(sums, self.rows.group) * self.rows.weight[extra]
+        shared = by_group(self.rows.weight[extra] * values, self.groups) * self.shrink[extra]
+        back = jax.vmap(lambda shared, group: shared[group])(shared, self.rows.group) * self.rows.weight[extra]
         return (self.groups.row_weight[extra] * values - back) / self.state.noise.scale
 
     def matrix(self) -> jax.Array:

@@ -44,8 +44,10 @@ def test_another_law_is_noticed(monkeypatch):
     simulate = recovery.simulate
 
     def mistaken(study, seed):
-        law, frame = simulate(study, seed)
-        return dataclasses.replace(law, tau=law.tau + 0.3 * (law.tau != 1), E=1.1 * law.E), frame
+        truth, frame = simulate(study, seed)
+        law = truth.law
+        law = dataclasses.replace(law, tau=law.tau + 0.3 * (law.tau != 1), E=1.1 * law.E)
+        return dataclasses.replace(truth, law=law), frame
 
     monkeypatch.setattr(recovery, "simulate", mistaken)
     wrong = recovery.measure(SMALL, 0)
