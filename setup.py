@@ -1,18 +1,27 @@
-"""Installs ATLAS: pip install . or pip install .[cuda|tpu|test|notebooks]."""
+"""Installs ATLAS: pip install . or pip install .[cuda|tpu|test|peers|notebooks]."""
+
+import pathlib
+import re
 
 from setuptools import find_packages, setup
 
+INIT = pathlib.Path(__file__).parent / "atlas" / "__init__.py"
+
 setup(
     name="atlas-scaling",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', INIT.read_text())[1],
     description="Multilingual scaling laws in JAX: train a sweep, fit the law and the transfer matrix, plan, decode.",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["atlas*", "models*", "experiments*", "configs*"]),
-    package_data={"models": ["*.csv"], "atlas.scaling.table.published": ["*.csv", "*.md"]},
+    package_data={
+        "atlas": ["py.typed"],
+        "models": ["*.csv", "py.typed"],
+        "atlas.scaling.table.published": ["*.csv", "*.md"],
+    },
     install_requires=[
-        # Upper caps where a library has broken us between minor versions.
-        "jax>=0.10,<0.11",
+        # Lower bounds, and upper caps only at versions that nobody has tried: the four change between minor versions.
+        "jax>=0.10,<0.13",
         "flax>=0.12.4,<0.13",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
@@ -31,19 +40,19 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "cuda": ["jax[cuda12]>=0.10,<0.11"],
-        "tpu": ["jax[tpu]>=0.10,<0.11"],
-        # torch and transformers are the peers that off-the-shelf models are compared with. On Linux torch comes
-        # from PyPI with CUDA, a download of 3 GB; the CPU build, 0.2 GB, is enough if it is installed first:
-        # pip install "torch==2.13.*" --index-url https://download.pytorch.org/whl/cpu
+        "cuda": ["jax[cuda12]>=0.10,<0.13"],
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff==0.17.*",
-            "torch==2.13.*",
-            "transformers==5.23.*",
+            "mypy==2.4.*",
         ],
+        # What ours is compared with: off-the-shelf models, assisted generation. On Linux torch comes
+        # from PyPI with CUDA, a download of 3 GB; the CPU build, 0.2 GB, is enough if it is installed first:
+        # pip install "torch==2.13.*" --index-url https://download.pytorch.org/whl/cpu
+        "peers": ["torch==2.13.*", "transformers==5.23.*"],
         "notebooks": ["jupyterlab>=4", "nbclient>=0.10"],
     },
 )

@@ -11,8 +11,8 @@ from flax import nnx
 
 from models.pretrained import load_pretrained, save_pretrained
 
-torch = pytest.importorskip("torch", reason="conformance needs torch: pip install .[test]")
-transformers = pytest.importorskip("transformers", reason="conformance needs transformers: pip install .[test]")
+torch = pytest.importorskip("torch", reason="conformance needs torch: pip install '.[peers]'")
+transformers = pytest.importorskip("transformers", reason="conformance needs transformers: pip install '.[peers]'")
 from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._pytree import tree_map  # noqa: E402
 
