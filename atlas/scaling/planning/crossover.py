@@ -227,7 +227,7 @@ def published_crossovers(params: float, language: str | None = None) -> pd.DataF
       A row per printed formula: source, flops, tokens = flops / 6N, consistent. Use the rows that are
       consistent: their spread is what the paper leaves open. No repetition of data is accounted for.
 
-        >>> published_crossovers(2_034_422_912).query("consistent").tokens.div(1e9).round(0).tolist()
+    >>> published_crossovers(2_034_422_912).query("consistent").tokens.div(1e9).round(0).tolist()
     [182.0, 209.0]
     """
     if not (np.isfinite(params) and params > 0):
