@@ -19,7 +19,7 @@ nobody has run it with this code. Where the paper counts without naming, this fi
 import itertools
 
 from atlas.data import DataConfig
-from atlas.scaling.table.published import table
+from atlas.scaling import published
 from atlas.training import RunConfig, SweepConfig, TrainConfig, run_id, vary
 from models import shape_config
 from models.config import count_params
@@ -111,5 +111,5 @@ def get_sweep(config: SweepConfig) -> list[RunConfig]:
 
 
 def _capacity_mixtures() -> dict[str, list[str]]:
-    rows = table("capacity_mixtures")
+    rows = published.table("capacity_mixtures")
     return {row.mixture: row.languages.split() for row in rows.itertuples()}

@@ -20,7 +20,7 @@ from absl import flags
 
 from atlas.errors import UserError, unknown
 from atlas.files import write_atomically
-from atlas.scaling import answers
+from atlas.scaling import answers, finite
 from experiments import _app
 
 _MULTIPLIER = flags.DEFINE_list("multiplier", ["2", "4", "8", "16"], "expand: times as many languages")
@@ -49,9 +49,7 @@ def main(argv: Sequence[str]) -> None:
     for name, value in facts.items():
         print(f"{name}: {_text(value)}")
     if _JSON.value:
-        # pandas writes NaN, which JSON cannot hold, as null.
-        rows = json.loads(table.to_json(orient="records", double_precision=15))
-        document = {"plan": argv[1], "rows": rows, **facts}
+        document = finite({"plan": argv[1], "rows": table.to_dict("records"), **facts})
         write_atomically(pathlib.Path(_JSON.value), json.dumps(document, indent=1))
 
 

@@ -41,7 +41,8 @@ def transfer(
         figure = style.canvas(1.5)
         style.say(figure.subplots(), "no transfer was measured")
         return figure
-    names = _order(maps)
+    # The fit's own order first.
+    names = list(dict.fromkeys(name for _, table, _ in maps for name in (*table.index, *table.columns)))
     wide = len(names) > _NUMBERS_UP_TO or len(maps) == 1
     columns = 1 if wide else len(maps)
     side = style.WIDTH / columns
@@ -51,11 +52,6 @@ def transfer(
     for axis, (title, table, source) in zip(figure.subplots(rows, columns, squeeze=False).flat, maps, strict=True):
         _heat_map(axis, table, names, title, source)
     return figure
-
-
-def _order(maps: list) -> list[str]:
-    """All languages of the maps: the fit's own order first."""
-    return list(dict.fromkeys(name for _, table, _ in maps for name in (*table.index, *table.columns)))
 
 
 def _off_diagonal(table: pd.DataFrame) -> pd.DataFrame:
@@ -68,8 +64,7 @@ def _heat_map(axis: Axes, table: pd.DataFrame, names: list[str], title: str, fit
     sources = [name for name in names if name in table.columns]
     values = table.reindex(index=targets, columns=sources).to_numpy(float)
     finite = values[np.isfinite(values)]
-    limit = float(np.quantile(np.abs(finite), 0.98)) if len(finite) else 1.0
-    limit = limit or 1.0
+    limit = float(np.quantile(np.abs(finite), 0.98, axis=None)) or 1.0
     signed = fit is not None or bool((finite < 0).any())
     colours = {"cmap": style.DIVERGING, "vmin": -limit} if signed else {"cmap": "Blues", "vmin": 0.0}
     image = axis.imshow(values, vmax=limit, **colours)
@@ -84,34 +79,27 @@ def _heat_map(axis: Axes, table: pd.DataFrame, names: list[str], title: str, fit
     bar = axis.figure.colorbar(image, ax=axis, shrink=0.6, pad=0.02, aspect=30)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
-    sure = _sure(fit, targets, sources) if fit is not None else np.zeros(values.shape, bool)
-    guess = ~_told(fit, targets, sources) if fit is not None else np.zeros(values.shape, bool)
+    sure, guess = _verdicts(fit, targets, sources)
     cells = np.argwhere(np.isfinite(values))
     boxes = [Rectangle((j - 0.5, i - 0.5), 1, 1) for i, j in cells if guess[i, j]]
     hatch = "////" if len(names) <= 20 else "////////"
     axis.add_collection(PatchCollection(boxes, hatch=hatch, facecolor="none", edgecolor=MUTED, lw=0))
     for i, j in cells:
         if len(names) <= _NUMBERS_UP_TO:
-            dark = abs(values[i, j]) > 0.6 * limit
-            axis.text(
-                j,
-                i,
-                f"{values[i, j]:.2f}".replace("-", "−").replace("0.", "."),
-                ha="center",
-                va="center",
-                fontsize=8.5,
-                color="white" if dark else INK,
-                weight="bold" if sure[i, j] else "normal",
-            )
+            text = f"{values[i, j]:.2f}".replace("-", "−").replace("0.", ".")
+            look = {"color": "white" if abs(values[i, j]) > 0.6 * limit else INK}
+            look["weight"] = "bold" if sure[i, j] else "normal"
+            axis.text(j, i, text, ha="center", va="center", fontsize=8.5, **look)
 
 
-def _told(fit: JointFit, targets: list[str], sources: list[str]) -> np.ndarray:
-    return fit.transfer_matrix("identified").reindex(index=targets, columns=sources).to_numpy(bool)
-
-
-def _sure(fit: JointFit, targets: list[str], sources: list[str]) -> np.ndarray:
-    low, high = (fit.transfer_matrix(side).reindex(index=targets, columns=sources) for side in ("low", "high"))
-    return ((low > 0) | (high < 0)).to_numpy(bool) & _told(fit, targets, sources)
+def _verdicts(fit: JointFit | None, targets: list[str], sources: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """[target, source] where the interval of τ excludes 0, and where τ is a guess; nowhere without a fit."""
+    if fit is None:
+        return (np.zeros((len(targets), len(sources)), bool),) * 2
+    fields = ("low", "high", "identified")
+    low, high, told = (fit.transfer_matrix(f).reindex(index=targets, columns=sources).to_numpy() for f in fields)
+    told = told.astype(bool)
+    return told & ((low > 0) | (high < 0)), ~told
 
 
 @style.styled
@@ -134,10 +122,7 @@ def score_drift(scores: pd.DataFrame) -> Figure:
         for source, pair in part.groupby("source"):
             colour = COLOURS[sources.index(source) % len(COLOURS)] if len(sources) <= len(COLOURS) else MUTED
             pair = pair.sort_values("anchor_tokens")
-            measured, bounds = (
-                pair[pair.score.notna()],
-                pair[pair.score.isna() & (pair.censored == "at most")],
-            )
+            measured, bounds = pair[pair.score.notna()], pair[pair.score.isna() & (pair.censored == "at most")]
             axis.plot(measured.anchor_tokens, measured.score, "o-", ms=3, lw=1.2, color=colour)
             axis.fill_between(
                 measured.anchor_tokens, measured.low.clip(-3), measured.high, color=colour, alpha=0.1, lw=0
@@ -159,12 +144,9 @@ def score_drift(scores: pd.DataFrame) -> Figure:
 
 @style.styled
 def iso_loss_curves(law: CapacityExponents, origin: str) -> Figure:
-    """How N and all tokens can grow when K languages become r·K at the same loss; dots are the cheapest
-    points.
+    """How N and all tokens can grow when K languages become r·K at the same loss; dots are the cheapest points.
 
-    Args:
-      law: the exponents; the baseline is compute-optimal.
-      origin: where the law is from, for the title.
+    origin: where the law is from, for the title.
     """
     figure = style.canvas(4.2, 0.8 * style.WIDTH)
     axis = figure.subplots()

@@ -15,8 +15,7 @@ _K_STYLES = ((1, "-", "1 language"), (2, (0, (4, 1.5)), "2 languages"), (np.inf,
 
 @style.styled
 def loss_curves(runs: Runs, unit: str) -> Figure:
-    """Loss of each language over all training tokens of its runs; colour N, line style the number of
-    languages K.
+    """Loss of each language over all training tokens of its runs; colour N, line style the number of languages K.
 
     Lines join the rows of one run and phase; dots are cooled-down checkpoints or runs of a single row.
     """
@@ -89,12 +88,8 @@ def residuals(runs: Runs, fit: JointFit) -> Figure:
     figure = style.canvas(2.9)
     axes = figure.subplots(1, 3, sharey=True)
     limit = 1.1 * max(float(np.quantile(np.abs(frame.residual), 0.995)), 1e-3) if len(frame) else 1.0
-    columns = (
-        ("num_params", "parameters N"),
-        ("tokens", "training tokens, all languages"),
-        ("epochs", "epochs"),
-    )
-    for axis, (column, label) in zip(axes, columns, strict=True):
+    columns = {"num_params": "parameters N", "tokens": "training tokens, all languages", "epochs": "epochs"}
+    for axis, (column, label) in zip(axes, columns.items(), strict=True):
         x = frame[column]
         axis.axhline(0, color=MUTED, lw=0.8)
         axis.set_xlabel(label)
@@ -124,8 +119,7 @@ def _binned(axis, x: np.ndarray, y: np.ndarray) -> None:
 
 @style.styled
 def law(runs: Runs, fit: JointFit, unit: str) -> Figure:
-    """The fitted law of each language with 90 % intervals: loss against N, and against effective tokens
-    D_eff.
+    """The fitted law of each language with 90 % intervals: loss against N, and against effective tokens D_eff.
 
     Points are the fitted rows moved along the law to the panel's fixed tokens or size: their distance from
     the line is their residual.
@@ -140,15 +134,10 @@ def law(runs: Runs, fit: JointFit, unit: str) -> Figure:
     middle_D, middle_N = np.exp(np.median(np.log(effective))), np.exp(np.median(np.log(rows.N)))
     figure = style.canvas(4.3)
     axes = figure.subplots(1, 2, sharey=True)
+    at_D, at_N = f"at D_eff = {style.short(middle_D)}", f"at N = {style.short(middle_N)}"
     views = (
-        (axes[0], rows.N, "parameters N", f"at D_eff = {style.short(middle_D)}", lambda x: (x, middle_D)),
-        (
-            axes[1],
-            effective,
-            "effective tokens D_eff",
-            f"at N = {style.short(middle_N)}",
-            lambda x: (middle_N, x),
-        ),
+        (axes[0], rows.N, "parameters N", at_D, lambda x: (x, middle_D)),
+        (axes[1], effective, "effective tokens D_eff", at_N, lambda x: (middle_N, x)),
     )
     for axis, values, label, title, where in views:
         grid = np.geomspace(values.min() / 1.3, values.max() * 3, 60)

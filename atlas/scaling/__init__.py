@@ -16,7 +16,8 @@ and to the law of all languages:
     loss, deviation = law.predict(N=1e9, D=[1e10, 2e9], U=[5e9, 2e9], target="fr")
 """
 
-from atlas.scaling.estimates import Z90, Estimate
+from atlas.scaling import simulation
+from atlas.scaling.estimates import Z90, Estimate, finite
 from atlas.scaling.holdout import heldout, heldout_predictions
 from atlas.scaling.joint.draws import joint_draws
 from atlas.scaling.joint.fit import JointFit, fit_joint
@@ -83,6 +84,7 @@ __all__ = [
     "describe_fit",
     "expand",
     "expansion_table",
+    "finite",
     "fit",
     "fit_capacity",
     "fit_document",
@@ -108,6 +110,7 @@ __all__ = [
     "refit",
     "score_from_tau",
     "score_matrix",
+    "simulation",
     "starting_tau",
     "tau_from_score",
 ]

@@ -1,12 +1,12 @@
 """A fit as the document that fit.json holds: parameters, held-out scores, resampled intervals, advice; and in words."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from atlas.errors import UserError
+from atlas.scaling.estimates import finite
 from atlas.scaling.holdout import heldout
 from atlas.scaling.joint.fit import fit_joint
 from atlas.scaling.planning.practice import advice
@@ -52,9 +52,7 @@ def fit_document(
         document["bootstrap"] = _resample(found, document["parameters"], resamples, seed)
     if advise is not None:
         table, notes = advice(runs, advise, law, **options)
-        # pandas writes NaN, which JSON cannot hold, as null.
-        plans = json.loads(table.to_json(orient="records", double_precision=15))
-        document["advice"] = {"flops": advise, "plans": plans, "notes": notes}
+        document["advice"] = finite({"flops": advise, "plans": table.to_dict("records"), "notes": notes})
     return document
 
 

@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 
 from atlas.errors import UserError
-from atlas.scaling.planning.expansion import (
-    PUBLISHED_EXPONENTS,
-    expand,
-    expansion_table,
-    iso_loss,
-    keep_params,
-    keep_tokens,
-)
+from atlas.scaling.planning.expansion import expand, expansion_table, iso_loss
 from atlas.scaling.single.library.capacity import capacity
 from atlas.scaling.transfer.capacity import CapacityExponents
 
@@ -34,44 +27,38 @@ def test_published_multipliers():
 
 def test_cheapest_point_is_the_minimum_of_the_curve():
     u = np.linspace(1e-3, 1 - 1e-3, 200_001)
-    for share in (PUBLISHED_EXPONENTS.optimal_share, 0.1, 0.6):
-        for r in R:
-            curve = iso_loss(r, u, share=share)
-            best = np.argmin(curve.compute)
-            closed = expand(r, share=share)
-            assert curve.params[best] == pytest.approx(closed.params, rel=1e-3)
-            assert curve.compute[best] == pytest.approx(closed.compute, rel=1e-8)
+    for r in R:
+        curve = iso_loss(r, u)
+        best, closed = np.argmin(curve.compute), expand(r)
+        assert curve.params[best] == pytest.approx(closed.params, rel=1e-3)
+        assert curve.compute[best] == pytest.approx(closed.compute, rel=1e-8)
     np.testing.assert_allclose([expand(r, ROUNDED).params for r in R], [1.183, 1.401, 1.657, 1.962], atol=6e-4)
 
 
 def test_one_of_both_kept():
-    np.testing.assert_allclose(keep_params(R, ROUNDED).tokens, [1.978, 3.988, 8.221, 17.387], atol=2e-3)
-    kept = keep_tokens(R, ROUNDED).params
-    np.testing.assert_allclose(kept[:3], [2.152, 6.266, 41.6], rtol=1e-3)
-    assert np.isnan(kept[3])
-    np.testing.assert_allclose(keep_params(R).params, 1.0)
-    np.testing.assert_allclose(keep_tokens(R, ROUNDED).tokens[:3], 1.0)
+    table = expansion_table(R, ROUNDED)
+    np.testing.assert_allclose(table.tokens_same_params, [1.978, 3.988, 8.221, 17.387], atol=2e-3)
+    np.testing.assert_allclose(table.params_same_tokens[:3], [2.152, 6.266, 41.6], rtol=1e-3)
+    assert np.isnan(table.params_same_tokens[3])
 
 
 def test_iso_loss_keeps_the_loss():
     law = {"E": 0.7, "A": 500.0, "B": 120.0, **TRUTH}
-    N, K, D = 3e8, 4, 5e9
-    exponents = CapacityExponents(**TRUTH)
+    N, K = 3e8, 4
+    capacity_term = law["A"] * K ** law["phi"] / N ** law["alpha"]
+    # The tokens at which N is responsible for β/(α+β) of the reducible loss.
+    D = (law["B"] * K ** law["psi"] * law["beta"] / (capacity_term * law["alpha"])) ** (1 / law["beta"])
     loss = capacity(N, K, D, **law)
-    share = law["A"] * K ** law["phi"] / N ** law["alpha"] / (loss - law["E"])
     for u in (0.1, 0.5, 0.8):
-        point = iso_loss(3.0, u, exponents, share)
+        point = iso_loss(3.0, u, CapacityExponents(**TRUTH))
         moved = capacity(N * point.params, K * 3, D * point.tokens_per_language, **law)
         assert moved == pytest.approx(loss, rel=1e-12)
-    # Off the optimum part of the saving is from moving there: r = 1 already saves.
-    assert expand(1.0, exponents, share).compute < 1
-    assert expand(1.0, exponents).compute == pytest.approx(1)
+    assert expand(1.0, CapacityExponents(**TRUTH)).compute == pytest.approx(1)
 
 
 def test_bad_expansions():
-    for call in (lambda: expand(0.0), lambda: expand(2.0, share=1.0), lambda: keep_params(2.0, share=-0.1)):
-        with pytest.raises(UserError):
-            call()
+    with pytest.raises(UserError, match="languages must be positive"):
+        expand(0.0)
     with pytest.raises(UserError, match="alpha and beta"):
         expand(2.0, CapacityExponents(-0.1, 0.2, 0.1, 0.0))
 
