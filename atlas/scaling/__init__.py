@@ -3,7 +3,7 @@
 From a table to a law of one language:
 
     from atlas.scaling import compare, fit, load_runs
-    runs = load_runs("runs.csv").where('phase == "cooldown" and language == "fr"')
+    runs = load_runs("runs.csv").where('language == "fr"').comparable()
     law = fit("chinchilla", runs)
     loss, deviation = law.predict(N=1e9, D=1e11)
     print(law.parameters, compare(["chinchilla", "farseer"], runs))
@@ -11,7 +11,7 @@ From a table to a law of one language:
 and to the law of all languages:
 
     from atlas.scaling import fit_joint
-    law = fit_joint(load_runs("runs.csv").where('phase == "cooldown"'))
+    law = fit_joint(load_runs("runs.csv").comparable())
     print(law.transfer_matrix())
     loss, deviation = law.predict(N=1e9, D=[1e10, 2e9], U=[5e9, 2e9], target="fr")
 """
