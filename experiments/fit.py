@@ -5,7 +5,7 @@
     python -m experiments.fit --runs=runs.csv --law=chinchilla --where='language == "fr"' --workdir=DIR
     python -m experiments.fit --runs=runs.csv --law=chinchilla --bootstrap=1000 --advise=1e20 --workdir=DIR
 
-Fits the ends of cooldowns of runs from scratch, where the table tells them apart. Prints parameters with 90 % intervals,
+Fits the ends of cooldowns of runs from scratch, where the table tells them. Prints parameters with 90 % intervals,
 held-out scores and warnings, and writes them to DIR/fit.json. A 240-row table takes seconds, nearly all of them
 compilation.
 """

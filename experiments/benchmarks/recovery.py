@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from atlas.scaling import Estimate, JointFit, JointLaw, Runs, fit, fit_joint, load_runs, simulation
-from atlas.scaling.simulation import Mixture, Truth
 from experiments.benchmarks import joint_speed, optimum
 from experiments.benchmarks.studies import Outcome, outcomes
 
@@ -142,7 +141,7 @@ def measure_optimum(study: Study, seed: int) -> Outcome:
     return outcome | {"objective gap": optimum.objective_gap(found, minimize)}
 
 
-def simulate(study: Study, seed: int) -> tuple[Truth, pd.DataFrame]:
+def simulate(study: Study, seed: int) -> tuple[simulation.Truth, pd.DataFrame]:
     """The law of a study and its runs table."""
     truth = simulation.truth(study.languages, seed, study.phi)
     plan = _plan(study, np.random.default_rng(seed))
@@ -166,7 +165,7 @@ def errors(found: JointFit, law: JointLaw) -> Outcome:
     }
 
 
-def coverage(found: JointFit, truth: Truth) -> Outcome:
+def coverage(found: JointFit, truth: simulation.Truth) -> Outcome:
     """Parts of the τ and of the losses of a large run on all languages that lie inside their 90 % intervals."""
     law, off = truth.law, off_diagonal(truth.law)
     low, high = (found.transfer_matrix(field).to_numpy()[off] for field in ("low", "high"))
@@ -175,7 +174,7 @@ def coverage(found: JointFit, truth: Truth) -> Outcome:
     return {"tau inside": float(inside.mean()), "loss inside": float(np.mean(losses))}
 
 
-def large_run(found: JointFit, truth: Truth) -> list[tuple[Estimate, float]]:
+def large_run(found: JointFit, truth: simulation.Truth) -> list[tuple[Estimate, float]]:
     """Losses predicted for a run larger than any fitted one, on all languages evenly, each with its true loss."""
     N, D, target = _large(truth)
     loss, deviation = found.predict(N, D, truth.U, target)
@@ -188,13 +187,13 @@ def off_diagonal(law: JointLaw) -> np.ndarray:
     return ~np.eye(len(law.targets), dtype=bool)
 
 
-def _large(truth: Truth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _large(truth: simulation.Truth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """N [L], D [L, L] and targets [L] of a run on all languages evenly, seen from each of them."""
     L = len(truth.languages)
     return np.full(L, _LARGE_N), np.full((L, L), _LARGE_D / L), np.arange(L)
 
 
-def _plan(study: Study, rng: np.random.Generator) -> list[Mixture]:
+def _plan(study: Study, rng: np.random.Generator) -> list[simulation.Mixture]:
     L = study.languages
     if study.design == "pairs":
         every = list(itertools.combinations(range(L), 2)) * 4
@@ -218,7 +217,7 @@ def _detected(found: JointFit, frame: pd.DataFrame) -> Outcome:
     return {"detected": float(lost[bad].mean()) if bad.any() else 1.0, "false alarms": float(lost[~bad].mean())}
 
 
-def _unseen(found: JointFit, runs: Runs, truth: Truth, seed: int, rho: float) -> Outcome:
+def _unseen(found: JointFit, runs: Runs, truth: simulation.Truth, seed: int, rho: float) -> Outcome:
     """R² on mixtures unlike any in training, within languages: ours, and the data-constrained law's."""
     plan = simulation.mixtures(len(truth.languages), 0, 0, 0, _UNSEEN_RUNS, np.random.default_rng(10_000 + seed))
     held = load_runs(simulation.table(truth, plan, 10_000 + seed, rho=rho))

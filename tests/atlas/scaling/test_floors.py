@@ -80,7 +80,3 @@ def test_outside_imports_what_the_package_exports():
                 assert node.module == "atlas.scaling", f"{path.relative_to(ROOT)} imports {node.module}"
                 names = {alias.name for alias in node.names}
                 assert names <= set(scaling.__all__), f"{path.relative_to(ROOT)}: {names - set(scaling.__all__)}"
-    for path in sorted((ROOT / "atlas" / "report").rglob("*.py")):
-        assert all(
-            name.startswith(("atlas.scaling", "atlas.report", "atlas.errors", "atlas.files")) for name in imported(path)
-        )
