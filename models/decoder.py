@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import jax
@@ -11,7 +10,7 @@ from flax import nnx
 
 from models.attention import Attention, RunningVariance
 from models.attention.cache import Cache, LayerCache
-from models.attention.modules import Metrics
+from models.attention.module import Metrics
 from models.config import ModelConfig
 from models.layers import FeedForward, View, make_rotation, norm_scale, rms_norm, scaled_norm, weight
 
@@ -23,6 +22,26 @@ _NO_WINDOW = jnp.iinfo(jnp.int32).max
 
 
 class Block(nnx.Module):
+    """Attention and feed-forward on one residual stream; the kinds differ in where norms stand and what they feed."""
+
+    def __call__(
+        self, x_BTM: jax.Array, segments_BT: jax.Array, view: View, *, train: bool = False, measure: bool = False
+    ) -> tuple[jax.Array, Metrics]:
+        n_BTM = self._attention_input(x_BTM)
+        y_BTM, metrics = self.attention(n_BTM, segments_BT, *view, train=train, measure=measure)
+        x_BTM = self._add(x_BTM, n_BTM, y_BTM)
+        return x_BTM, metrics | _largest(x_BTM, segments_BT)
+
+    def extend(
+        self, x_BCM: jax.Array, layer: LayerCache, position_BC: jax.Array, view: View
+    ) -> tuple[jax.Array, LayerCache]:
+        """The block's output for C more tokens of every row, and its cache with them written."""
+        n_BCM = self._attention_input(x_BCM)
+        y_BCM, layer = self.attention.extend(n_BCM, layer, position_BC, *view)
+        return self._add(x_BCM, n_BCM, y_BCM), layer
+
+
+class ParallelBlock(Block):
     """x + attention(n) + feed_forward(n), where n = scale · RMSNorm(x).
 
     Attention and feed-forward read the same normalised input, because the parameter totals of ATLAS have
@@ -30,33 +49,23 @@ class Block(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.architecture = copy.deepcopy(config.architecture)
+        self.architecture = config.architecture
         self.norm = norm_scale(config.d_model, "embed", config.architecture)
         self.attention = Attention(config, rngs=rngs)
         self.feed_forward = FeedForward(config, rngs=rngs)
 
-    def __call__(
-        self, x_BTM: jax.Array, segments_BT: jax.Array, view: View, *, train: bool = False, measure: bool = False
-    ) -> tuple[jax.Array, Metrics]:
-        n_BTM = scaled_norm(x_BTM, self.norm, self.architecture)
-        y_BTM, metrics = self.attention(n_BTM, segments_BT, *view, train=train, measure=measure)
-        x_BTM = x_BTM + y_BTM + self.feed_forward(n_BTM)
-        return x_BTM, metrics | _largest(x_BTM, segments_BT)
+    def _attention_input(self, x_BTM: jax.Array) -> jax.Array:
+        return scaled_norm(x_BTM, self.norm, self.architecture)
 
-    def extend(
-        self, x_BCM: jax.Array, layer: LayerCache, position_BC: jax.Array, view: View
-    ) -> tuple[jax.Array, LayerCache]:
-        """The block's output for C more tokens of every row, and its cache with them written."""
-        n_BCM = scaled_norm(x_BCM, self.norm, self.architecture)
-        y_BCM, layer = self.attention.extend(n_BCM, layer, position_BC, *view)
-        return x_BCM + y_BCM + self.feed_forward(n_BCM), layer
+    def _add(self, x_BTM: jax.Array, n_BTM: jax.Array, y_BTM: jax.Array) -> jax.Array:
+        return x_BTM + y_BTM + self.feed_forward(n_BTM)
 
 
-class SequentialBlock(nnx.Module):
+class SequentialBlock(Block):
     """y = x + p(attention(n(x))), then y + p(feed_forward(n(y))): n and p are norms, p only in Gemma's blocks."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        architecture = self.architecture = copy.deepcopy(config.architecture)
+        architecture = self.architecture = config.architecture
         M, around = config.d_model, architecture.fixed.norms == 4
         self.attention_norm = norm_scale(M, "embed", architecture)
         self.attention = Attention(config, rngs=rngs)
@@ -65,23 +74,11 @@ class SequentialBlock(nnx.Module):
         self.feed_forward = FeedForward(config, rngs=rngs)
         self.feed_forward_output_norm = norm_scale(M, "embed", architecture) if around else None
 
-    def __call__(
-        self, x_BTM: jax.Array, segments_BT: jax.Array, view: View, *, train: bool = False, measure: bool = False
-    ) -> tuple[jax.Array, Metrics]:
-        n_BTM = self._norm(x_BTM, self.attention_norm)
-        y_BTM, metrics = self.attention(n_BTM, segments_BT, *view, train=train, measure=measure)
-        x_BTM = self._feed_forward(x_BTM + self._norm(y_BTM, self.attention_output_norm))
-        return x_BTM, metrics | _largest(x_BTM, segments_BT)
+    def _attention_input(self, x_BTM: jax.Array) -> jax.Array:
+        return self._norm(x_BTM, self.attention_norm)
 
-    def extend(
-        self, x_BCM: jax.Array, layer: LayerCache, position_BC: jax.Array, view: View
-    ) -> tuple[jax.Array, LayerCache]:
-        """As `Block.extend`."""
-        n_BCM = self._norm(x_BCM, self.attention_norm)
-        y_BCM, layer = self.attention.extend(n_BCM, layer, position_BC, *view)
-        return self._feed_forward(x_BCM + self._norm(y_BCM, self.attention_output_norm)), layer
-
-    def _feed_forward(self, x_BTM: jax.Array) -> jax.Array:
+    def _add(self, x_BTM: jax.Array, _: jax.Array, y_BTM: jax.Array) -> jax.Array:
+        x_BTM = x_BTM + self._norm(y_BTM, self.attention_output_norm)
         y_BTM = self.feed_forward(self._norm(x_BTM, self.feed_forward_norm))
         return x_BTM + self._norm(y_BTM, self.feed_forward_output_norm)
 
@@ -116,8 +113,8 @@ class Decoder(nnx.Module):
         config.validate()
         V, M, L = config.vocab_size, config.d_model, config.layers
         self.embedding = weight(rngs, (V, M), ("vocab", "embed"), fan_in=M)
-        architecture = self.architecture = copy.deepcopy(config.architecture)
-        block = Block if architecture.fixed.norms == 1 else SequentialBlock
+        architecture = self.architecture = config.architecture
+        block = ParallelBlock if architecture.fixed.norms == 1 else SequentialBlock
         make_layers = nnx.vmap(lambda layer_rngs: block(config, rngs=layer_rngs))
         self.layers = make_layers(rngs.split(L))
         self.final_norm = norm_scale(M, "embed", architecture) if architecture.fixed.norms > 1 else None
@@ -131,20 +128,18 @@ class Decoder(nnx.Module):
         self,
         tokens_BT: jax.Array,
         segments_BT: jax.Array | None = None,
-        positions_BT: jax.Array | None = None,
         *,
         train: bool = False,
         measure: bool = False,
     ) -> tuple[jax.Array, Metrics]:
         """Logits of the next token and metrics; the arguments are those of `hidden`."""
-        x_BTM, metrics = self.hidden(tokens_BT, segments_BT, positions_BT, train=train, measure=measure)
+        x_BTM, metrics = self.hidden(tokens_BT, segments_BT, train=train, measure=measure)
         return self.logits(x_BTM), metrics
 
     def hidden(
         self,
         tokens_BT: jax.Array,
         segments_BT: jax.Array | None = None,
-        positions_BT: jax.Array | None = None,
         *,
         train: bool = False,
         measure: bool = False,
@@ -155,8 +150,6 @@ class Decoder(nnx.Module):
           tokens_BT: int32 ids.
           segments_BT: int32 document of every token, default one document a row; negative marks padding.
             Attention stays within a document.
-          positions_BT: int32 rotary positions [B or 1, T], default 0 to T-1. Only differences within a
-            document matter.
           train: moves the running variance of an adaptive k rule, in this module's own state.
           measure: adds the metrics that need attention probabilities, which costs about as much as dense attention.
 
@@ -168,9 +161,8 @@ class Decoder(nnx.Module):
             segments_BT = jnp.zeros(tokens_BT.shape, jnp.int32)
         if segments_BT.shape != tokens_BT.shape:
             raise ValueError(f"segments of shape {segments_BT.shape} must be {tokens_BT.shape} like tokens")
-        if positions_BT is None:
-            positions_BT = jnp.arange(tokens_BT.shape[1])[None]
-        views = self._views(positions_BT)
+        # Of rotary positions only differences within a document matter.
+        views = self._views(jnp.arange(tokens_BT.shape[1])[None])
         x_BTM, metrics = self._apply_layers(self._embed(tokens_BT), segments_BT, views, train, measure)
         return self._normalise(x_BTM), metrics
 
@@ -271,12 +263,12 @@ class Decoder(nnx.Module):
             outputs.append(output)
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
-    def _stacked(self) -> Block | SequentialBlock:
+    def _stacked(self) -> Block:
         if isinstance(self.layers, nnx.List):
             raise ValueError("an unstacked decoder only extends; call the decoder that it was made of")
         return self.layers
 
-    def _blocks(self) -> list[Block | SequentialBlock]:
+    def _blocks(self) -> list[Block]:
         if isinstance(self.layers, nnx.List):
             return list(self.layers)
         graphdef, stacked = nnx.split(self.layers)

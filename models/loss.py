@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from models.attention.modules import Metrics
+from models.attention.module import Metrics
 from models.decoder import Decoder
 
 

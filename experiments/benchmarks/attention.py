@@ -22,8 +22,10 @@ import jax.numpy as jnp
 
 from atlas.errors import UserError
 from experiments.benchmarks.timing import Program, measure
-from models.attention import block_tiles, blocks, reference, streamed, tiles
-from models.attention.reference import IndexInputs, Selection
+from models.attention import streamed, tiles
+from models.attention.indexer import index_scores
+from models.attention.keys import Attended, IndexInputs, Reads, Selection, in_documents
+from models.attention.selection import select_blocks, select_tokens
 
 _BLOCK = 64
 _CHUNK = 64
@@ -70,97 +72,96 @@ def run(lengths: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return rows, vars(shape) | facts
 
 
+def attend_sparsely(
+    q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, index: IndexInputs, selection: Selection
+) -> Attended:
+    """Attention to selected keys of rows that are one document each, after a step with a variance of 1."""
+    reads = _reads(q_BTHE.shape[1])._replace(index=index, running_variance=jnp.ones(()))
+    return streamed.attend(q_BTHE, k_BSGE, v_BSGE, reads, selection, chunk=_CHUNK)
+
+
+def training(attend: Any) -> Any:
+    """Gradients of the output's sum of squares and, where there is one, of the indexer's loss."""
+
+    def loss(arguments):
+        out = attend(*arguments)
+        o, losses = (out.output, out.indexer_loss) if isinstance(out, Attended) else (out, None)
+        total = jnp.sum(o.astype(jnp.float32) ** 2)
+        return total if losses is None else total + jnp.sum(losses)
+
+    return lambda *arguments: jax.value_and_grad(loss)(arguments)
+
+
 def _programs(shape: Shape, T: int) -> list[Program]:
     q, k, v, index = _inputs(shape, T)
-    segments, running, selection = jnp.zeros((1, T), jnp.int32), jnp.zeros(()), _selection(shape, T)
     implementation = "cudnn" if jax.default_backend() == "gpu" else "xla"
     dense = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation=implementation)
-    rest = {"segments_BT": segments, "running_variance": running, "selection": selection}
-    sparse = {
-        "token": functools.partial(streamed.sparse_attention, chunk=_CHUNK, **rest),
-        "block": functools.partial(blocks.block_attention, block=_BLOCK, **rest),
-    }
-    peer = f"dense ({implementation})"
+    selections = {"token": _selection(shape, T, 0), "block": _selection(shape, T, _BLOCK)}
 
     def streamed_dense(q, k, v):
-        return streamed.attend(q, k, v, segments, chunk=_CHUNK)[0]
+        return streamed.attend(q, k, v, _reads(T), chunk=_CHUNK).output
 
-    forwards = {peer: dense, "streamed dense": streamed_dense}
     programs = []
-    for path, attend in forwards.items():
+    for path, attend in {f"dense ({implementation})": dense, "streamed dense": streamed_dense}.items():
         programs.append(_program(T, "forward", path, attend, q, k, v))
-        programs.append(_program(T, "training", path, _training(attend), q, k, v))
-    for path, attend in sparse.items():
-        programs.append(_program(T, "forward", path, lambda *a, attend=attend: attend(*a)[0], q, k, v, index))
-        programs.append(_program(T, "training", path, _training(attend), q, k, v, index))
-    parts = _token_parts(selection, T) | _block_parts(selection, T)
-    return programs + [_program(T, kind, path, part, index) for (kind, path), part in parts.items()]
+        programs.append(_program(T, "training", path, training(attend), q, k, v))
+    for path, selection in selections.items():
+        attend = functools.partial(attend_sparsely, selection=selection)
+        programs.append(_program(T, "forward", path, lambda *a, attend=attend: attend(*a).output, q, k, v, index))
+        programs.append(_program(T, "training", path, training(attend), q, k, v, index))
+        for kind, part in _parts(selection, T).items():
+            programs.append(_program(T, kind, path, part, index))
+    return programs
+
+
+def _reads(T: int) -> Reads:
+    return in_documents(jnp.zeros((1, T), jnp.int32))
 
 
 def _program(T: int, kind: str, path: str, function: Any, *arguments: Any) -> Program:
     return Program({"length": T, "pass": kind, "path": path}, function, arguments)
 
 
-def _training(attend: Any) -> Any:
-    """Gradients of the output's sum and, where there is one, of the indexer's loss."""
-
-    def loss(arguments):
-        out = attend(*arguments)
-        o, statistics = out if isinstance(out, tuple) else (out, None)
-        total = jnp.sum(o.astype(jnp.float32) ** 2)
-        return total if statistics is None else total + jnp.sum(statistics.indexer_loss)
-
-    return lambda *arguments: jax.value_and_grad(loss)(arguments)
-
-
-def _token_parts(selection: Selection, T: int) -> dict[tuple[str, str], Any]:
-    def tile_by_tile(index, part):
-        query, key, gate, bias = index
-        first_BT = jnp.zeros((1, T), jnp.int32)
-        query, gate, first_BT = tiles.pad((query, gate, first_BT), _CHUNK)
-        (key,) = tiles.pad((key,), tiles.key_block(T, _CHUNK))
-        index = IndexInputs(query, key, gate, bias)
-
-        def step(carry, start):
-            return carry, part(index, start, tiles.make_tile(first_BT, start, _CHUNK))
-
-        return tiles.over_tiles(step, None, query.shape[1], _CHUNK)[1]
-
-    def score(index, start, tile):
-        query, gate = (tiles.rows(a, start, _CHUNK) for a in (index.query, index.gate))
-
-        def largest(extent):
-            part = IndexInputs(query, index.key[:, :extent], gate, index.bias)
-            return jnp.max(reference.index_scores(part, selection.scale), axis=-1)
-
-        return tiles.at_extent(largest, tile, index.key.shape[1])
-
-    def select(index, start, tile):
-        return streamed.score_and_select(index, start, tile, jnp.zeros(()), selection).threshold
-
+def _parts(selection: Selection, T: int) -> dict[str, Any]:
+    """What comes before attention to selected keys, as functions of the index."""
+    if selection.block:
+        return {
+            "index": lambda index: _largest_of_blocks(index, selection),
+            "index+select": lambda index: select_blocks(_reads(T)._replace(index=index), selection)[0],
+        }
     return {
-        ("index", "token"): functools.partial(tile_by_tile, part=score),
-        ("index+select", "token"): functools.partial(tile_by_tile, part=select),
+        "index": lambda index: _by_tiles(index, selection, lambda scores_BCX, _: jnp.max(scores_BCX, axis=-1)),
+        "index+select": lambda index: _by_tiles(
+            index, selection, lambda scores_BCX, tile: select_tokens(scores_BCX, tile, selection)[1]
+        ),
     }
 
 
-def _block_parts(selection: Selection, T: int) -> dict[tuple[str, str], Any]:
-    def score(index):
-        firsts = index.query[0, ::_BLOCK], index.gate[0, ::_BLOCK]
+def _by_tiles(index: IndexInputs, selection: Selection, part: Any) -> Any:
+    """What part(scores, tile) says of the tiles that `streamed` cuts."""
+    T, tiling = index.key.shape[1], tiles.Tiling(_CHUNK)
+    query, gate, position, first = (tiles.pad(a, _CHUNK) for a in (index.query, index.gate, *_reads(T)[:2]))
 
-        def largest(first):
-            query, gate = first
-            return jnp.max(
-                block_tiles.row_scores(IndexInputs(query[None], index.key[0], gate[None], index.bias), selection)
-            )
+    def step(_, start):
+        tile = Reads(tiling.cut(position, start), tiling.cut(first, start))
 
-        at_once = block_tiles.tiles_at_once(T * index.bias.shape[0])
-        return jax.lax.map(largest, firsts, batch_size=at_once)
+        def compute(extent):
+            rows = IndexInputs(tiling.cut(query, start), index.key[:, :extent], tiling.cut(gate, start), index.bias)
+            return part(index_scores(rows, selection.scale), tile)
 
-    def select(index):
-        return blocks.select_blocks(index, jnp.zeros((1, T), jnp.int32), jnp.zeros(()), selection, block=_BLOCK)[0]
+        return None, tiles.at_extent(compute, tile, T)
 
-    return {("index", "block"): score, ("index+select", "block"): select}
+    return tiles.over_tiles(step, None, query.shape[1], tiling)[1]
+
+
+def _largest_of_blocks(index: IndexInputs, selection: Selection) -> jax.Array:
+    def largest(first):
+        query_JI, gate_J = first
+        rows = IndexInputs(query_JI[None, None], index.key, gate_J[None, None], index.bias)
+        return jnp.max(index_scores(rows, selection.scale))
+
+    firsts = index.query[0, ::_BLOCK], index.gate[0, ::_BLOCK]
+    return jax.lax.map(largest, firsts, batch_size=tiles.at_once(index.key.shape[1] * index.bias.shape[0]))
 
 
 def _add_attend(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -184,9 +185,9 @@ def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _selection(shape: Shape, T: int) -> Selection:
-    k = T // 16
-    return Selection(shape.indexer_width**-0.5, temperature=0.25, k_rule="fixed", k_base=k, k_min=1, k_max=k)
+def _selection(shape: Shape, T: int, block: int) -> Selection:
+    scale, k = shape.indexer_width**-0.5, T // 16
+    return Selection(scale, temperature=0.25, k_rule="fixed", k_base=k, k_min=1, k_max=k, block=block)
 
 
 def _inputs(shape: Shape, T: int) -> tuple[jax.Array, jax.Array, jax.Array, IndexInputs]:
@@ -221,7 +222,8 @@ def _overlap(shape: Shape, T: int) -> float:
     """Mean Jaccard index of the token sets of neighbouring queries, over those that select k of more keys."""
     T = min(T, 4096)
     index = _inputs(shape, T)[3]
-    chosen_BTS = reference.select_keys(index, jnp.zeros((1, T), jnp.int32), jnp.zeros(()), _selection(shape, T))[0]
+    selection = _selection(shape, T, 0)
+    chosen_BTS, *_ = select_tokens(index_scores(index, selection.scale), _reads(T), selection)
     late_TS = chosen_BTS[0, T // 8 :]
     both = jnp.sum(late_TS[1:] & late_TS[:-1], axis=-1)
     return float(jnp.mean(both / jnp.sum(late_TS[1:] | late_TS[:-1], axis=-1)))

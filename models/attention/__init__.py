@@ -1,5 +1,19 @@
-"""Attention of the decoder: dense, gated, sparse and gated sparse, behind one module."""
+"""Attention of the decoder: dense, gated, sparse and gated sparse, behind one module.
 
-from models.attention.modules import Attention, RunningVariance
+Which keys a query reads is one question, how they are attended another, and `keys` holds the seam between them:
+`Reads` and `Selection` say which, `Attended` is what comes back.
+
+    which   keys         all that a query sees of its document, or of a window of it
+            selection    of these the tokens or the blocks that the indexer scores highest (`indexer`, `topk`)
+    how     oracle       all scores at once: the definition of correct, and the fastest for short windows
+            streamed     online softmax over tiles of queries and blocks of keys (`tiles`), memory linear in T
+            cache        few queries against the keys that decoding keeps
+
+`oracle.attend` and `streamed.attend` answer one call, (q, k, v, Reads, Selection) → Attended, and so does a fused
+kernel that is put beside them: no probabilities come back. `module` picks one by the config; what needs probabilities
+computes them again in `measure`, in evaluation alone.
+"""
+
+from models.attention.module import Attention, RunningVariance
 
 __all__ = ["Attention", "RunningVariance"]

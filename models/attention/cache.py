@@ -13,8 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from models.attention import reference
-from models.attention.selection import select_mask
+from models.attention import oracle, streamed
+from models.attention.indexer import index_scores
+from models.attention.keys import Reads, Selection, visible_keys
+from models.attention.selection import extend_lists, select_tokens
+from models.attention.tiles import take_rows
 
 # Gathering pays where it reads far fewer rows than there are slots; a gathered row costs about as much as this
 # many rows that a matrix product reads in order.
@@ -23,7 +26,7 @@ _COST_OF_GATHERING = 4
 
 class LayerCache(NamedTuple):
     """One layer's slots: rotated keys and gated values [B, S, G, E]; for sparse kinds index keys [B, S, I]; and for
-    block selection the lists of every tile, int32 [B, P, A] (see `models.attention.blocks`)."""
+    block selection the lists of every tile, int32 [B, P, A] (see `models.attention.selection`)."""
 
     key: jax.Array
     value: jax.Array
@@ -63,59 +66,30 @@ def write(slots_BSx: jax.Array, new_BCx: jax.Array, start_B: jax.Array) -> jax.A
 
 
 def attend(
-    q_BCHE: jax.Array, layer: LayerCache, position_BC: jax.Array, window: jax.Array | None = None, softcap: float = 0.0
-) -> jax.Array:
-    """Attention of C queries a row over all slots up to their own, or the latest `window` of them; [B, C, H, E]."""
-    visible_BCS = _visible(layer, position_BC)
-    if window is not None:
-        visible_BCS &= ~_visible(layer, position_BC - window)
-    return reference.attend(q_BCHE, layer.key, layer.value, visible_BCS, softcap)[0]
+    q_BCHE: jax.Array, layer: LayerCache, reads: Reads, selection: Selection | None = None, softcap: float = 0.0
+) -> tuple[jax.Array, LayerCache]:
+    """Attention of C new queries a row to the slots that they read, [B, C, H, E]; and the layer with their lists.
 
-
-def attend_selected(
-    q_BCHE: jax.Array,
-    layer: LayerCache,
-    index: reference.IndexInputs,
-    position_BC: jax.Array,
-    running_variance: jax.Array,
-    selection: reference.Selection,
-) -> jax.Array:
-    """Attention of C queries a row over the slots that the indexer selects; [B, C, H, E].
-
-    Equal to `reference.sparse_attention` on the row's whole text, with a running variance that stands still.
-    Few queries against many slots gather the selected rows, which all heads of a query share; many queries
-    mask the product with all slots.
+    Equal to `oracle.attend` on the row's whole text, however it is split into extensions, with a running variance
+    that stands still.
 
     Args:
-      index: query, gate and bias of the C tokens, and the key of the cache.
+      layer: with the new tokens written.
+      reads: of the new tokens, at consecutive positions; its index has the keys of the cache.
     """
-    visible_BCS = _visible(layer, position_BC)
-    scores_BCS = reference.index_scores(index, selection.scale)
-    variance_BC = reference.score_variance(scores_BCS, visible_BCS)
-    rule = (selection.k_rule, selection.k_base, selection.k_min, selection.k_max)
-    k_BC = reference.adaptive_k(variance_BC, running_variance, *rule)
-    selected_BCS = select_mask(scores_BCS, k_BC, visible_BCS, _keep(layer, position_BC, selection))
-    C, S, most = q_BCHE.shape[1], layer.key.shape[1], _most_selected(selection)
-    if C * most * _COST_OF_GATHERING > S:
-        return reference.attend(q_BCHE, layer.key, layer.value, selected_BCS)[0]
-    return _attend_gathered(q_BCHE, layer, selected_BCS, most)
-
-
-def _visible(layer: LayerCache, position_BC: jax.Array) -> jax.Array:
-    slot_S = jnp.arange(layer.key.shape[1], dtype=jnp.int32)
-    return slot_S <= position_BC[..., None]
-
-
-def _keep(layer: LayerCache, position_BC: jax.Array, selection: reference.Selection) -> jax.Array | None:
-    if not selection.keep_first and not selection.keep_local:
-        return None
-    slot_S = jnp.arange(layer.key.shape[1], dtype=jnp.int32)
-    return (slot_S < selection.keep_first) | (position_BC[..., None] - slot_S < selection.keep_local)
-
-
-def _most_selected(selection: reference.Selection) -> int:
-    k = selection.k_base if selection.k_rule == "fixed" else selection.k_max
-    return max(k, selection.keep_first + selection.keep_local)
+    S = layer.key.shape[1]
+    if selection is None:
+        visible_BCS = visible_keys(reads, jnp.arange(S))
+        return oracle.attend_masked(q_BCHE, layer.key, layer.value, visible_BCS, softcap)[0], layer
+    if selection.block:
+        layer = layer._replace(lists=extend_lists(layer.lists, reads, selection))
+        return _attend_listed(q_BCHE, layer, reads, selection), layer
+    selected_BCS, *_ = select_tokens(index_scores(reads.index, selection.scale), reads, selection)
+    most = max(selection.most, selection.keep_first + selection.keep_local)
+    # Few queries against many slots gather the selected rows, which all heads of a query share.
+    if q_BCHE.shape[1] * most * _COST_OF_GATHERING <= S:
+        return _attend_gathered(q_BCHE, layer, selected_BCS, most), layer
+    return oracle.attend_masked(q_BCHE, layer.key, layer.value, selected_BCS)[0], layer
 
 
 def _attend_gathered(q_BCHE: jax.Array, layer: LayerCache, selected_BCS: jax.Array, most: int) -> jax.Array:
@@ -126,5 +100,20 @@ def _attend_gathered(q_BCHE: jax.Array, layer: LayerCache, selected_BCS: jax.Arr
     present_NK = order_K <= rank_BCS[..., -1].reshape(B * C, 1)
     row_N = jnp.repeat(jnp.arange(B), C)[:, None]
     key_NKGE, value_NKGE = (a.at[row_N, slot_NK].get(mode="clip") for a in (layer.key, layer.value))
-    o_N1HE = reference.attend(q_BCHE.reshape(B * C, 1, H, E), key_NKGE, value_NKGE, present_NK[:, None])[0]
+    o_N1HE, *_ = oracle.attend_masked(q_BCHE.reshape(B * C, 1, H, E), key_NKGE, value_NKGE, present_NK[:, None])
     return o_N1HE.reshape(B, C, H, E)
+
+
+def _attend_listed(q_BCHE: jax.Array, layer: LayerCache, reads: Reads, selection: Selection) -> jax.Array:
+    """The new queries stand in tiles that each row cuts at its own place: they are laid out by tiles, and back."""
+    W, (B, C) = selection.block, reads.position.shape
+    start_B1, width = reads.position[:, :1], min(C, W)
+    tile_BX = start_B1 // W + jnp.arange((C + W - 2) // W + 1, dtype=jnp.int32)
+    opening_BX = jnp.maximum(tile_BX * W - start_B1, 0)
+    slot_BR = (opening_BX[..., None] + jnp.arange(width, dtype=jnp.int32)).reshape(B, -1)
+    laid_out = Reads(start_B1 + slot_BR, jnp.zeros_like(slot_BR))
+    q_BRHE, lists_BXA = take_rows(q_BCHE, slot_BR), take_rows(layer.lists, tile_BX)
+    slots = layer.key, layer.value
+    o_BRHE = streamed.attend_tiles(q_BRHE, *slots, laid_out, selection, lists_BXA, chunk=width).output
+    nth_BC = reads.position // W - tile_BX[:, :1]
+    return take_rows(o_BRHE, nth_BC * width + jnp.arange(C) - take_rows(opening_BX, nth_BC))

@@ -1,136 +1,187 @@
-"""Exact top-k selection without a sort.
+"""Which of the keys that a query sees it selects: tokens (arXiv 2601.15305, section 3.4) or blocks of tokens.
 
-The k-th largest score of a row is found by bisection on bit patterns: those of non-negative floats, read as
-integers, have the floats' own order. Each step is one comparison and one count over the row; a row is
-finished as soon as exactly k scores reach its threshold, so that a few more than log2(S) steps do for most
-inputs.
+Block selection is a labelled variant. Keys are cut into aligned blocks of W tokens, queries into tiles of the same
+W. A tile has one list of blocks, shared by its queries and by all heads, so that its keys are gathered once and
+enter plain matrix products. Where the paper selects single tokens for single queries:
+  - A list rests on the scores of the tile's *first* query alone. Those of its later queries would tell the
+    earlier ones about their future.
+  - A block scores the largest score of its tokens that the first query sees; of equal blocks the lower wins.
+  - The first query's k, rounded up to blocks, is the length of the list. The tile's own block is always in it
+    and counts; so are the blocks that hold the first `keep_first` tokens of the first query's document or its
+    latest `keep_local` tokens.
+  - A query attends to every token that it sees in the listed blocks. A document that opens inside a tile lies
+    in the tile's own block up to there, so that its queries miss nothing.
+Tiles are aligned to the row, not to documents: packed elsewhere, a document may select other keys.
+
+Lists are int32 [B, P, A], ascending, with -1 for "no block": what kernels for block-sparse attention take. Axes
+beside the legend's: W tokens of a block, P blocks (and tiles) of a row, A entries of a list, X tiles at a time.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
-
-class Threshold(NamedTuple):
-    """What defines a selected set: bits above `bits`, and those equal to it at positions up to `cut`.
-
-    Both are integers [..., T]; `cut` is -1 where no equal score is selected.
-    """
-
-    bits: jax.Array
-    cut: jax.Array
+from models.attention.indexer import index_scores, score_variance
+from models.attention.keys import IndexInputs, Reads, Selection, kept_keys, visible_keys
+from models.attention.tiles import at_once, pad, take_rows
+from models.attention.topk import Threshold, select_mask, select_threshold, selected_by
 
 
-def select_mask(
-    scores_BTS: jax.Array, k_BT: jax.Array, visible_BTS: jax.Array, keep_BTS: jax.Array | None = None
-) -> jax.Array:
-    """The k highest-scored visible positions of every query, as a mask [B, T, S].
+def adaptive_k(variance_BT: jax.Array, running_variance: jax.Array, selection: Selection) -> jax.Array:
+    """How many keys each query selects, int32 [B, T] (arXiv 2601.15305, Eq. 8).
 
-    Of equal scores the lower position wins. A query that sees at most k positions selects them all. Visible
-    positions in `keep_BTS` are selected whatever their score and count towards k; where there are more of
-    them than k, all of them are selected.
+    The paper contradicts itself: its equation selects more keys where the scores vary more, its prose and its
+    authors' code select fewer. Hence a rule:
+      "paper"    clamp(k_base · variance / running_variance, k_min, k_max), rounded down;
+      "inverse"  clamp(k_base · running_variance / variance, k_min, k_max), rounded down;
+    and "fixed", k_base, which asks for no variance.
 
     Args:
-      scores_BTS: non-negative float32 or float64 scores; no gradient passes.
-      k_BT: int32, at least 1.
-      visible_BTS: bool, what each query may select.
-      keep_BTS: optional bool, what is always selected if visible.
+      variance_BT: `score_variance` of this step.
+      running_variance: scalar mean variance of *earlier* steps, so that no query depends on the rest of its
+        batch or on its future. Zero means that there was no earlier step: every query selects k_base.
 
-    >>> scores = jnp.array([[[0.3, 0.9, 0.3, 0.1]]])
-    >>> select_mask(scores, jnp.array([[2]]), jnp.ones((1, 1, 4), bool)).astype(int).tolist()
-    [[[1, 1, 0, 0]]]
+    >>> rule = Selection(1.0, 1.0, "paper", k_base=64, k_min=8, k_max=128)
+    >>> adaptive_k(jnp.array([0.5, 1.0, 9.0]), jnp.array(1.0), rule).tolist()
+    [32, 64, 128]
     """
-    return selected_by(select_threshold(scores_BTS, k_BT, visible_BTS, keep_BTS), scores_BTS, visible_BTS, keep_BTS)
+    over, under = variance_BT, running_variance
+    if selection.k_rule == "inverse":
+        over, under = under, over
+    ratio_BT = over / jnp.maximum(under, jnp.finfo(variance_BT.dtype).tiny)
+    k_BT = jnp.clip(selection.k_base * ratio_BT, selection.k_min, selection.k_max)
+    return jnp.where(running_variance > 0, k_BT, selection.k_base).astype(jnp.int32)
 
 
-def select_threshold(
-    scores_BTS: jax.Array, k_BT: jax.Array, visible_BTS: jax.Array, keep_BTS: jax.Array | None = None
-) -> Threshold:
-    """The set of `select_mask` in O(T) numbers, from which `selected_by` finds it again without a search."""
-    candidate_BTS = visible_BTS
-    if keep_BTS is not None:
-        candidate_BTS = visible_BTS & ~keep_BTS
-        k_BT = jnp.maximum(k_BT - _count(visible_BTS & keep_BTS), 0)
-    return find_threshold(ordered_bits(scores_BTS, candidate_BTS), k_BT)
+def _choose_k(
+    scores_BTS: jax.Array, visible_BTS: jax.Array, reads: Reads, selection: Selection
+) -> tuple[jax.Array, jax.Array | None]:
+    """k [B, T] and, if the rule asks for it, the variance [B, T] of the scores."""
+    if selection.k_rule == "fixed":
+        return jnp.full(scores_BTS.shape[:2], selection.k_base, jnp.int32), None
+    variance_BT = score_variance(scores_BTS, visible_BTS)
+    return adaptive_k(variance_BT, reads.running_variance, selection), variance_BT
 
 
-def selected_by(
-    threshold: Threshold, scores_BTS: jax.Array, visible_BTS: jax.Array, keep_BTS: jax.Array | None = None
-) -> jax.Array:
-    """The mask [B, T, S] of a `select_threshold` of the same arguments."""
-    if keep_BTS is None:
-        return apply_threshold(ordered_bits(scores_BTS, visible_BTS), threshold)
-    chosen_BTS = apply_threshold(ordered_bits(scores_BTS, visible_BTS & ~keep_BTS), threshold)
-    return chosen_BTS | (visible_BTS & keep_BTS)
+def select_tokens(
+    scores_BTS: jax.Array, reads: Reads, selection: Selection
+) -> tuple[jax.Array, Threshold, jax.Array | None]:
+    """The selected sets as a mask [B, T, S], the thresholds that define them, and the variance that k rests on.
+
+    No gradient passes.
+
+    Args:
+      scores_BTS: of the keys at positions 0 to S-1.
+    """
+    scores_BTS = jax.lax.stop_gradient(scores_BTS)
+    visible_BTS, keep_BTS = _masks(scores_BTS, reads, selection)
+    k_BT, variance_BT = _choose_k(scores_BTS, visible_BTS, reads, selection)
+    threshold = select_threshold(scores_BTS, k_BT, visible_BTS, keep_BTS)
+    return selected_by(threshold, scores_BTS, visible_BTS, keep_BTS), threshold, variance_BT
 
 
-def ordered_bits(scores: jax.Array, candidate: jax.Array) -> jax.Array:
-    """Integers in the order of the non-negative `scores`; -1 where not a candidate."""
-    integer = {4: jnp.int32, 8: jnp.int64}[scores.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(scores), integer)
-    return jnp.where(candidate, bits, integer(-1))
+def select_again(threshold: Threshold, scores_BTS: jax.Array, reads: Reads, selection: Selection) -> jax.Array:
+    """The mask of `select_tokens` from its threshold, without a search."""
+    return selected_by(threshold, scores_BTS, *_masks(scores_BTS, reads, selection))
 
 
-def apply_threshold(bits_BTS: jax.Array, threshold: Threshold) -> jax.Array:
-    """The mask [B, T, S] that a threshold defines."""
-    position_S = jnp.arange(bits_BTS.shape[-1], dtype=jnp.int32)
-    above = bits_BTS > threshold.bits[..., None]
-    return above | ((bits_BTS == threshold.bits[..., None]) & (position_S <= threshold.cut[..., None]))
+def _masks(scores_BTS: jax.Array, reads: Reads, selection: Selection) -> tuple[jax.Array, jax.Array | None]:
+    position_S = jnp.arange(scores_BTS.shape[2], dtype=jnp.int32)
+    keep_BTS = kept_keys(reads, position_S, selection.keep_first, selection.keep_local)
+    return visible_keys(reads, position_S), keep_BTS
 
 
-def find_threshold(bits_BTS: jax.Array, k_BT: jax.Array) -> Threshold:
-    """The threshold that selects exactly min(k, candidates) entries of every row of `ordered_bits`."""
-    available_BT = _count(bits_BTS >= 0)
-    k_BT = jnp.minimum(k_BT, available_BT)
-    bits_BT = _bisect_bits(bits_BTS, k_BT, available_BT)
-    equal_BTS = bits_BTS == bits_BT[..., None]
-    need_BT = k_BT - _count(bits_BTS > bits_BT[..., None])
-    return Threshold(bits_BT, _bisect_cut(equal_BTS, need_BT))
+def check_block(block: int, capacity: int) -> None:
+    """Raises a ValueError if `block` does not divide a cache's capacity.
+
+    >>> check_block(48, capacity=64)
+    Traceback (most recent call last):
+    ValueError: block=48 must divide the cache's capacity of 64
+    """
+    if capacity % block:
+        raise ValueError(f"block={block!r} must divide the cache's capacity of {capacity}")
 
 
-def _count(mask: jax.Array) -> jax.Array:
-    return jnp.sum(mask, axis=-1, dtype=jnp.int32)
+def list_length(selection: Selection, length: int) -> int:
+    """A, the most blocks that a tile selects in a row of `length` tokens, whatever the scores.
+
+    >>> list_length(Selection(1.0, 1.0, "fixed", k_base=100, k_min=1, k_max=1, block=32), 4096)
+    4
+    """
+    W = selection.block
+    local = -(-max(selection.keep_local - 1, 0) // W)
+    first = (selection.keep_first + W - 2) // W + 1 if selection.keep_first else 0
+    return min(max(-(-selection.most // W), 1 + local + first), -(-length // W))
 
 
-def _bisect_bits(bits_BTS: jax.Array, k_BT: jax.Array, available_BT: jax.Array) -> jax.Array:
-    """A largest value that at least k entries reach, or any that exactly k reach; [B, T]."""
-    high_BT = jnp.max(bits_BTS, axis=-1) + 1
-    largest = jnp.iinfo(bits_BTS.dtype).max
-    low_BT = jnp.min(jnp.where(bits_BTS >= 0, bits_BTS, largest), axis=-1)
-    # Rows that take everything, or have no candidate, are settled at once.
-    low_BT = jnp.minimum(low_BT, jnp.maximum(high_BT - 1, 0))
-    high_BT = jnp.where(k_BT == available_BT, low_BT + 1, high_BT)
+def select_blocks(reads: Reads, selection: Selection) -> tuple[jax.Array, jax.Array | None]:
+    """The selected blocks of every tile, int32 [B, P, A], and the variance [B, P] that its first query's k rests on.
 
-    def unsettled(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jnp.any(bounds[1] - bounds[0] > 1)
-
-    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = low + (high - low) // 2
-        reached = _count(bits_BTS >= middle[..., None])
-        exact = reached == k_BT
-        return jnp.where(reached >= k_BT, middle, low), jnp.where(exact | (reached < k_BT), middle + exact, high)
-
-    return jax.lax.while_loop(unsettled, halve, (low_BT, high_BT))[0]
+    P is T / W, rounded up. No gradient passes.
+    """
+    W, index = selection.block, reads.index
+    firsts = index._replace(query=index.query[:, ::W], gate=index.gate[:, ::W])
+    at_firsts = reads._replace(position=reads.position[:, ::W], first=reads.first[:, ::W], index=firsts)
+    return _lists(at_firsts, selection, list_length(selection, index.key.shape[1]))
 
 
-def _bisect_cut(equal_BTS: jax.Array, need_BT: jax.Array) -> jax.Array:
-    """The last position of the first `need` true entries of every row; -1 where none is needed."""
-    position_S = jnp.arange(equal_BTS.shape[-1], dtype=jnp.int32)
-    none_BT = jnp.full_like(need_BT, -1)
-    high_BT = jnp.where(need_BT > 0, equal_BTS.shape[-1] - 1, none_BT)
-    low_BT = jnp.where(_count(equal_BTS) > need_BT, none_BT, high_BT - 1)
+def extend_lists(lists_BPA: jax.Array, reads: Reads, selection: Selection) -> jax.Array:
+    """A cache's lists, with those of the tiles whose first query is among C new tokens.
 
-    def unsettled(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jnp.any(bounds[1] - bounds[0] > 1)
+    A row of the cache is one document, from its slot 0 on.
 
-    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = low + (high - low) // 2
-        enough = _count(equal_BTS & (position_S <= middle[..., None])) >= need_BT
-        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+    Args:
+      lists_BPA: int32 lists of all S / W tiles, at first -1; A is `list_length` of S.
+      reads: of the new tokens, at consecutive positions; the index with the keys of the cache.
+    """
+    W, C = selection.block, reads.position.shape[1]
+    tile_BX = -(-reads.position[:, :1] // W) + jnp.arange(-(-C // W), dtype=jnp.int32)
+    slot_BX = tile_BX * W - reads.position[:, :1]
+    query, key, gate, bias = reads.index
+    firsts = IndexInputs(take_rows(query, slot_BX), key, take_rows(gate, slot_BX), bias)
+    at_firsts = Reads(tile_BX * W, jnp.zeros_like(tile_BX), firsts, reads.running_variance)
+    new_BXA, _ = _lists(at_firsts, selection, lists_BPA.shape[2])
+    place_BX = jnp.where(slot_BX < C, tile_BX, lists_BPA.shape[1])
+    return jax.vmap(lambda lists, place, new: lists.at[place].set(new, mode="drop"))(lists_BPA, place_BX, new_BXA)
 
-    return jax.lax.while_loop(unsettled, halve, (low_BT, high_BT))[1]
+
+def listed_keys(lists_BPA: jax.Array, position_BT: jax.Array, S: int, block: int) -> jax.Array:
+    """True where a key lies in a block that the query's tile lists; [B, T, S]."""
+    listed_BPP = jnp.any(lists_BPA[..., None] == jnp.arange(-(-S // block)), axis=2)
+    return jnp.repeat(take_rows(listed_BPP, position_BT // block), block, axis=2)[..., :S]
+
+
+def _lists(reads: Reads, selection: Selection, entries: int) -> tuple[jax.Array, jax.Array | None]:
+    """Lists [B, X, A] and variances [B, X] of the tiles whose first queries `reads` holds, a few tiles at a time."""
+    index = jax.lax.stop_gradient(reads.index)
+    key_BSI = pad(index.key, selection.block)
+    B, S = key_BSI.shape[:2]
+
+    def one(tile: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array | None]:
+        query, gate, position, first = (a[:, None] for a in tile)
+        scores_B1S = index_scores(IndexInputs(query, key_BSI, gate, index.bias), selection.scale)
+        listed_B1P, variance_B1 = _choose(scores_B1S, Reads(position, first, None, reads.running_variance), selection)
+        P = listed_B1P.shape[2]
+        entry_BP = jnp.sort(jnp.where(listed_B1P[:, 0], jnp.arange(P, dtype=jnp.int32), P))[:, :entries]
+        return jnp.where(entry_BP < P, entry_BP, -1), None if variance_B1 is None else variance_B1[:, 0]
+
+    tiles = jax.tree.map(lambda a: a.swapaxes(0, 1), (index.query, index.gate, reads.position, reads.first))
+    batch_size = at_once(B * S * index.bias.shape[0])
+    return jax.tree.map(lambda a: a.swapaxes(0, 1), jax.lax.map(one, tiles, batch_size=batch_size))
+
+
+def _choose(scores_BXS: jax.Array, reads: Reads, selection: Selection) -> tuple[jax.Array, jax.Array | None]:
+    """The blocks [B, X, P] that first queries select by their scores, and the variance [B, X] that k rests on."""
+    position_S = jnp.arange(scores_BXS.shape[2], dtype=jnp.int32)
+    visible_BXS = visible_keys(reads, position_S)
+    k_BX, variance_BX = _choose_k(scores_BXS, visible_BXS, reads, selection)
+    # A query always sees itself, so that its own place stands for its tile's own block.
+    kept_BXS = kept_keys(reads, position_S, selection.keep_first, max(selection.keep_local, 1))
+
+    def of_blocks(a_BXS: jax.Array) -> jax.Array:
+        return a_BXS.reshape(*a_BXS.shape[:2], -1, selection.block)
+
+    best_BXP = jnp.max(of_blocks(jnp.where(visible_BXS, scores_BXS, 0)), axis=-1)
+    seen_BXP, kept_BXP = (jnp.any(of_blocks(a), axis=-1) for a in (visible_BXS, visible_BXS & kept_BXS))
+    return select_mask(best_BXP, -(-k_BX // selection.block), seen_BXP, kept_BXP), variance_BX

@@ -1,7 +1,8 @@
-"""Tiles of queries and blocks of keys: what streamed attention is made of.
+"""Tiles of queries and blocks of keys, as pieces of arrays: what attention in linear memory is cut into.
 
-A tile is `chunk` consecutive queries. It attends to its keys block by block with an online softmax, for all
-heads at once. Every loop over blocks ends with the tile's last key, at run time.
+A tile is `chunk` consecutive queries of a row; some are worked on `together`, as if they were rows of a larger batch
+of Z = B · together. A tile reads its keys block by block. Axes beside the legend's: C queries of a tile, K keys of a
+block.
 """
 
 from __future__ import annotations
@@ -13,106 +14,105 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from models.attention import reference
+from models.attention.keys import Reads, visible_keys
 
-_KEYS_PER_QUERY = 4  # keys in a step of the online softmax, per query of the tile
+_STEP_ELEMENTS = 2**22  # bounds the scores that exist at one time, where tiles are worked on together
+_KEYS_PER_QUERY = 4  # keys in a block, per query of the tile
 _EXTENTS = 4  # a tile scores the keys up to the next of so many static extents: 5/8 of all pairs, not all of them
 _TILES_PER_EXTENT = 16  # fewest that are worth compiling the scores once more
 
 Carry = Any
 
 
-class Tile(NamedTuple):
-    """Positions [1, C] of the queries, and the first positions [B, C] of their documents."""
+class Tiling(NamedTuple):
+    """Queries of a tile, and tiles at a time: static."""
 
-    position_1C: jax.Array
-    first_BC: jax.Array
+    chunk: int
+    together: int = 1
 
     @property
-    def chunk(self) -> int:
-        return self.position_1C.shape[1]
+    def rows(self) -> int:
+        return self.chunk * self.together
+
+    def cut(self, a_BTx: jax.Array, start: jax.Array) -> jax.Array:
+        """The tiles from query `start` on, [Z, C, ...]."""
+        part_BRx = rows(a_BTx, start, self.rows)
+        return part_BRx.reshape(-1, self.chunk, *part_BRx.shape[2:])
 
 
 class Keys(NamedTuple):
     """The keys that a tile reads: blocks `begin` to `end` - 1, each of `size` keys.
 
-    Without `order` they are consecutive positions, and each query attends to all that it sees. Otherwise
-    order [B, S] lists positions, filled up with S, and chosen [B, C, S] is the selected set.
+    Without `order` they are consecutive positions, and each query attends to all that it sees. Otherwise order [Z, O]
+    lists positions, filled up with S or more; with chosen [Z, C, S] a query attends to its chosen ones of them.
     """
 
     size: int
     begin: jax.Array | int
     end: jax.Array
-    order_BS: jax.Array | None = None
-    chosen_BCS: jax.Array | None = None
+    order: jax.Array | None = None
+    chosen: jax.Array | None = None
 
 
-def usable_chunk(chunk: int, T: int) -> int:
-    """The chunk for T queries, at most T.
-
-    Raises:
-      ValueError: chunk is not positive.
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk!r} must be at least 1")
-    return min(chunk, T)
+def at_once(elements: int) -> int:
+    """How many things of so many scores are worked on together."""
+    return max(1, _STEP_ELEMENTS // elements)
 
 
-def pad(arrays: tuple[jax.Array, ...], multiple: int) -> tuple[jax.Array, ...]:
-    """Pads axis 1 with zeros to a multiple. Padded keys come after all queries, and so are seen by none."""
-    extra = -arrays[0].shape[1] % multiple
-    return tuple(jnp.pad(a, ((0, 0), (0, extra)) + ((0, 0),) * (a.ndim - 2)) for a in arrays)
+def pad(a: jax.Array, multiple: int, mode: str = "constant", **options: int) -> jax.Array:
+    """Pads axis 1 to a multiple, as jnp.pad does."""
+    return jnp.pad(a, ((0, 0), (0, -a.shape[1] % multiple)) + ((0, 0),) * (a.ndim - 2), mode, **options)
 
 
 def key_block(S: int, chunk: int) -> int:
-    """Keys in a block. Arrays over keys are padded to a multiple of it."""
+    """Keys in a block of consecutive or chosen ones. Arrays over keys are padded to a multiple of it."""
     return min(_KEYS_PER_QUERY * chunk, S)
 
 
 def over_tiles(
-    step: Callable[[Carry, jax.Array], tuple[Carry, Any]], carry: Carry, T: int, chunk: int
+    step: Callable[[Carry, jax.Array], tuple[Carry, Any]], carry: Carry, T: int, tiling: Tiling
 ) -> tuple[Carry, Any]:
-    """Runs step(carry, first query) over all tiles, and joins what it returns along axis 1.
+    """Runs step(carry, first query) over all tiles, and joins what it returns for each [Z, C, ...] to [B, T, ...].
 
     Results are written in place, since those of a scan would stand beside their transpose.
     """
+
+    def join(a_ZCx: jax.Array) -> jax.Array:
+        return _to_bits(a_ZCx.reshape(-1, tiling.rows, *a_ZCx.shape[2:]))
+
     shapes = jax.eval_shape(lambda c: step(c, jnp.int32(0))[1], carry)
-    out = jax.tree.map(lambda a: _to_bits(jnp.zeros((a.shape[0], T, *a.shape[2:]), a.dtype)), shapes)
+    parts = jax.eval_shape(lambda tree: jax.tree.map(join, tree), shapes)
+    out = jax.tree.map(lambda a: jnp.zeros((a.shape[0], T, *a.shape[2:]), a.dtype), parts)
 
     def body(i: jax.Array, state: tuple[Carry, Any]) -> tuple[Carry, Any]:
-        carry, out = state
-        carry, new = step(carry, i * chunk)
-        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=i * chunk, axis=1)
-        return carry, jax.tree.map(lambda a, tile: write(a, _to_bits(tile)), out, new)
+        carry, new = step(state[0], i * tiling.rows)
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=i * tiling.rows, axis=1)
+        return carry, jax.tree.map(lambda a, tile: write(a, join(tile)), state[1], new)
 
-    carry, out = jax.lax.fori_loop(0, T // chunk, body, (carry, out))
+    carry, out = jax.lax.fori_loop(0, T // tiling.rows, body, (carry, out))
     return carry, jax.tree.map(lambda a, shape: _from_bits(a, shape.dtype), out, shapes)
 
 
-def at_extent(compute: Callable[[int], Any], tile: Tile, S: int) -> Any:
+def at_extent(compute: Callable[[int], Any], tile: Reads, S: int) -> Any:
     """compute(X) for a static number X of keys that holds all that the tile sees."""
-    count = max(1, min(_EXTENTS, S // (tile.chunk * _TILES_PER_EXTENT)))
+    count = max(1, min(_EXTENTS, S // (tile.position.shape[1] * _TILES_PER_EXTENT)))
     extents = [-(-S * (i + 1) // count) for i in range(count)]
-    end = jnp.minimum(tile.position_1C[0, -1] + 1, S)
+    end = jnp.minimum(jnp.max(tile.position) + 1, S)
     branch = jnp.sum(end > jnp.array(extents), dtype=jnp.int32)
     return jax.lax.switch(branch, [functools.partial(compute, extent) for extent in extents])
 
 
-def make_tile(first_BT: jax.Array, start: jax.Array, chunk: int) -> Tile:
-    return Tile((start + jnp.arange(chunk, dtype=jnp.int32))[None], rows(first_BT, start, chunk))
+def consecutive_keys(tile: Reads, S: int) -> Keys:
+    """All keys from the earliest that the tile sees to its last query."""
+    K = key_block(S, tile.position.shape[1])
+    return Keys(K, jnp.min(tile.first) // K, jnp.minimum(jnp.max(tile.position), S - 1) // K + 1)
 
 
-def consecutive_keys(tile: Tile, S: int) -> Keys:
-    """All keys from the tile's earliest document to its last query."""
-    K = key_block(S, tile.chunk)
-    return Keys(K, jnp.min(tile.first_BC) // K, jnp.minimum(tile.position_1C[0, -1], S - 1) // K + 1)
+def chosen_keys(chosen_BCS: jax.Array) -> Keys:
+    """The keys that any query of the tile chooses.
 
-
-def union_keys(chosen_BCS: jax.Array) -> Keys:
-    """The keys that any query of the tile selects.
-
-    They are listed by the first query that selects them, and by position among those of one query. So a
-    query's keys stand where they stand whatever later queries select, and blocks of them add up to the same
+    They are listed by the first query that chooses them, and by position among those of one query. So a
+    query's keys stand where they stand whatever later queries choose, and blocks of them add up to the same
     bits: not even a rounding depends on the future.
     """
     _, C, S = chosen_BCS.shape
@@ -123,6 +123,15 @@ def union_keys(chosen_BCS: jax.Array) -> Keys:
     count = jnp.max(jnp.sum(first_row_BS < C, axis=1, dtype=jnp.int32))
     K = key_block(S, C)
     return Keys(K, 0, -(-count // K), order_BS, chosen_BCS)
+
+
+def listed_blocks(list_ZA: jax.Array, block: int, S: int, together: int) -> Keys:
+    """The keys of the listed blocks, of which a query attends to all that it sees; -1 lists none."""
+    list_ZA = pad(list_ZA, together, constant_values=-1)
+    position_ZAW = list_ZA[..., None] * block + jnp.arange(block, dtype=jnp.int32)
+    order_ZO = jnp.where(list_ZA[..., None] < 0, S, position_ZAW).reshape(len(list_ZA), -1)
+    count = jnp.max(jnp.sum(list_ZA >= 0, axis=1, dtype=jnp.int32))
+    return Keys(together * block, 0, -(-count // together), order_ZO)
 
 
 def _to_bits(a: jax.Array) -> jax.Array:
@@ -139,137 +148,49 @@ def rows(a_BTx: jax.Array, start: jax.Array, size: int) -> jax.Array:
     return _from_bits(jax.lax.dynamic_slice_in_dim(_to_bits(a_BTx), start, size, axis=1), a_BTx.dtype)
 
 
+def take_rows(a_BSx: jax.Array, at_BR: jax.Array) -> jax.Array:
+    """a[b, at[b]] for every row b, [B, R, ...]; an index beyond the end gives some row."""
+    taken = jax.vmap(lambda row, at: row.at[at].get(mode="clip"))(_to_bits(a_BSx), at_BR)
+    return _from_bits(taken, a_BSx.dtype)
+
+
 def block(keys: Keys, i: jax.Array, a_BSx: jax.Array) -> jax.Array:
-    """The rows of block i, [B, K, ...]; any rows where the list has ended."""
-    if keys.order_BS is None:
+    """The rows of block i, [Z, K, ...]; any rows where the list has ended."""
+    if keys.order is None:
         return rows(a_BSx, i * keys.size, keys.size)
-    take = jax.vmap(lambda row, position: row.at[position].get(mode="clip"))
-    position_BK = rows(keys.order_BS, i * keys.size, keys.size)
-    return _from_bits(take(_to_bits(a_BSx), position_BK), a_BSx.dtype)
+    at_ZK = rows(keys.order, i * keys.size, keys.size)
+    return take_rows(a_BSx, at_ZK.reshape(len(a_BSx), -1)).reshape(*at_ZK.shape, *a_BSx.shape[2:])
 
 
-def add_block(keys: Keys, i: jax.Array, total_BSx: jax.Array, new_BKx: jax.Array) -> jax.Array:
+def add_block(keys: Keys, i: jax.Array, total_BSx: jax.Array, new_ZKx: jax.Array) -> jax.Array:
     """Adds to the rows of block i."""
     start = i * keys.size
-    if keys.order_BS is None:
-        now_BKx = rows(total_BSx, start, keys.size) + new_BKx
+    if keys.order is None:
+        now_BKx = rows(total_BSx, start, keys.size) + new_ZKx
         return jax.lax.dynamic_update_slice_in_dim(total_BSx, now_BKx, start, axis=1)
-    add = jax.vmap(lambda row, position, new: row.at[position].add(new, mode="drop"))
-    return add(total_BSx, rows(keys.order_BS, start, keys.size), new_BKx)
+    at_BR = rows(keys.order, start, keys.size).reshape(len(total_BSx), -1)
+    new_BRx = new_ZKx.reshape(*at_BR.shape, *new_ZKx.shape[2:])
+    return jax.vmap(lambda row, at, new: row.at[at].add(new, mode="drop"))(total_BSx, at_BR, new_BRx)
 
 
-def columns(keys: Keys, i: jax.Array, a_BCS: jax.Array) -> jax.Array:
-    """The columns of block i, [B, C, K]; any columns where the list has ended."""
-    if keys.order_BS is None:
-        return jax.lax.dynamic_slice_in_dim(a_BCS, i * keys.size, keys.size, axis=2)
+def block_mask(keys: Keys, i: jax.Array, tile: Reads) -> jax.Array:
+    """Which keys of block i each query attends to, [Z, C, K]."""
+    if keys.order is None:
+        return visible_keys(tile, i * keys.size + jnp.arange(keys.size, dtype=jnp.int32))
+    position_ZK = rows(keys.order, i * keys.size, keys.size)
+    if keys.chosen is None:
+        return visible_keys(tile, position_ZK)
     take = jax.vmap(lambda a_CS, position: a_CS.at[:, position].get(mode="clip"))
-    return take(a_BCS, rows(keys.order_BS, i * keys.size, keys.size))
+    return take(keys.chosen, position_ZK) & (position_ZK < keys.chosen.shape[2])[:, None]
 
 
-def block_mask(keys: Keys, i: jax.Array, tile: Tile) -> jax.Array:
-    """Which keys of block i each query attends to, [B, C, K]."""
-    if keys.order_BS is None:
-        return reference.visible_keys(*tile, i * keys.size + jnp.arange(keys.size, dtype=jnp.int32))
-    listed_BK = rows(keys.order_BS, i * keys.size, keys.size) < keys.order_BS.shape[1]
-    return columns(keys, i, keys.chosen_BCS) & listed_BK[:, None]
+def group(x_ZCHE: jax.Array, G: int) -> jax.Array:
+    """Queries of the heads of a group, one head under the other: [Z, G, N, E], N = H/G · C."""
+    Z, C, H, E = x_ZCHE.shape
+    return x_ZCHE.reshape(Z, C, G, H // G, E).transpose(0, 2, 3, 1, 4).reshape(Z, G, H // G * C, E)
 
 
-def scaled_queries(q_BTHE: jax.Array, start: jax.Array, chunk: int, G: int) -> jax.Array:
-    """A tile's queries over sqrt(E), grouped."""
-    return group(rows(q_BTHE, start, chunk) * q_BTHE.shape[-1] ** -0.5, G)
-
-
-def group(x_BCHE: jax.Array, G: int) -> jax.Array:
-    """Queries of the heads of a group, one head under the other: [B, G, N, E], N = H/G · C."""
-    B, C, H, E = x_BCHE.shape
-    return x_BCHE.reshape(B, C, G, H // G, E).transpose(0, 2, 3, 1, 4).reshape(B, G, H // G * C, E)
-
-
-def ungroup(x_BGNE: jax.Array, C: int) -> jax.Array:
+def ungroup(x_ZGNE: jax.Array, C: int) -> jax.Array:
     """The inverse of `group`."""
-    B, G, N, E = x_BGNE.shape
-    return x_BGNE.reshape(B, G, N // C, C, E).transpose(0, 3, 1, 2, 4).reshape(B, C, G * (N // C), E)
-
-
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
-
-
-def _mask_heads(keys: Keys, i: jax.Array, tile: Tile, N: int) -> jax.Array:
-    """`block_mask` for the grouped queries, [B, 1, N, K]."""
-    mask_BCK = block_mask(keys, i, tile)
-    B, C, K = mask_BCK.shape
-    return jnp.broadcast_to(mask_BCK[:, None, None], (B, 1, N // C, C, K)).reshape(B, 1, N, K)
-
-
-def attend_tile(
-    q_BGNE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, keys: Keys, tile: Tile
-) -> tuple[jax.Array, jax.Array]:
-    """Softmax attention of scaled queries.
-
-    Returns:
-      The output [B, G, N, E] in v's dtype, and the logarithm of the softmax's denominator, float32
-      [B, G, N, 1].
-    """
-    accumulate = jnp.promote_types(q_BGNE.dtype, jnp.float32)
-
-    def step(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        largest_BGN1, total_BGN1, o_BGNE = state
-        logits_BGNK = _matmul(q_BGNE, block(keys, i, k_BSGE).transpose(0, 2, 3, 1))
-        logits_BGNK = jnp.where(_mask_heads(keys, i, tile, q_BGNE.shape[2]), logits_BGNK, -jnp.inf)
-        now_BGN1 = jnp.maximum(largest_BGN1, jnp.max(logits_BGNK, axis=-1, keepdims=True))
-        weight_BGNK, shrink_BGN1 = jnp.exp(logits_BGNK - now_BGN1), jnp.exp(largest_BGN1 - now_BGN1)
-        total_BGN1 = total_BGN1 * shrink_BGN1 + jnp.sum(weight_BGNK, axis=-1, keepdims=True)
-        v_BGKE = block(keys, i, v_BSGE).transpose(0, 2, 1, 3)
-        o_BGNE = o_BGNE * shrink_BGN1 + _matmul(weight_BGNK.astype(v_BSGE.dtype), v_BGKE)
-        return now_BGN1, total_BGN1, o_BGNE
-
-    # Finite, since a query may have no key in the first blocks, and infinities have no difference.
-    lowest_BGN1 = jnp.full((*q_BGNE.shape[:3], 1), jnp.finfo(accumulate).min / 2, accumulate)
-    state = lowest_BGN1, jnp.zeros_like(lowest_BGN1), jnp.zeros(q_BGNE.shape, accumulate)
-    largest_BGN1, total_BGN1, o_BGNE = jax.lax.fori_loop(keys.begin, keys.end, step, state)
-    return (o_BGNE / total_BGN1).astype(v_BSGE.dtype), largest_BGN1 + jnp.log(total_BGN1)
-
-
-def probabilities(
-    q_BGNE: jax.Array, normaliser_BGN1: jax.Array, k_BSGE: jax.Array, keys: Keys, tile: Tile, i: jax.Array
-) -> jax.Array:
-    """Attention to block i, given `attend_tile`'s normaliser; zero where not selected; [B, G, N, K]."""
-    logits_BGNK = _matmul(q_BGNE, block(keys, i, k_BSGE).transpose(0, 2, 3, 1))
-    mask_B1NK = _mask_heads(keys, i, tile, q_BGNE.shape[2])
-    return jnp.where(mask_B1NK, jnp.exp(logits_BGNK - normaliser_BGN1), 0)
-
-
-def head_mean(p_BGNK: jax.Array, C: int) -> jax.Array:
-    """The mean over all heads, [B, C, K]."""
-    B, G, N, K = p_BGNK.shape
-    return jnp.mean(p_BGNK.reshape(B, G * (N // C), C, K), axis=1)
-
-
-def first_token(q_BGNE: jax.Array, normaliser_BGN1: jax.Array, k_BSGE: jax.Array, tile: Tile) -> jax.Array:
-    """The probability of the document's first token, if it is selected; [B, C, H]."""
-    B, G, N, E = q_BGNE.shape
-    k_BCGE = jax.vmap(lambda row, position: row[position])(k_BSGE, tile.first_BC)
-    q_BGRCE = q_BGNE.reshape(B, G, N // tile.chunk, tile.chunk, E)
-    dots_BGRC = jnp.einsum("bgrce,bcge->bgrc", q_BGRCE, k_BCGE, preferred_element_type=normaliser_BGN1.dtype)
-    return ungroup(jnp.exp(dots_BGRC.reshape(B, G, N, 1) - normaliser_BGN1), tile.chunk)[..., 0]
-
-
-def attention_gradients(
-    p_BGNK: jax.Array,
-    q_BGNE: jax.Array,
-    do_BGNE: jax.Array,
-    delta_BGN1: jax.Array,
-    k_BKGE: jax.Array,
-    v_BKGE: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A block's gradients of the scaled queries [B, G, N, E], of k and of v [B, K, G, E], all in float32.
-
-    `do` is the cotangent of the output, and `delta` the sum of output · cotangent over E.
-    """
-    dv_BGKE = _matmul(p_BGNK.astype(do_BGNE.dtype).swapaxes(2, 3), do_BGNE)
-    dp_BGNK = _matmul(do_BGNE, v_BKGE.transpose(0, 2, 3, 1))
-    ds_BGNK = (p_BGNK * (dp_BGNK - delta_BGN1)).astype(q_BGNE.dtype)
-    dq_BGNE = _matmul(ds_BGNK, k_BKGE.transpose(0, 2, 1, 3))
-    dk_BGKE = _matmul(ds_BGNK.swapaxes(2, 3), q_BGNE)
-    return dq_BGNE, dk_BGKE.transpose(0, 2, 1, 3), dv_BGKE.transpose(0, 2, 1, 3)
+    Z, G, N, E = x_ZGNE.shape
+    return x_ZGNE.reshape(Z, G, N // C, C, E).transpose(0, 3, 1, 2, 4).reshape(Z, C, G * (N // C), E)

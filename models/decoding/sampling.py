@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from models.attention.selection import ordered_bits, select_mask
+from models.attention.topk import ordered_bits, select_mask
 
 
 def warp(logits_BV: jax.Array, temperature_B: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
@@ -102,7 +102,7 @@ def _cut_top_k(weight_BV: jax.Array, k_B: jax.Array) -> jax.Array:
 def _cut_top_p(weight_BV: jax.Array, share_B: jax.Array) -> jax.Array:
     """Keeps a token where the tokens that go before it hold less than the share.
 
-    The lightest weight kept is found by bisection on bit patterns, as in `models.attention.selection`: on a
+    The lightest weight kept is found by bisection on bit patterns, as in `models.attention.topk`: on a
     CPU a sort of a large vocabulary costs more than a small model.
     """
     bits_BV = ordered_bits(weight_BV, jnp.ones(weight_BV.shape, bool))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.attention.modules import Attention, Gate
+from models.attention.module import Attention, Gate
 from models.config import ModelConfig
 from models.decoder import Decoder
 

@@ -194,15 +194,6 @@ def test_bfloat16_selection_stays_near_float32(tiny, tokens_BS):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradients["bfloat16"]))
 
 
-def test_positions_default_to_a_range_and_only_differences_matter(tiny, tokens_BS):
-    model = nnx.merge(*build(tiny(scan_layers=False)))
-    expected, _ = model(tokens_BS)
-    shifted, _ = model(tokens_BS, positions_BT=jnp.arange(17)[None] + 40)
-    stretched, _ = model(tokens_BS, positions_BT=2 * jnp.arange(17)[None])
-    np.testing.assert_allclose(shifted, expected, atol=1e-4)
-    assert jnp.max(jnp.abs(stretched - expected)) > 1e-3
-
-
 def test_segments_of_another_shape_are_refused(tiny, tokens_BS):
     model = nnx.merge(*build(tiny()))
     with pytest.raises(ValueError, match=r"segments of shape \(3, 16\) must be \(3, 17\) like tokens"):

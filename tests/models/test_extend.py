@@ -8,11 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from models import Decoder, ModelConfig
-from models.attention import cache as caches
 
 T, CAPACITY = 24, 32
 KINDS = {
@@ -121,27 +118,6 @@ def test_an_unstacked_decoder_extends_alike(kind):
     np.testing.assert_array_equal(actual, expected)
     with pytest.raises(ValueError, match="only extends"):
         nnx.merge(*unstacked)(tokens_BT)
-
-
-@given(seed=st.integers(0, 2**31), length=st.integers(0, 60), keep=st.sampled_from([(0, 0), (2, 3)]))
-@settings(max_examples=10, deadline=None)
-def test_gathered_rows_equal_the_masked_product(seed, length, keep):
-    """With 64 slots a query of one token gathers; 64 queries at once mask."""
-    keys = iter(jax.random.split(jax.random.key(seed), 8))
-    normal = lambda *shape: jax.random.normal(next(keys), shape)  # noqa: E731
-    layer = caches.LayerCache(normal(2, 64, 2, 4), normal(2, 64, 2, 4), normal(2, 64, 3))
-    selection = caches.reference.Selection(0.5, 1.0, "inverse", 5, 2, 8, *keep)
-    index = caches.reference.IndexInputs(
-        normal(2, 64, 2, 3), layer.index_key, jax.nn.sigmoid(normal(2, 64, 2)), normal(2)
-    )
-    q_BCHE, variance = normal(2, 64, 4, 4), jnp.array(1e-2)
-    position_BC = jnp.broadcast_to(jnp.arange(64), (2, 64))
-    attend = jax.jit(caches.attend_selected, static_argnames="selection")
-    masked = attend(q_BCHE, layer, index, position_BC, variance, selection)
-    one = slice(length, length + 1)
-    index = index._replace(query=index.query[:, one], gate=index.gate[:, one])
-    gathered = attend(q_BCHE[:, one], layer, index, position_BC[:, one], variance, selection)
-    np.testing.assert_allclose(gathered, masked[:, one], rtol=1e-5, atol=1e-6)
 
 
 def test_an_extension_longer_than_the_cache_is_refused():

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.attention import Attention, RunningVariance, reference
+from models.attention import Attention, RunningVariance, oracle
+from models.attention.indexer import index_scores, score_variance
+from models.attention.keys import in_documents, visible_keys
 from models.config import ATTENTION_KINDS
 from models.layers import linear, make_rotation, rotate
 
 SEGMENTS = jnp.array([[0] * 16, [0] * 6 + [1] * 10])
+VISIBLE = visible_keys(in_documents(SEGMENTS), jnp.arange(16))
 ROTATION = make_rotation(jnp.arange(16)[None], 4, 10000.0)
 
 
@@ -97,7 +100,7 @@ def test_gates_by_hand(tiny, output_gate, value_gate):
 
 def attention_probabilities(module, x):
     q, k = (rotate(linear(x, w), ROTATION) for w in (module.query, module.key))
-    return reference.attend(q, k, jnp.zeros_like(k), reference.visible_mask(SEGMENTS))[1]
+    return oracle.attend_masked(q, k, jnp.zeros_like(k), VISIBLE)[1]
 
 
 @pytest.mark.parametrize("attention", ATTENTION_KINDS)
@@ -132,9 +135,8 @@ def test_padding_does_not_count(tiny):
 
 def mean_variance(module, x):
     """Mean over the queries that see more than one key."""
-    visible = reference.visible_mask(SEGMENTS)
-    rows = reference.score_variance(reference.index_scores(module.indexer(x), module.selection.scale), visible)
-    return jnp.mean(rows[jnp.sum(visible, axis=-1) > 1])
+    rows = score_variance(index_scores(module.indexer(x), module.selection.scale), VISIBLE)
+    return jnp.mean(rows[jnp.sum(VISIBLE, axis=-1) > 1])
 
 
 def test_running_variance_serves_the_next_step(tiny):
@@ -143,7 +145,7 @@ def test_running_variance_serves_the_next_step(tiny):
     first = module.variance()
     np.testing.assert_allclose(first, mean_variance(module, make_input(0)), rtol=1e-5)
     # Without an earlier step every query took min(k_base, available).
-    available = jnp.sum(reference.visible_mask(SEGMENTS), axis=-1)
+    available = jnp.sum(VISIBLE, axis=-1)
     np.testing.assert_allclose(metrics["mean_k"], jnp.mean(jnp.minimum(available, 4.0)))
     run(module, make_input(0))
     assert module.variance() == first
@@ -191,10 +193,12 @@ def test_selecting_every_block_equals_selecting_every_token(tiny):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_measuring_adds_the_quality_of_the_selection(tiny):
+@pytest.mark.parametrize("fields", [{}, {"selection": "block", "block": 4}])
+def test_measuring_adds_the_quality_of_the_selection(tiny, fields):
     for k, complete in [(16, True), (2, False)]:
-        module = build(tiny(attention="sparse", k_rule="fixed", k_base=k))
-        metrics = module(make_input(), SEGMENTS, ROTATION, measure=True)[1]
+        module = build(tiny(attention="sparse", k_rule="fixed", k_base=k, **fields))
+        _, metrics = run(module, make_input(), measure=True)
         assert (metrics["selection_recall"] > 0.9999) == complete
         assert 0 < metrics["selection_overlap"] <= 1.0001
-    assert "selection_recall" not in module(make_input(), SEGMENTS, ROTATION)[1]
+    measured = {"first_token_attention", "first_token_selected", "sink_rate", "selection_recall", "selection_overlap"}
+    assert metrics.keys() - run(module, make_input())[1].keys() == measured

@@ -1,24 +1,25 @@
-"""The attention block of the decoder: projections, gates and indexer around the functions of `reference`."""
+"""The attention block of the decoder: projections and gates around what the package's functions attend to."""
 
 from __future__ import annotations
 
-import copy
-import functools
 import logging
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.attention import blocks, cache, reference, streamed
-from models.attention.quality import selection_quality
+from models.attention import cache, oracle, streamed
+from models.attention import measure as measuring
+from models.attention.indexer import Indexer
+from models.attention.keys import Attended, Reads, Selection, document_start, in_documents, in_window
+from models.attention.measure import Measured
+from models.attention.selection import check_block, list_length
 from models.config import ModelConfig
 from models.layers import Rotation, constant, linear, norm_scale, residual_gain, rotate, scaled_norm, weight
 
 Metrics = dict[str, jax.Array]
 
 _SINK = 0.3  # arXiv 2410.10781's threshold
-_MEASURED_CHUNK = 128  # queries at a time when selections are measured
 
 _log = logging.getLogger(__name__)
 
@@ -40,47 +41,22 @@ class Gate(nnx.Module):
         return jax.nn.sigmoid(logits_BTHE)
 
 
-class Indexer(nnx.Module):
-    """The gated lightning indexer (arXiv 2601.15305, section 3.3), without rotary positions.
-
-    Its input is detached: training the indexer does not change what it reads.
-    """
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        M, J, I = config.d_model, config.indexer_heads, config.indexer_width
-        self.query = weight(rngs, (M, J, I), ("embed", "indexer", "head"), fan_in=M)
-        self.key = weight(rngs, (M, I), ("embed", "head"), fan_in=M)
-        self.gate = weight(rngs, (M, J), ("embed", "indexer"), fan_in=M)
-        self.gate_bias = constant((J,), ("indexer",), 0.0) if config.indexer_gate_bias else None
-        self.bias = constant((J,), ("indexer",), 0.0)
-
-    def __call__(self, x_BTM: jax.Array) -> reference.IndexInputs:
-        x_BTM = jax.lax.stop_gradient(x_BTM)
-        # Float32 from here on: rounded scores tie, and ties decide the selection.
-        project = functools.partial(linear, x_BTM, preferred_element_type=jnp.promote_types(x_BTM.dtype, jnp.float32))
-        gate_BTJ = project(self.gate)
-        if self.gate_bias is not None:
-            gate_BTJ += self.gate_bias[...]
-        return reference.IndexInputs(project(self.query), project(self.key), jax.nn.sigmoid(gate_BTJ), self.bias[...])
-
-
 class Attention(nnx.Module):
     """Causal self-attention within documents, of any kind that `config.attention` names.
 
-    Called with the normalised block input [B, T, M], segments int32 [B, T] (see `reference`), rotary tables and,
+    Called with the normalised block input [B, T, M], segments int32 [B, T] (see `keys`), rotary tables and,
     in a layer with a window, its length in keys, it returns the output [B, T, M] and metrics: float32 scalars,
     each a mean over queries that are not padding.
       indexer_loss            KL of the indexer in nats (0 without an indexer)
       mean_k                  selected keys (sparse kinds)
       output_gate, value_gate mean of the gates (gated kinds, where configured)
-    and, with measure=True, what needs probabilities, so that no training step computes it:
+    and, with measure=True, what needs probabilities, so that no training step computes it (see `measure`):
       first_token_attention   probability given to the document's first token, mean over heads; without the
                               queries at that token
       sink_rate               share of the heads that give the first token more than 0.3 on average
       first_token_selected    share of queries whose set holds the document's first token (sparse kinds)
-    and, where single tokens are selected (see `models.attention.quality`):
-      selection_recall        share of dense attention that falls on the selected keys
-      selection_overlap       share of the selected keys that dense attention would choose
+      selection_recall        share of dense attention that falls on the selected keys (sparse kinds)
+      selection_overlap       share of the selected keys that dense attention would choose (sparse kinds)
 
     With train=True an adaptive k rule also moves its running variance, which the next step will use.
 
@@ -97,7 +73,7 @@ class Attention(nnx.Module):
         self.key = weight(rngs, (M, G, E), ("embed", "kv_heads", "head"), fan_in=M)
         self.value = weight(rngs, (M, G, E), ("embed", "kv_heads", "head"), fan_in=M)
         self.out = weight(rngs, (H, E, M), ("heads", "head", "embed"), H * E, residual_gain(config))
-        self.architecture = copy.deepcopy(config.architecture)
+        self.architecture = config.architecture
         fixed = config.architecture.fixed
         self.query_bias = constant((H, E), ("heads", "head"), 0.0) if fixed.qkv_bias else None
         self.key_bias = constant((G, E), ("kv_heads", "head"), 0.0) if fixed.qkv_bias else None
@@ -110,8 +86,7 @@ class Attention(nnx.Module):
         adaptive = config.is_sparse and config.k_rule != "fixed"
         self.running_variance = RunningVariance(jnp.zeros((), jnp.float32)) if adaptive else None
         self.variance_decay = config.variance_decay
-        self.selection = _selection(config)
-        self.block = config.block if config.is_sparse and config.selection == "block" else None
+        self.selection = _selection(config) if config.is_sparse else None
         self.chunk = config.query_chunk
 
     def __call__(
@@ -125,15 +100,19 @@ class Attention(nnx.Module):
         measure: bool = False,
     ) -> tuple[jax.Array, Metrics]:
         q_BTHE, k_BSGE, v_BSGE, gate_BSGE = self._project(x_BTM, rotation)
-        if self.indexer is None:
-            o_BTHE, metrics = self._attend(q_BTHE, k_BSGE, v_BSGE, segments_BT, window, measure)
-        else:
-            index = self.indexer(x_BTM)
-            o_BTHE, metrics = self._attend_selected(q_BTHE, k_BSGE, v_BSGE, index, segments_BT, train, measure)
-            if measure and self.block is None:
-                metrics |= self._measure(q_BTHE, k_BSGE, index, segments_BT)
+        document = in_documents(segments_BT)
+        reads = self._reads(x_BTM, in_window(document, window))
+        attended = self._attend(q_BTHE, k_BSGE, v_BSGE, reads)
+        metrics = self._metrics(attended, segments_BT >= 0)
+        if train and self.running_variance is not None:
+            self.running_variance[...] = self._next_variance(attended.variance, segments_BT)
+        if measure:
+            softcap = self.architecture.attention_softcap
+            measured = measuring.measure(q_BTHE, k_BSGE, reads, document.first, self.selection, softcap)
+            metrics |= _measured_metrics(measured, segments_BT)
         if gate_BSGE is not None:
             metrics["value_gate"] = _gate_mean(gate_BSGE, segments_BT >= 0)
+        o_BTHE = attended.output
         if self.output_gate is not None:
             gate_BTHE = self.output_gate(x_BTM)
             o_BTHE *= gate_BTHE
@@ -149,11 +128,11 @@ class Attention(nnx.Module):
             return layer
         index_slots = (batch, capacity, self.indexer.key.shape[-1])
         layer = layer._replace(index_key=jnp.zeros(index_slots, jnp.promote_types(dtype, jnp.float32)))
-        if self.block is None:
+        if not self.selection.block:
             return layer
-        blocks.check_block(self.block, capacity)
-        entries = blocks.list_length(self.selection, capacity, block=self.block)
-        return layer._replace(lists=jnp.full((batch, capacity // self.block, entries), -1, jnp.int32))
+        check_block(self.selection.block, capacity)
+        lists = (batch, capacity // self.selection.block, list_length(self.selection, capacity))
+        return layer._replace(lists=jnp.full(lists, -1, jnp.int32))
 
     def extend(
         self,
@@ -173,20 +152,12 @@ class Attention(nnx.Module):
         layer = layer._replace(
             key=cache.write(layer.key, k_BCGE, start_B), value=cache.write(layer.value, v_BCGE, start_B)
         )
-        if self.indexer is None:
-            o_BCHE = cache.attend(q_BCHE, layer, position_BC, window, self.architecture.attention_softcap)
-        else:
-            index = self.indexer(x_BCM)
-            layer = layer._replace(index_key=cache.write(layer.index_key, index.key, start_B))
-            index = index._replace(key=layer.index_key)
-            chosen_by = (position_BC, self._running(), self.selection)
-            if self.block is None:
-                o_BCHE = cache.attend_selected(q_BCHE, layer, index, *chosen_by)
-            else:
-                lists_BPA = blocks.extend_lists(layer.lists, index, *chosen_by, block=self.block)
-                layer = layer._replace(lists=lists_BPA)
-                slots = (layer.key, layer.value, lists_BPA)
-                o_BCHE = blocks.attend_cached(q_BCHE, *slots, position_BC, block=self.block)
+        reads = self._reads(x_BCM, in_window(Reads(position_BC, jnp.zeros_like(position_BC)), window))
+        if reads.index is not None:
+            layer = layer._replace(index_key=cache.write(layer.index_key, reads.index.key, start_B))
+            reads = reads._replace(index=reads.index._replace(key=layer.index_key))
+        softcap = self.architecture.attention_softcap
+        o_BCHE, layer = cache.attend(q_BCHE, layer, reads, self.selection, softcap)
         if self.output_gate is not None:
             o_BCHE *= self.output_gate(x_BCM)
         return linear(o_BCHE, self.out, inputs=2), layer
@@ -199,7 +170,7 @@ class Attention(nnx.Module):
         k_BTGE = rotate(self._heads(x_BTM, self.key, self.key_bias, self.key_norm), rotation)
         v_BTGE = self._heads(x_BTM, self.value, self.value_bias, None)
         if self.architecture.query_width:
-            # `reference` divides by sqrt(E).
+            # Attention divides by sqrt(E).
             q_BTHE *= (q_BTHE.shape[-1] / self.architecture.query_width) ** 0.5
         if self.value_gate is None:
             return q_BTHE, k_BTGE, v_BTGE, None
@@ -212,78 +183,39 @@ class Attention(nnx.Module):
             y_BTHE += bias[...].astype(y_BTHE.dtype)
         return y_BTHE if norm is None else scaled_norm(y_BTHE, norm, self.architecture)
 
-    def _attend(
-        self,
-        q_BTHE: jax.Array,
-        k_BSGE: jax.Array,
-        v_BSGE: jax.Array,
-        segments_BT: jax.Array,
-        window: jax.Array | None,
-        measure: bool,
-    ) -> tuple[jax.Array, Metrics]:
-        if self.chunk:
-            _log.info("dense attention in tiles of %d queries", self.chunk)
-            o_BTHE, first_BTH = streamed.attend(q_BTHE, k_BSGE, v_BSGE, segments_BT, chunk=self.chunk)
-        else:
-            _log.info("dense attention at once")
-            mask_BTS = reference.visible_mask(segments_BT, window)
-            softcap = self.architecture.attention_softcap
-            o_BTHE, p_BGRTS = reference.attend(q_BTHE, k_BSGE, v_BSGE, mask_BTS, softcap)
-            first_BTH = reference.first_token_probability(p_BGRTS, segments_BT)
-        metrics = {"indexer_loss": jnp.zeros((), jnp.float32)}
-        return o_BTHE, metrics | (_first_token_metrics(first_BTH, segments_BT) if measure else {})
+    def _reads(self, x_BTM: jax.Array, reads: Reads) -> Reads:
+        """With what the indexer says of the input, if there is one."""
+        if self.indexer is None:
+            return reads
+        running = jnp.zeros(()) if self.running_variance is None else self.running_variance[...]
+        return reads._replace(index=self.indexer(x_BTM), running_variance=running)
 
-    def _attend_selected(
-        self,
-        q_BTHE: jax.Array,
-        k_BSGE: jax.Array,
-        v_BSGE: jax.Array,
-        index: reference.IndexInputs,
-        segments_BT: jax.Array,
-        train: bool,
-        measure: bool,
-    ) -> tuple[jax.Array, Metrics]:
-        running = self._running()
-        arguments = (q_BTHE, k_BSGE, v_BSGE, index, segments_BT, running, self.selection)
-        if self.block is not None:
-            _log.info("attention to selected blocks of %d keys", self.block)
-            o_BTHE, statistics = blocks.block_attention(*arguments, block=self.block)
-        elif self.chunk:
-            _log.info("attention to selected tokens in tiles of %d queries", self.chunk)
-            o_BTHE, statistics = streamed.sparse_attention(*arguments, chunk=self.chunk)
-        else:
-            _log.info("attention to selected tokens at once")
-            o_BTHE, statistics = reference.sparse_attention(*arguments)
-        if train and self.running_variance is not None:
-            self.running_variance[...] = self._next_variance(running, statistics.variance, segments_BT)
-        valid_BT = segments_BT >= 0
-        metrics = {
-            "indexer_loss": _mean(statistics.indexer_loss, valid_BT),
-            "mean_k": _mean(statistics.selected, valid_BT),
-        }
-        if measure:
-            metrics |= _first_token_metrics(statistics.first_token, segments_BT, statistics.first_token_selected)
-        return o_BTHE, metrics
+    def _attend(self, q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, reads: Reads) -> Attended:
+        what = "what is visible" if self.selection is None else "selected tokens"
+        if self.selection is not None and self.selection.block:
+            what = f"selected blocks of {self.selection.block} keys"
+        elif not self.chunk:
+            _log.info("attention to %s at once", what)
+            return oracle.attend(q_BTHE, k_BSGE, v_BSGE, reads, self.selection, self.architecture.attention_softcap)
+        _log.info("attention to %s in tiles of queries", what)
+        return streamed.attend(q_BTHE, k_BSGE, v_BSGE, reads, self.selection, chunk=self.chunk)
 
-    def _measure(
-        self, q_BTHE: jax.Array, k_BSGE: jax.Array, index: reference.IndexInputs, segments_BT: jax.Array
-    ) -> Metrics:
-        chunk = self.chunk or _MEASURED_CHUNK
-        quality = selection_quality(q_BTHE, k_BSGE, index, segments_BT, self._running(), self.selection, chunk=chunk)
-        return {f"selection_{name}": _mean(value, segments_BT >= 0) for name, value in quality._asdict().items()}
+    def _metrics(self, attended: Attended, valid_BT: jax.Array) -> Metrics:
+        if self.selection is None:
+            return {"indexer_loss": jnp.zeros((), jnp.float32)}
+        return {"indexer_loss": _mean(attended.indexer_loss, valid_BT), "mean_k": _mean(attended.selected, valid_BT)}
 
     def variance(self) -> jax.Array | None:
         """The running variance, if this attention keeps one."""
         return None if self.running_variance is None else self.running_variance[...]
 
-    def _running(self) -> jax.Array:
-        return jnp.zeros(()) if self.running_variance is None else self.running_variance[...]
-
-    def _next_variance(self, running: jax.Array, variance_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    def _next_variance(self, variance_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         # The first token of a document sees one score, whose variance says nothing.
-        counted_BT = (segments_BT >= 0) & ~reference.document_start(segments_BT)
-        if self.block is not None:
-            counted_BT = blocks.counts_variance(segments_BT, block=self.block)
+        counted_BT = (segments_BT >= 0) & ~document_start(segments_BT)
+        if self.selection.block:
+            # The list of a tile rests on its first query.
+            counted_BT &= jnp.arange(segments_BT.shape[1]) % self.selection.block == 0
+        running = self.running_variance[...]
         now = jax.lax.stop_gradient(_mean(variance_BT, counted_BT))
         moved = running + (1 - self.variance_decay) * (now - running)
         return jnp.where(jnp.any(counted_BT), jnp.where(running > 0, moved, now), running)
@@ -302,8 +234,8 @@ def _output_gate(config: ModelConfig, rngs: nnx.Rngs) -> Gate | None:
     return Gate(config, config.heads, width, "heads", rngs=rngs)
 
 
-def _selection(config: ModelConfig) -> reference.Selection:
-    return reference.Selection(
+def _selection(config: ModelConfig) -> Selection:
+    return Selection(
         scale=config.indexer_scale or config.indexer_width**-0.5,
         temperature=config.indexer_temperature,
         k_rule=config.k_rule,
@@ -312,6 +244,7 @@ def _selection(config: ModelConfig) -> reference.Selection:
         k_max=config.k_max,
         keep_first=config.keep_first,
         keep_local=config.keep_local,
+        block=config.block if config.selection == "block" else 0,
     )
 
 
@@ -327,14 +260,19 @@ def _gate_mean(gate_BTHE: jax.Array, valid_BT: jax.Array) -> jax.Array:
     return _mean(jnp.mean(gate_BTHE, axis=(2, 3), dtype=jnp.float32), valid_BT)
 
 
-def _first_token_metrics(first_BTH: jax.Array, segments_BT: jax.Array, selected_BT: jax.Array | None = None) -> Metrics:
-    """As in arXiv 2505.06708 (Table 4), per document; a token that is not selected has probability 0."""
-    counted_BT = (segments_BT >= 0) & ~reference.document_start(segments_BT)
-    per_head_H = jax.vmap(_mean, in_axes=(2, None))(first_BTH, counted_BT)
+def _measured_metrics(measured: Measured, segments_BT: jax.Array) -> Metrics:
+    """The first token's as in arXiv 2505.06708 (Table 4), per document; not selected, it has probability 0."""
+    valid_BT = segments_BT >= 0
+    later_BT = valid_BT & ~document_start(segments_BT)
+    per_head_H = jax.vmap(_mean, in_axes=(2, None))(measured.first_token, later_BT)
     metrics = {
         "first_token_attention": jnp.mean(per_head_H),
         "sink_rate": jnp.mean(per_head_H > _SINK, dtype=jnp.float32),
     }
-    if selected_BT is not None:
-        metrics["first_token_selected"] = _mean(selected_BT, counted_BT)
-    return metrics
+    if measured.recall is None:
+        return metrics
+    return metrics | {
+        "first_token_selected": _mean(measured.first_token_selected, later_BT),
+        "selection_recall": _mean(measured.recall, valid_BT),
+        "selection_overlap": _mean(measured.overlap, valid_BT),
+    }

@@ -6,36 +6,55 @@ import numpy as np
 import optax
 import pytest
 
-from models.attention import reference, streamed
-from models.attention.quality import selection_quality
-from models.attention.reference import IndexInputs, Selection
-from tests.models.attention.test_streamed import make_inputs, make_segments, make_selection
+from models.attention import oracle, streamed, tiles
+from models.attention.indexer import index_scores
+from models.attention.keys import IndexInputs, Selection, in_documents, in_window, visible_keys
+from models.attention.measure import measure
+from tests.models.attention.inputs import make_inputs, make_segments, make_selection
+
+STARTS = np.array([[0] * 29, [0] * 10 + [10] * 5 + [15] * 14])
 
 
-@pytest.mark.parametrize("chunk", [5, 64])
-def test_quality_against_the_oracle(chunk):
+def reads_of(index, segments, running=0.01):
+    return in_documents(segments)._replace(index=index, running_variance=jnp.float32(running))
+
+
+@pytest.mark.parametrize(("at_once", "block"), [(2**11, 0), (2**22, 0), (2**11, 4)])
+def test_measured_is_what_the_oracle_does(monkeypatch, at_once, block):
+    monkeypatch.setattr(tiles, "_STEP_ELEMENTS", at_once)
     q, k, v, index = make_inputs()
-    segments, selection, running = make_segments("documents", 2, 29), make_selection(), jnp.float32(0.01)
-    quality = jax.jit(functools.partial(selection_quality, selection=selection, chunk=chunk))
-    quality = quality(q, k, index, segments, running)
-    chosen = np.asarray(reference.select_keys(index, segments, running, selection)[0])
-    visible = reference.visible_mask(segments)
-    dense = np.asarray(reference.attend(q, k, v, visible)[1]).mean((1, 2))
+    segments, selection = make_segments("documents", 2, 29), make_selection(block=block)
+    reads = reads_of(index, segments)
+    np.testing.assert_array_equal(reads.first, STARTS)
+    measured = jax.jit(measure, static_argnames="selection")(q, k, reads, reads.first, selection)
+    chosen = np.asarray(oracle.selected_keys(index_scores(index, selection.scale), reads, selection)[0])
+    dense = np.asarray(oracle.attend_masked(q, k, v, visible_keys(reads, jnp.arange(29)))[1]).mean((1, 2))
+    p = np.asarray(oracle.attend_masked(q, k, v, chosen)[1]).reshape(2, 4, 29, 29)
     for b, t in np.ndindex(2, 29):
-        mine = set(np.flatnonzero(chosen[b, t]))
+        mine, start = set(np.flatnonzero(chosen[b, t])), STARTS[b, t]
         best = set(np.argsort(-dense[b, t], kind="stable")[: len(mine)])
-        np.testing.assert_allclose(quality.recall[b, t], sum(dense[b, t, s] for s in mine), rtol=1e-5)
-        np.testing.assert_allclose(quality.overlap[b, t], len(mine & best) / len(mine), rtol=1e-6)
-    assert np.min(quality.recall) < 0.5 and np.min(quality.overlap) < 0.5
+        np.testing.assert_allclose(measured.recall[b, t], sum(dense[b, t, s] for s in mine), rtol=1e-5)
+        np.testing.assert_allclose(measured.overlap[b, t], len(mine & best) / len(mine), rtol=1e-6)
+        np.testing.assert_allclose(measured.first_token[b, t], p[b, :, t, start], rtol=1e-5)
+        assert measured.first_token_selected[b, t] == chosen[b, t, start]
+    assert np.min(measured.recall) < 0.5 and np.min(measured.overlap) < 0.5
+    assert not np.all(measured.first_token_selected)
 
 
-def test_quality_has_no_gradient():
+def test_a_first_token_beyond_the_window_gets_nothing():
+    q, k, _, _ = make_inputs()
+    document = in_documents(make_segments("one", 2, 29))
+    first = measure(q, k, in_window(document, 4), document.first).first_token
+    assert np.all(first[:, :4] > 0) and np.all(first[:, 4:] == 0)
+
+
+def test_measuring_has_no_gradient():
     q, k, _, index = make_inputs(T=6)
 
     def total(q, k, index):
-        selection = make_selection(k_rule="fixed", k_base=2)
-        quality = selection_quality(q, k, index, make_segments("one", 2, 6), jnp.float32(0), selection, chunk=4)
-        return jnp.sum(quality.recall + quality.overlap)
+        selection, reads = make_selection(k_rule="fixed", k_base=2), reads_of(index, make_segments("one", 2, 6))
+        measured = measure(q, k, reads, reads.first, selection)
+        return jnp.sum(measured.recall + measured.overlap) + jnp.sum(measured.first_token)
 
     gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(q, k, index)
     assert all(jnp.all(g == 0) for g in jax.tree.leaves(gradients))
@@ -81,8 +100,7 @@ def test_a_trained_indexer_finds_planted_needles():
     def train(params, state, key, selection):
         def loss(params):
             q, k, index = arguments(params, key)
-            results = streamed.sparse_attention(q, k, k, index, segments, jnp.zeros(()), selection, chunk=32)
-            return jnp.mean(results[1].indexer_loss)
+            return jnp.mean(streamed.attend(q, k, k, reads_of(index, segments, 0.0), selection, chunk=32).indexer_loss)
 
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
@@ -90,8 +108,8 @@ def test_a_trained_indexer_finds_planted_needles():
     @jax.jit
     def recall(params):
         q, k, index = arguments(params, jax.random.key(99))
-        quality = selection_quality(q, k, index, segments, jnp.zeros(()), NEEDLES, chunk=32)
-        return jnp.mean(quality.recall[:, T // 8 :])
+        reads = reads_of(index, segments, 0.0)
+        return jnp.mean(measure(q, k, reads, reads.first, NEEDLES).recall[:, T // 8 :])
 
     start, state = recall(params), optimizer.init(params)
     for i in range(200):
