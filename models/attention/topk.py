@@ -8,7 +8,7 @@ inputs.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,17 +54,23 @@ def select_threshold(
     if keep_BTS is not None:
         candidate_BTS = visible_BTS & ~keep_BTS
         k_BT = jnp.maximum(k_BT - _count(visible_BTS & keep_BTS), 0)
-    return find_threshold(ordered_bits(scores_BTS, candidate_BTS), k_BT)
+    bits_BTS = ordered_bits(scores_BTS, candidate_BTS)
+    available_BT = _count(bits_BTS >= 0)
+    k_BT = jnp.minimum(k_BT, available_BT)
+    bits_BT = _bisect_bits(bits_BTS, k_BT, available_BT)
+    need_BT = k_BT - _count(bits_BTS > bits_BT[..., None])
+    return Threshold(bits_BT, _bisect_cut(bits_BTS == bits_BT[..., None], need_BT))
 
 
 def selected_by(
     threshold: Threshold, scores_BTS: jax.Array, visible_BTS: jax.Array, keep_BTS: jax.Array | None = None
 ) -> jax.Array:
     """The mask [B, T, S] of a `select_threshold` of the same arguments."""
-    if keep_BTS is None:
-        return apply_threshold(ordered_bits(scores_BTS, visible_BTS), threshold)
-    chosen_BTS = apply_threshold(ordered_bits(scores_BTS, visible_BTS & ~keep_BTS), threshold)
-    return chosen_BTS | (visible_BTS & keep_BTS)
+    bits_BTS = ordered_bits(scores_BTS, visible_BTS if keep_BTS is None else visible_BTS & ~keep_BTS)
+    position_S = jnp.arange(bits_BTS.shape[-1], dtype=jnp.int32)
+    equal_BTS = bits_BTS == threshold.bits[..., None]
+    chosen_BTS = (bits_BTS > threshold.bits[..., None]) | (equal_BTS & (position_S <= threshold.cut[..., None]))
+    return chosen_BTS if keep_BTS is None else chosen_BTS | (visible_BTS & keep_BTS)
 
 
 def ordered_bits(scores: jax.Array, candidate: jax.Array) -> jax.Array:
@@ -72,23 +78,6 @@ def ordered_bits(scores: jax.Array, candidate: jax.Array) -> jax.Array:
     integer = {4: jnp.int32, 8: jnp.int64}[scores.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(scores), integer)
     return jnp.where(candidate, bits, integer(-1))
-
-
-def apply_threshold(bits_BTS: jax.Array, threshold: Threshold) -> jax.Array:
-    """The mask [B, T, S] that a threshold defines."""
-    position_S = jnp.arange(bits_BTS.shape[-1], dtype=jnp.int32)
-    above = bits_BTS > threshold.bits[..., None]
-    return above | ((bits_BTS == threshold.bits[..., None]) & (position_S <= threshold.cut[..., None]))
-
-
-def find_threshold(bits_BTS: jax.Array, k_BT: jax.Array) -> Threshold:
-    """The threshold that selects exactly min(k, candidates) entries of every row of `ordered_bits`."""
-    available_BT = _count(bits_BTS >= 0)
-    k_BT = jnp.minimum(k_BT, available_BT)
-    bits_BT = _bisect_bits(bits_BTS, k_BT, available_BT)
-    equal_BTS = bits_BTS == bits_BT[..., None]
-    need_BT = k_BT - _count(bits_BTS > bits_BT[..., None])
-    return Threshold(bits_BT, _bisect_cut(equal_BTS, need_BT))
 
 
 def _count(mask: jax.Array) -> jax.Array:
@@ -104,17 +93,12 @@ def _bisect_bits(bits_BTS: jax.Array, k_BT: jax.Array, available_BT: jax.Array) 
     low_BT = jnp.minimum(low_BT, jnp.maximum(high_BT - 1, 0))
     high_BT = jnp.where(k_BT == available_BT, low_BT + 1, high_BT)
 
-    def unsettled(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jnp.any(bounds[1] - bounds[0] > 1)
-
-    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = low + (high - low) // 2
+    def halve(middle: jax.Array, low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
         reached = _count(bits_BTS >= middle[..., None])
         exact = reached == k_BT
         return jnp.where(reached >= k_BT, middle, low), jnp.where(exact | (reached < k_BT), middle + exact, high)
 
-    return jax.lax.while_loop(unsettled, halve, (low_BT, high_BT))[0]
+    return _bisect(halve, low_BT, high_BT)[0]
 
 
 def _bisect_cut(equal_BTS: jax.Array, need_BT: jax.Array) -> jax.Array:
@@ -124,13 +108,21 @@ def _bisect_cut(equal_BTS: jax.Array, need_BT: jax.Array) -> jax.Array:
     high_BT = jnp.where(need_BT > 0, equal_BTS.shape[-1] - 1, none_BT)
     low_BT = jnp.where(_count(equal_BTS) > need_BT, none_BT, high_BT - 1)
 
-    def unsettled(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jnp.any(bounds[1] - bounds[0] > 1)
-
-    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = low + (high - low) // 2
+    def halve(middle: jax.Array, low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
         enough = _count(equal_BTS & (position_S <= middle[..., None])) >= need_BT
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    return jax.lax.while_loop(unsettled, halve, (low_BT, high_BT))[1]
+    return _bisect(halve, low_BT, high_BT)[1]
+
+
+def _bisect(halve: Any, low_BT: jax.Array, high_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Bounds that differ by at most 1 everywhere: halve(middle, low, high) gives the next ones."""
+
+    def unsettled(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return jnp.any(bounds[1] - bounds[0] > 1)
+
+    def step(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        return halve(low + (high - low) // 2, low, high)
+
+    return jax.lax.while_loop(unsettled, step, (low_BT, high_BT))

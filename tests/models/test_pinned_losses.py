@@ -9,7 +9,7 @@ from flax import nnx
 from models import Decoder, token_losses
 
 SEPARATOR, PADDING = 30, 31
-GATED_SPARSE = {"attention": "gated_sparse"}
+GATED_SPARSE, UNROLLED = {"attention": "gated_sparse"}, {"scan_layers": False}
 CASES = {
     # Of each step: nats per token, and the indexer's loss.
     "dense": (
@@ -17,34 +17,27 @@ CASES = {
         [(4.040222, 0), (4.161677, 0), (4.107514, 0)],
     ),
     "gated unrolled": (
-        {"attention": "gated", "scan_layers": False},
+        {"attention": "gated"} | UNROLLED,
         [(4.006648, 0), (4.004826, 0), (4.046658, 0)],
     ),
     "dense tiles unrolled": (
-        {"query_chunk": 8, "scan_layers": False},
+        {"query_chunk": 8} | UNROLLED,
         [(4.040222, 0), (4.161677, 0), (4.107514, 0)],
     ),
     "tokens": (
-        {**GATED_SPARSE, "k_rule": "inverse", "keep_first": 1, "keep_local": 2},
+        GATED_SPARSE | {"k_rule": "inverse", "keep_first": 1, "keep_local": 2},
         [(4.218434, 0.2507138), (4.197995, 0.2164364), (4.053352, 0.1803727)],
     ),
     "tokens in tiles, unrolled": (
-        {"attention": "sparse", "query_chunk": 8, "scan_layers": False},
+        {"attention": "sparse", "query_chunk": 8} | UNROLLED,
         [(4.296288, 0.1164486), (4.070246, 0.1104276), (4.079434, 0.1098578)],
     ),
     "blocks": (
-        {**GATED_SPARSE, "selection": "block", "block": 4},
+        GATED_SPARSE | {"selection": "block", "block": 4},
         [(4.219819, 0.1487495), (4.124427, 0.218442), (4.05232, 0.1910543)],
     ),
     "blocks unrolled": (
-        {
-            "attention": "sparse",
-            "selection": "block",
-            "block": 8,
-            "k_rule": "fixed",
-            "keep_local": 3,
-            "scan_layers": False,
-        },
+        {"attention": "sparse", "selection": "block", "block": 8, "k_rule": "fixed", "keep_local": 3} | UNROLLED,
         [(4.238582, 0.2415391), (4.055794, 0.2244076), (3.982383, 0.1819578)],
     ),
 }
