@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import jax
@@ -80,8 +81,10 @@ class Attention(nnx.Module):
         self.value_bias = constant((G, E), ("kv_heads", "head"), 0.0) if fixed.qkv_bias else None
         self.query_norm = norm_scale(E, "head", config.architecture) if fixed.qk_norm else None
         self.key_norm = norm_scale(E, "head", config.architecture) if fixed.qk_norm else None
-        self.value_gate = _value_gate(config, rngs)
-        self.output_gate = _output_gate(config, rngs)
+        gate = functools.partial(Gate, config, rngs=rngs)
+        width = E if config.output_gate == "elementwise" else 1
+        self.value_gate = gate(G, E, "kv_heads") if config.is_gated and config.value_gate != "none" else None
+        self.output_gate = gate(H, width, "heads") if config.is_gated and config.output_gate != "none" else None
         self.indexer = Indexer(config, rngs=rngs) if config.is_sparse else None
         adaptive = config.is_sparse and config.k_rule != "fixed"
         self.running_variance = RunningVariance(jnp.zeros((), jnp.float32)) if adaptive else None
@@ -219,19 +222,6 @@ class Attention(nnx.Module):
         now = jax.lax.stop_gradient(_mean(variance_BT, counted_BT))
         moved = running + (1 - self.variance_decay) * (now - running)
         return jnp.where(jnp.any(counted_BT), jnp.where(running > 0, moved, now), running)
-
-
-def _value_gate(config: ModelConfig, rngs: nnx.Rngs) -> Gate | None:
-    if not config.is_gated or config.value_gate == "none":
-        return None
-    return Gate(config, config.kv_heads, config.head_width, "kv_heads", rngs=rngs)
-
-
-def _output_gate(config: ModelConfig, rngs: nnx.Rngs) -> Gate | None:
-    if not config.is_gated or config.output_gate == "none":
-        return None
-    width = config.head_width if config.output_gate == "elementwise" else 1
-    return Gate(config, config.heads, width, "heads", rngs=rngs)
 
 
 def _selection(config: ModelConfig) -> Selection:
