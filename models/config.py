@@ -136,11 +136,11 @@ class ModelConfig:
       indexer_temperature: divides the scores in the softmax of the indexer's loss. Scores lie in (0, J),
         which bounds the contrast of that softmax by exp(J / temperature).
       k_rule: how many keys a query selects: "fixed" (k_base), "paper" (more where the scores vary more) or
-        "inverse" (fewer); see `models.attention.reference.adaptive_k`.
+        "inverse" (fewer); see `models.attention.selection.adaptive_k`.
       k_base, k_min, k_max: keys. The defaults are 1/4, 1/32 and 1/2 of a window of 256: choose them with the
         window.
       selection: "token", the paper's, or "block", a variant whose tiles of `block` queries select whole blocks of
-        `block` keys; see `models.attention.blocks`.
+        `block` keys; see `models.attention.selection`.
       variance_decay: decay of the running variance of the scores that the adaptive rules compare with.
       keep_first, keep_local: so many first tokens of the document and so many latest ones are always
         selected; they count towards k.
