@@ -12,7 +12,7 @@ from atlas.errors import UserError
 from atlas.training.loop import MODEL, load_model
 from atlas.training.step import Skeleton
 from models.config import Architecture, ModelConfig, RopeScaling
-from models.decoding import ByteTokenizer, Voice, load_tokenizer, make_voice
+from models.decoding import ByteView, Voice, load_tokenizer, make_voice
 from models.pretrained import load_pretrained
 
 
@@ -66,7 +66,7 @@ def _model_config(values: dict[str, Any]) -> ModelConfig:
     return ModelConfig(**{**values, "architecture": Architecture(**architecture)})
 
 
-def _own_tokenizer(path: pathlib.Path, name: str) -> ByteTokenizer:
+def _own_tokenizer(path: pathlib.Path, name: str) -> ByteView:
     """The tokenizer of a run, with the separator that goes before and behind every document."""
     if name == "bytes":
         plain = tokenizers.ByteTokenizer()
@@ -77,4 +77,4 @@ def _own_tokenizer(path: pathlib.Path, name: str) -> ByteTokenizer:
         table, encoder = loaded.table, loaded.encoder
     ends = {"bos": (plain.separator,), "eos": (plain.separator,), "pad": (plain.padding,), "unk": ()}
     table = (*table, *(None,) * (plain.padding + 1 - len(table)))
-    return ByteTokenizer(table, encoder, roles=ends, begin=(plain.separator,))
+    return ByteView(table, encoder, roles=ends, begin=(plain.separator,))

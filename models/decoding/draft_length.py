@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,58 +14,83 @@ from flax import nnx
 from models.attention.cache import Cache
 from models.decoding.language_model import LanguageModel, Voice
 from models.decoding.sampling import first_largest
-from models.decoding.verification import best_draft_length, expected_tokens
 
-LENGTHS = (1, 2, 4, 8)
+LENGTHS = (0, 1, 2, 4, 8)  # to choose from; 0 is plain decoding
+# Whose calls are timed. One draft may cost far more than none: products of matrices take another path.
+MEASURED = (0, 1, 8)
 _DEFAULT = 4
 _ENOUGH = 8  # target calls before the acceptance is trusted
 _STEPS = 4  # of a measurement
 
 
 class DraftLength:
-    """The draft length of the next rounds, among those that are compiled.
+    """The draft length of the next rounds, `current`; 0 means that plain decoding is faster.
 
     Args:
       fixed: the length for all rounds, or None to choose.
-      draft_cost, verify_costs: seconds of a drafted token, and of a target call with 0 drafts, and with the
-        shortest and the longest of LENGTHS; calls between these are interpolated. Not read if the length is fixed.
+      draft_cost, verify_costs: seconds of a drafted token, and of target calls with as many drafts as MEASURED says;
+        calls between these are interpolated. Not read if the length is fixed.
     """
 
-    def __init__(
-        self, fixed: int | None, draft_cost: float = 0.0, verify_costs: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    ):
-        self.fixed, self.draft_cost = fixed, draft_cost
-        # A call with one draft may cost far more than one without: products of matrices take another path.
-        ends = (LENGTHS[0], LENGTHS[-1])
-        self.verify_costs = [verify_costs[0], *np.interp(LENGTHS, ends, verify_costs[1:]).tolist()]
-        self.current = fixed or _DEFAULT
-        self.tokens = self.calls = 0.0
+    def __init__(self, fixed: int | None, draft_cost: float = 0.0, verify_costs: Sequence[float] = (1.0, 1.0, 1.0)):
+        self._fixed, self._draft_cost = fixed is not None, draft_cost
+        self._verify_costs = np.interp(LENGTHS, MEASURED, verify_costs).tolist()
+        self.current = _DEFAULT if fixed is None else fixed
+        self._tokens = self._calls = 0.0
 
-    def update(self, tokens: int, calls: int) -> int:
-        """The length for the next rounds, after rounds of the current length committed so many tokens in so many
-        calls of the target; 0 means that plain decoding is faster."""
-        if self.fixed is None and calls:
-            # Older rounds fade, because texts change.
-            self.tokens, self.calls = self.tokens / 2 + tokens, self.calls / 2 + calls
-            if self.calls >= _ENOUGH:
-                rate = acceptance(self.tokens / self.calls, self.current)
-                self.current = best_draft_length(rate, self.draft_cost, self.verify_costs, (0, *LENGTHS))
-        return self.current
+    def update(self, tokens: int, calls: int) -> None:
+        """Takes in what rounds of the current length committed, and in how many calls of the target."""
+        if self._fixed or not calls:
+            return
+        # Older rounds fade, because texts change.
+        self._tokens, self._calls = self._tokens / 2 + tokens, self._calls / 2 + calls
+        if self._calls >= _ENOUGH:
+            rate = acceptance(self._tokens / self._calls, self.current)
+            self.current = best_draft_length(rate, self._draft_cost, self._verify_costs, LENGTHS)
 
 
-def acceptance(tokens_per_call: float, length: int) -> float:
-    """The acceptance of a draft that explains so many tokens a call: the inverse of `expected_tokens`.
+def acceptance(tokens_per_call: float, n_draft: int) -> float:
+    """The acceptance of drafts that explains so many tokens a call: the inverse of `expected_tokens`.
 
-    >>> round(acceptance(1.75, 2), 6), acceptance(1.0, 4), acceptance(9.0, 4)
+    >>> acceptance(1.75, 2), acceptance(1.0, 4), acceptance(9.0, 4)
     (0.5, 0.0, 1.0)
     """
-    low, high = 0.0, 1.0
-    if tokens_per_call <= 1 or tokens_per_call >= length + 1:
-        return high if tokens_per_call >= length + 1 else low
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if expected_tokens(middle, length) < tokens_per_call else (low, middle)
-    return low
+    rates = np.linspace(0, 1, 1025)
+    return float(np.interp(tokens_per_call, expected_tokens(rates, n_draft), rates))
+
+
+def expected_tokens(acceptance: float, n_draft: int) -> float:
+    """Tokens committed by one verification if each draft is accepted with one probability: Σ_i acceptance^i, i = 0..n.
+
+    Equation 1 of arXiv 2211.17192.
+
+    >>> expected_tokens(0.5, 2), expected_tokens(1.0, 4)
+    (1.75, 5.0)
+    """
+    return sum(acceptance**i for i in range(n_draft + 1))
+
+
+def best_draft_length(
+    acceptance: float, draft_cost: float, verify_costs: Sequence[float], lengths: Sequence[int]
+) -> int:
+    """Which of the compiled draft lengths commits the most tokens a second; of equal ones the earlier.
+
+    Lossless as long as the acceptance comes from what earlier verifications committed.
+
+    Args:
+      acceptance: the rate at which drafts have been accepted, in [0, 1].
+      draft_cost: seconds of one drafter step.
+      verify_costs: seconds of a verification of each of `lengths`; length 0 is plain decoding.
+
+    >>> best_draft_length(0.9, 1.0, [10.0, 11.0, 13.0], [0, 2, 8]), best_draft_length(0.1, 9.0, [10.0, 11.0], [0, 2])
+    (8, 0)
+    """
+
+    def rate(length: int, verify_cost: float) -> float:
+        return expected_tokens(acceptance, length) / (length * draft_cost + verify_cost)
+
+    rates = [rate(length, cost) for length, cost in zip(lengths, verify_costs, strict=True)]
+    return lengths[rates.index(max(rates))]
 
 
 def measure(voice: Voice, batch: int, capacity: int, tokens: int) -> float:
@@ -98,11 +123,11 @@ def _known(model: LanguageModel) -> dict[tuple[int, int, int], float]:
 def _steps(model: LanguageModel) -> Callable[..., jax.Array]:
     """Compiles some steps that read tokens [B, C] and commit nothing; each waits for the choice of the one before."""
 
-    def step(params: nnx.State, tokens_BC: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        logits_BCV, cache = model.extend(params, tokens_BC, cache)
-        return first_largest(logits_BCV), cache
-
     def steps(params: nnx.State, tokens_BC: jax.Array, cache: Cache) -> jax.Array:
-        return jax.lax.fori_loop(0, _STEPS, lambda _, carry: step(params, *carry), (tokens_BC, cache))[0]
+        def step(_, carry: tuple[jax.Array, Cache]) -> tuple[jax.Array, Cache]:
+            logits_BCV, cache = model.extend(params, *carry)
+            return first_largest(logits_BCV), cache
+
+        return jax.lax.fori_loop(0, _STEPS, step, (tokens_BC, cache))[0]
 
     return jax.jit(steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flax import nnx
 
 from models.attention.cache import Cache
 from models.decoder import Decoder
-from models.decoding.tokenizers import ByteTokenizer
+from models.decoding.tokenizers import ByteView
 
 _SLOTS = 64  # capacities are multiples of it, so that few of them are compiled
 
@@ -47,10 +47,10 @@ class Voice(NamedTuple):
 
     model: LanguageModel
     params: nnx.State
-    tokenizer: ByteTokenizer
+    tokenizer: ByteView
 
 
-def make_voice(decoder: Decoder, tokenizer: ByteTokenizer, context: int | None = None) -> Voice:
+def make_voice(decoder: Decoder, tokenizer: ByteView, context: int | None = None) -> Voice:
     """A decoder with its tokenizer.
 
     Raises:
@@ -94,3 +94,41 @@ def prefill(voice: Voice, rows: list[list[int]], capacity: int) -> Cache:
 def read_program(model: LanguageModel) -> Callable[..., Cache]:
     """Compiles (params, tokens [B, C], cache) -> cache with the tokens written, not committed."""
     return jax.jit(lambda params, tokens_BC, cache: model.extend(params, tokens_BC, cache)[1], donate_argnums=2)
+
+
+def read_pending(
+    model: LanguageModel, params: nnx.State, cache: Cache, pending_BP: jax.Array, count_B: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """The logits after the first `count` tokens of every row [B, V], and the cache with these committed."""
+    logits_BPV, cache = model.extend(params, pending_BP, cache)
+    last_B11 = jnp.minimum(count_B, pending_BP.shape[1])[:, None, None] - 1
+    return jnp.take_along_axis(logits_BPV, last_B11, axis=1)[:, 0], cache.advance(count_B)
+
+
+def write_ahead(
+    model: LanguageModel,
+    params: nnx.State,
+    cache: Cache,
+    logits_BV: jax.Array,
+    choose: Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]],
+    length: int,
+) -> tuple[Any, Cache]:
+    """Writes K = `length` tokens behind what the cache holds, none of them committed.
+
+    Args:
+      logits_BV: after the committed tokens.
+      choose: (logits [B, V], which of the K) -> the token to go on with, int32 [B], and what to keep of the choice.
+
+    Returns:
+      What was kept, with K as the second axis, and the cache with all but the last of the tokens in its slots.
+    """
+
+    def step(carry: tuple[Cache, jax.Array], k: jax.Array) -> tuple[tuple[Cache, jax.Array], Any]:
+        logits_B1V, reading = model.extend(params, carry[1][:, None], carry[0])
+        token_B, kept = choose(logits_B1V[:, 0], k)
+        return (reading.advance(jnp.ones_like(reading.length)), token_B), kept
+
+    token_B, first = choose(logits_BV, 0)
+    (reading, _), later = jax.lax.scan(step, (cache, token_B), jnp.arange(1, length))
+    kept = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]).swapaxes(0, 1), first, later)
+    return kept, reading._replace(length=cache.length)

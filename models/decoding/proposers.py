@@ -1,14 +1,13 @@
-"""Drafts made on the host, as lists of target tokens: from text that a drafter writes, or from the text itself.
+"""Who drafts: repeats of the text itself, or a small model whose text is retokenised, both on the host.
 
-A proposer gives every row's drafts for the committed text. Whatever it proposes, verification by samples of the
-target commits the same tokens; a proposer decides how many of them a step commits.
+Whatever is proposed, verification keeps the target's law; a proposer decides how many tokens a round commits.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,95 +16,153 @@ from flax import nnx
 
 from models.attention.cache import Cache
 from models.decoding import slrs
-from models.decoding.language_model import LanguageModel, Voice, prefill, read_program, right_padded
-from models.decoding.sampling import first_largest, warp
-from models.decoding.settings import Sampling
-from models.decoding.tokenizers import ByteTokenizer, complete_prefix
+from models.decoding.language_model import (
+    LanguageModel,
+    Voice,
+    prefill,
+    read_pending,
+    read_program,
+    right_padded,
+    write_ahead,
+)
+from models.decoding.rounds import Drafter, Drafts, given_drafts
+from models.decoding.sampling import Sampling, first_largest, warp
+from models.decoding.tokenizers import ByteView, complete_prefix
 
 _COST_LIMIT = 4096  # drafter passes that one block of string-level rejection sampling may need
 _LEFT = 64  # bytes of committed text that a tokenizer gets to see before a draft
+_WIDTHS = (0, 1, 2, 4, 8, 16)  # of drafts from the host; longer ones are cut
+LONGEST = _WIDTHS[-1]
+
+
+class Proposer(Protocol):
+    """A method of drafting, as the loop on the host sees it.
+
+    rounds: how many may follow one proposal; more than one if drafting needs no host.
+    state: the drafter's arrays on the device, which every round replaces.
+    """
+
+    rounds: int
+    state: Any
+
+    def propose(self, length: int, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> tuple[Drafter, Any]:
+        """What drafts in the next rounds, and its `given`.
+
+        Args:
+          length: K, tokens to draft a round.
+          texts: the committed target tokens of every row.
+          active: rows that are not done; the others need no drafts.
+        """
 
 
 class Proposal(NamedTuple):
-    """Drafts of every row, and the laws [m, V] that they were drawn from where the proposer knows them."""
+    """Drafts of every row, and the laws [m, V] that they were drawn from where the verification needs them."""
 
     drafts: list[list[int]]
     laws: list[np.ndarray] | None = None
 
+    def pack(self) -> Drafts:
+        """As arrays of few widths, so that few programs are compiled."""
+        longest = max(self.laws is not None, *map(len, self.drafts))
+        K = next((width for width in _WIDTHS if width >= longest), LONGEST)
+        count_B = np.array([min(len(draft), K) for draft in self.drafts], np.int32)
+        tokens_BK = np.zeros((len(count_B), K), np.int32)
+        laws_BKV = None if self.laws is None else np.zeros((len(count_B), K, self.laws[0].shape[1]))
+        for b, n in enumerate(count_B):
+            tokens_BK[b, :n] = self.drafts[b][:n]
+            if laws_BKV is not None:
+                laws_BKV[b, :n] = self.laws[b][:n]
+        return Drafts(tokens_BK, count_B, laws_BKV)
 
-class Proposer(Protocol):
-    """What the loop on the host asks for drafts."""
 
-    def propose(self, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> Proposal:
-        """Drafts for rows of committed target tokens. Rows that are not active are done and get none."""
+class HostProposer:
+    """Drafts of the host: one round a proposal."""
+
+    rounds, state = 1, ()
+
+    def propose(self, length: int, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> tuple[Drafter, Drafts]:
+        return given_drafts, self.draft(length, texts, active).pack()
+
+    def draft(self, length: int, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> Proposal:
+        """Drafts for committed texts; see `Proposer.propose`."""
+        raise NotImplementedError
 
 
-class Lookup:
+class Nobody(HostProposer):
+    """Plain decoding: no drafts, and so as many rounds a proposal as is convenient."""
+
+    rounds = 8
+
+    def draft(self, length: int, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> Proposal:
+        return Proposal([[] for _ in texts])
+
+
+class Lookup(HostProposer):
     """Proposes what followed the latest earlier occurrence of the text's last tokens ("prompt lookup").
 
-    >>> Lookup(length=3).propose([[5, 6, 7, 8, 9, 5, 6]], [True]).drafts
+    >>> Lookup().draft(3, [[5, 6, 7, 8, 9, 5, 6]], [True]).drafts
     [[7, 8, 9]]
     """
 
-    def __init__(self, length: int, longest: int = 3):
-        self.length, self.longest = length, longest
+    _LONGEST_MATCH = 3
 
-    def propose(self, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> Proposal:
-        return Proposal([self._draft(text) if busy else [] for text, busy in zip(texts, active, strict=True)])
+    def draft(self, length: int, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> Proposal:
+        rows = zip(texts, active, strict=True)
+        return Proposal([self._continuation(np.asarray(text), length) if busy else [] for text, busy in rows])
 
-    def _draft(self, text: Sequence[int]) -> list[int]:
-        tokens_T = np.asarray(text)
-        for n in range(min(self.longest, len(text) - 1), 0, -1):
-            windows = np.lib.stride_tricks.sliding_window_view(tokens_T[:-1], n)
-            (found,) = np.nonzero((windows == tokens_T[-n:]).all(axis=1))
+    def _continuation(self, text_T: np.ndarray, length: int) -> list[int]:
+        for n in range(min(self._LONGEST_MATCH, len(text_T) - 1), 0, -1):
+            windows = np.lib.stride_tricks.sliding_window_view(text_T[:-1], n)
+            (found,) = np.nonzero((windows == text_T[-n:]).all(axis=1))
             if found.size:
                 start = found[-1] + n
-                return tokens_T[start : start + self.length].tolist()
+                return text_T[start : start + length].tolist()
         return []
 
 
 class Reading:
-    """One row of a drafter: its tokens, the place in the text where they end, and the bytes that are held back.
+    """One row of a drafter: its tokens, and the place in the text where they end.
 
-    Held back is the beginning of a character whose end the target has not written yet.
+    What the target wrote of a character whose end is missing is not read yet.
     """
 
-    def __init__(self, begin: Sequence[int], tokenizer: ByteTokenizer, text: bytes):
-        self.tokens, self.end, self.held = list(begin), 0, 0
-        self.spell(tokenizer, text)
+    def __init__(self, tokenizer: ByteView, text: bytes):
+        self._tokenizer, self.tokens, self.end = tokenizer, list(tokenizer.begin), 0
+        self.follow((), text)
         self.tokens = self.tokens or [0]
 
-    def follow(self, drafts: Sequence[int], tokenizer: ByteTokenizer, text: bytes) -> None:
+    def follow(self, drafts: Sequence[int], text: bytes) -> None:
         """Takes in the committed text: the drafts that agree with it, and a spelling of what follows."""
         for token in drafts:
-            data = tokenizer.token_bytes(token)
-            if not data or text[self.end : self.end + len(data)] != data:
+            data = self._tokenizer.token_bytes(token)
+            if not data or not text.startswith(data, self.end):
                 break
             self.tokens.append(token)
             self.end += len(data)
-        self.spell(tokenizer, text)
-
-    def spell(self, tokenizer: ByteTokenizer, text: bytes) -> None:
         whole = self.end + complete_prefix(text[self.end :])
         left = text[max(0, self.end - _LEFT) : self.end]
-        self.tokens += tokenizer.encode(text[self.end : whole], left=left)
-        self.end, self.held = whole, len(text) - whole
+        self.tokens += self._tokenizer.encode(text[self.end : whole], left=left)
+        self.end = whole
 
 
-class _TextDrafter:
+class _TextProposer(HostProposer):
     """A drafter with a vocabulary of its own, kept in step with the committed text by bytes.
 
     After every round it keeps what it has read as far as that agrees with the text, and spells only the rest.
     Alignment can fail in many ways (normalisers, other spellings); each costs drafts, none changes the text.
+
+    Args:
+      room: tokens that the drafter may need beyond the prompts. It may need more than the target for the same text,
+        up to one a byte.
     """
 
-    def __init__(self, target: ByteTokenizer, drafter: Voice, prompts: Sequence[Sequence[int]], capacity: int):
+    def __init__(self, target: Voice, drafter: Voice, prompts: Sequence[Sequence[int]], room: int):
         self.target, self.drafter = target, drafter
-        self.data = [target.decode(prompt) for prompt in prompts]
+        self.data = [target.tokenizer.decode(prompt) for prompt in prompts]
         self.known = [len(prompt) for prompt in prompts]
-        own = drafter.tokenizer
-        self.rows = [Reading(own.begin, own, data) for data in self.data]
-        self.cache = prefill(drafter, [row.tokens for row in self.rows], capacity)
+        self.rows = [Reading(drafter.tokenizer, data) for data in self.data]
+        read = [row.tokens for row in self.rows]
+        self.cache = prefill(drafter, read, max(map(len, read)) + room)
         self.drafts: list[list[int]] = [[] for _ in prompts]
 
     def _catch_up(self, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
@@ -118,9 +175,9 @@ class _TextDrafter:
         for b, (row, text) in enumerate(zip(self.rows, texts, strict=True)):
             before = len(row.tokens)
             if active[b] and len(text) > self.known[b]:
-                self.data[b] += self.target.decode(text[self.known[b] :])
+                self.data[b] += self.target.tokenizer.decode(text[self.known[b] :])
                 self.known[b] = len(text)
-                row.follow(self.drafts[b], self.drafter.tokenizer, self.data[b])
+                row.follow(self.drafts[b], self.data[b])
             agreed = _common(row.tokens[before:], self.drafts[b][:-1])
             read.append(min(before + agreed, len(row.tokens) - 1))
             pending.append(row.tokens[read[b] :])
@@ -129,114 +186,89 @@ class _TextDrafter:
         # Few widths, so that few programs are compiled.
         return right_padded(pending, multiple=1 if count_B.max() <= 2 else 8), count_B
 
-    def _retokenise(self, b: int, data: bytes) -> list[int]:
-        """Target tokens of text that continues a row, or none if it contradicts the part of a character there."""
-        held = self.data[b][self.rows[b].end :]
+    def _retokenise(self, b: int, drawn: Sequence[int]) -> list[int]:
+        """A row's draft in target tokens, or none if it contradicts the part of a character that is there."""
+        data, held = self.drafter.tokenizer.decode(drawn), self.data[b][self.rows[b].end :]
         if not data.startswith(held):
             return []
         data = data[len(held) :]
-        return self.target.encode(data[: complete_prefix(data)], left=self.data[b][-_LEFT:])
+        return self.target.tokenizer.encode(data[: complete_prefix(data)], left=self.data[b][-_LEFT:])
 
 
-class StringMatch(_TextDrafter):
-    """String-level exact match (arXiv 2502.05202, Algorithm 2): the drafter's likeliest text, retokenised.
+class StringMatch(_TextProposer):
+    """String-level exact match (arXiv 2502.05202, Algorithm 2): the drafter's likeliest text, retokenised."""
 
-    Args:
-      length: K, drafter tokens a round.
-    """
-
-    def __init__(
-        self, target: ByteTokenizer, drafter: Voice, prompts: Sequence[Sequence[int]], capacity: int, length: int
-    ):
-        super().__init__(target, drafter, prompts, capacity)
-        self.length = length
-
-    def propose(self, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> Proposal:
+    def draft(self, length: int, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> Proposal:
         pending_BP, count_B = self._catch_up(texts, active)
-        write = _greedy_text(self.drafter.model, self.length)
-        drafts_BK, self.cache = write(self.drafter.params, self.cache, pending_BP, count_B)
+        drafts_BK, self.cache = _greedy_text(self.drafter.model, length)(
+            self.drafter.params, self.cache, pending_BP, count_B
+        )
         self.drafts = np.asarray(drafts_BK).tolist()
-        decode = self.drafter.tokenizer.decode
-        return Proposal([self._retokenise(b, decode(ids)) if active[b] else [] for b, ids in enumerate(self.drafts)])
+        return Proposal([self._retokenise(b, ids) if active[b] else [] for b, ids in enumerate(self.drafts)])
 
 
-class StringRejection(_TextDrafter):
+class StringRejection(_TextProposer):
     """String-level rejection sampling (arXiv 2502.05202, Algorithm 3) with the exact law of the retokenised block.
 
-    The number of drafter passes grows exponentially with the look-ahead: for drafters of few tokens.
+    The number of drafter passes grows exponentially with the look-ahead, the draft length: for drafters of few tokens.
 
     Args:
-      length: drafter tokens a block.
-      rows: how every row draws, drafts too.
+      sampling: how every row draws, drafts too.
+      with_laws: whether the verification needs the laws of the drafts.
     """
 
     def __init__(
-        self,
-        target: Voice,
-        drafter: Voice,
-        prompts: Sequence[Sequence[int]],
-        capacity: int,
-        length: int,
-        rows: Sequence[Sampling],
-    ):
-        super().__init__(target.tokenizer, drafter, prompts, capacity)
-        self.length, self.vocab_size, self.settings = length, target.model.vocab_size, rows
-        self.rngs = [np.random.default_rng(row.seed) for row in rows]
+        self, target: Voice, drafter: Voice, prompts: Sequence[Sequence[int]], room: int, sampling: Sampling,
+        with_laws: bool,
+    ):  # fmt: skip
+        super().__init__(target, drafter, prompts, room)
+        self.sampling, self.with_laws = sampling.rows(len(prompts)), with_laws
+        self.rngs = [np.random.default_rng(row.seed) for row in self.sampling]
 
-    def propose(self, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> Proposal:
+    def draft(self, length: int, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> Proposal:
         pending_BP, count_B = self._catch_up(texts, active)
         self.cache = read_program(self.drafter.model)(self.drafter.params, pending_BP, self.cache)
         self.cache = self.cache.advance(count_B - 1)
-        drafts: list[list[int]] = []
-        laws: list[np.ndarray] = []
-        for b, busy in enumerate(active):
-            block = self._block(b) if busy else slrs.BlockLaw({(): 1.0}, 0)
-            drawn = block.draw(self.rngs[b])
-            drafts.append(list(drawn))
-            laws.append(block.proposal(drawn, self.vocab_size))
-        return Proposal(drafts, laws)
+        blocks = [self._block(b, length) if busy else slrs.BlockLaw({(): 1.0}, 0) for b, busy in enumerate(active)]
+        drawn = [block.draw(rng) for block, rng in zip(blocks, self.rngs, strict=True)]
+        if not self.with_laws:
+            return Proposal(list(map(list, drawn)))
+        V = self.target.model.vocab_size
+        laws = [block.proposal(tokens, V) for block, tokens in zip(blocks, drawn, strict=True)]
+        return Proposal(list(map(list, drawn)), laws)
 
-    def _block(self, b: int) -> slrs.BlockLaw:
+    def _block(self, b: int, length: int) -> slrs.BlockLaw:
         row = jax.tree.map(lambda a: a[b : b + 1], self.cache)
-        law, own = _prefix_laws(self.drafter.model), self.settings[b]
-        settings = (own.temperature, own.top_k, own.top_p)
+        law, own = _prefix_laws(self.drafter.model), self.sampling[b]
 
         def draft_law(prefixes_NT: np.ndarray) -> np.ndarray:
             N = len(prefixes_NT)
             tokens_NC = np.concatenate([np.full((N, 1), self.rows[b].tokens[-1]), prefixes_NT], axis=1)
             # A power of two rows, so that few shapes are compiled.
-            tokens_NC = np.pad(tokens_NC, ((0, (1 << (N - 1).bit_length()) - N), (0, 0)))
-            return np.asarray(law(self.drafter.params, row, tokens_NC.astype(np.int32), *settings), np.float64)[:N]
+            tokens_NC = np.pad(tokens_NC, ((0, (1 << (N - 1).bit_length()) - N), (0, 0))).astype(np.int32)
+            laws = law(self.drafter.params, row, tokens_NC, own.temperature, own.top_k, own.top_p)
+            return np.asarray(laws, np.float64)[:N]
 
-        decode = self.drafter.tokenizer.decode
-        stop = slrs.look_ahead(self.length, self.drafter.tokenizer.roles["eos"])
-        return slrs.block_law(draft_law, lambda ids: self._retokenise(b, decode(ids)), stop, _COST_LIMIT)
+        stop = slrs.look_ahead(length, self.drafter.tokenizer.roles["eos"])
+        return slrs.block_law(draft_law, lambda ids: self._retokenise(b, ids), stop, _COST_LIMIT)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common prefix."""
-    for n, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return n
-    return min(len(a), len(b))
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 @functools.lru_cache(maxsize=32)
 def _greedy_text(model: LanguageModel, length: int) -> Callable[..., tuple[jax.Array, Cache]]:
     """Compiles (params, cache, pending [B, P], count [B]) -> (drafts [B, K], cache with K - 1 of them behind)."""
 
-    def write(params: nnx.State, cache: Cache, pending_BP: jax.Array, count_B: jax.Array):
-        logits_BPV, cache = model.extend(params, pending_BP, cache)
-        logits_BV = jnp.take_along_axis(logits_BPV, count_B[:, None, None] - 1, axis=1)[:, 0]
-        first_B = first_largest(logits_BV)
+    def write(params: nnx.State, cache: Cache, pending_BP: jax.Array, count_B: jax.Array) -> tuple[jax.Array, Cache]:
+        def choose(logits_BV: jax.Array, _: jax.Array) -> tuple[jax.Array, jax.Array]:
+            token_B = first_largest(logits_BV)
+            return token_B, token_B
 
-        def step(carry: tuple[Cache, jax.Array], _: None):
-            logits_B1V, reading = model.extend(params, carry[1][:, None], carry[0])
-            token_B = first_largest(logits_B1V[:, 0])
-            return (reading.advance(jnp.ones_like(count_B)), token_B), token_B
-
-        (cache, _), later_KB = jax.lax.scan(step, (cache.advance(count_B), first_B), length=length - 1)
-        return jnp.concatenate([first_B[None], later_KB]).T, cache
+        logits_BV, cache = read_pending(model, params, cache, pending_BP, count_B)
+        return write_ahead(model, params, cache, logits_BV, choose, length)
 
     return jax.jit(write, donate_argnums=1)
 

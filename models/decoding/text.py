@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from models.decoding.generate import Written, write
 from models.decoding.language_model import Voice
-from models.decoding.tokenizers import ByteTokenizer, Utf8Stream
+from models.decoding.tokenizers import ByteView
 
 
 def write_text(
@@ -51,8 +52,10 @@ def write_text(
 class _Row:
     """The text of one row, as far as it is certain: what may be the beginning of a stop string is held back."""
 
-    def __init__(self, tokenizer: ByteTokenizer, stop_strings: Sequence[str]):
-        self._tokenizer, self._stops, self._stream = tokenizer, [s for s in stop_strings if s], Utf8Stream()
+    def __init__(self, tokenizer: ByteView, stop_strings: Sequence[str]):
+        self._tokenizer, self._stops = tokenizer, [s for s in stop_strings if s]
+        # Characters are certain when they are complete; what is not UTF-8 becomes U+FFFD.
+        self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._read = 0
         self._held = ""
         self.text, self.ended = "", False
@@ -61,7 +64,7 @@ class _Row:
         """All tokens so far; returns the characters that are new and certain."""
         if self.ended:
             return ""
-        self._held += self._stream.push(self._tokenizer.decode(ids[self._read :]))
+        self._held += self._characters.decode(self._tokenizer.decode(ids[self._read :]))
         self._read = len(ids)
         found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         self.ended = bool(found)
@@ -70,7 +73,7 @@ class _Row:
     def close(self) -> str:
         if self.ended:
             return ""
-        self._held += self._stream.close()
+        self._held += self._characters.decode(b"", final=True)
         return self._release(len(self._held))
 
     def _doubtful(self) -> int:

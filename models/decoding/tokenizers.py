@@ -25,8 +25,8 @@ Encoder = Callable[[bytes, bytes], list[int]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ByteTokenizer:
-    """A tokenizer between bytes and ids.
+class ByteView:
+    """A tokenizer as bytes: what its ids stand for, and the ids of bytes.
 
     Fields:
       table: the bytes of every id below `vocab_size`; None for special tokens (beginning and end of text,
@@ -88,26 +88,6 @@ class ByteTokenizer:
         return b"".join(self.token_bytes(i) or b"" for i in ids)
 
 
-class Utf8Stream:
-    """Text of tokens as they arrive, in complete characters.
-
-    >>> stream = Utf8Stream()
-    >>> stream.push("é".encode()[:1]), stream.push("é".encode()[1:] + b"t"), stream.push(b"\\xf0\\x9f"), stream.close()
-    ('', 'ét', '', '�')
-    """
-
-    def __init__(self):
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, data: bytes) -> str:
-        """The characters that these bytes complete; what is not UTF-8 becomes U+FFFD."""
-        return self._decoder.decode(data)
-
-    def close(self) -> str:
-        """What is left: U+FFFD where the last character has no end."""
-        return self._decoder.decode(b"", final=True)
-
-
 def complete_prefix(data: bytes) -> int:
     """Length of `data` without a character at its end that more bytes could complete.
 
@@ -120,7 +100,7 @@ def complete_prefix(data: bytes) -> int:
     return len(data) - len(decoder.getstate()[0])
 
 
-def load_tokenizer(path: Path | str) -> ByteTokenizer:
+def load_tokenizer(path: Path | str) -> ByteView:
     """The tokenizer of a tokenizer.json.
 
     Supported are byte-level BPE and Unigram (GPT-2, Llama 3, Qwen), SentencePiece-style BPE and Unigram with or
@@ -143,7 +123,7 @@ def load_tokenizer(path: Path | str) -> ByteTokenizer:
     encoder = make_encoder(file.continuing(), table, file.unknown)
     if not (encoder.exact or file.unknown or file.model == "BPE"):
         raise ValueError(f"{path}: {file.model} without an unknown token cannot encode every text; give it one")
-    return ByteTokenizer(
+    return ByteView(
         table=table,
         encoder=encoder,
         prompter=lambda text: file.library.encode(text, add_special_tokens=False).ids,

@@ -18,7 +18,6 @@ Sources: Leviathan et al. (arXiv 2211.17192), Sun et al. (arXiv 2403.10444), Tim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -167,40 +166,6 @@ def scatter(law_BX: jax.Array, target_ids_X: jax.Array, vocab_size: int) -> jax.
     """
     empty_BV = jnp.zeros((*law_BX.shape[:-1], vocab_size), law_BX.dtype)
     return empty_BV.at[..., target_ids_X].add(law_BX)
-
-
-def expected_tokens(acceptance: float, n_draft: int) -> float:
-    """Tokens committed by one verification if each draft is accepted with one probability: Σ_i acceptance^i, i = 0..n.
-
-    Equation 1 of arXiv 2211.17192.
-
-    >>> expected_tokens(0.5, 2), expected_tokens(1.0, 4)
-    (1.75, 5.0)
-    """
-    return float(sum(acceptance**i for i in range(n_draft + 1)))
-
-
-def best_draft_length(
-    acceptance: float, draft_cost: float, verify_costs: Sequence[float], lengths: Sequence[int]
-) -> int:
-    """Which of the compiled draft lengths commits the most tokens a second; of equal ones the earlier.
-
-    Lossless as long as the acceptance comes from what earlier verifications committed.
-
-    Args:
-      acceptance: the rate at which drafts have been accepted, in [0, 1].
-      draft_cost: seconds of one drafter step.
-      verify_costs: seconds of a verification of each of `lengths`; length 0 is plain decoding.
-
-    >>> best_draft_length(0.9, 1.0, [10.0, 11.0, 13.0], [0, 2, 8]), best_draft_length(0.1, 9.0, [10.0, 11.0], [0, 2])
-    (8, 0)
-    """
-
-    def rate(length: int, verify_cost: float) -> float:
-        return expected_tokens(acceptance, length) / (length * draft_cost + verify_cost)
-
-    rates = [rate(length, cost) for length, cost in zip(lengths, verify_costs, strict=True)]
-    return lengths[rates.index(max(rates))]
 
 
 def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:

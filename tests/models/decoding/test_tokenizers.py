@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from models.decoding.tokenizers import ByteTokenizer, Utf8Stream, complete_prefix, load_tokenizer
+from models.decoding.tokenizers import ByteView, Utf8Stream, complete_prefix, load_tokenizer
 from tests.models.decoding import tokenizer_files as files
 
 # What tokenizers stumble over: marks of spaces and bytes, names of special tokens, what normalizers change.
@@ -33,9 +33,9 @@ byte_strings = st.lists(fragments.map(str.encode) | st.binary(max_size=4), max_s
 @pytest.fixture(scope="module", name="load")
 def make_load(tmp_path_factory):
     """Tokenizers by kind, each loaded once."""
-    loaded: dict[str, ByteTokenizer] = {}
+    loaded: dict[str, ByteView] = {}
 
-    def load(kind: str) -> ByteTokenizer:
+    def load(kind: str) -> ByteView:
         if kind not in loaded:
             loaded[kind] = files.load(kind, tmp_path_factory.mktemp("tokenizer"))
         return loaded[kind]

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.decoding.tokenizers import ByteTokenizer
+from models.decoding.tokenizers import ByteView
 from models.decoding.vocabulary import VocabularyMap
 from tests.models.decoding import tokenizer_files as files
 
 ROLES = {"bos": (), "eos": (), "pad": (), "unk": ()}
 
 
-def toy(*table: bytes | None, writes: dict[bytes, int] | None = None, **roles: tuple[int, ...]) -> ByteTokenizer:
+def toy(*table: bytes | None, writes: dict[bytes, int] | None = None, **roles: tuple[int, ...]) -> ByteView:
     """Encodes by the longest token that fits, of equal ones the highest id, unless `writes` names another."""
     ids = {data: i for i, data in enumerate(table) if data} | (writes or {})
 
@@ -28,7 +28,7 @@ def toy(*table: bytes | None, writes: dict[bytes, int] | None = None, **roles: t
             text = text[n or 1 :]
         return found
 
-    return ByteTokenizer(tuple(table), encode, roles=ROLES | roles)
+    return ByteView(tuple(table), encode, roles=ROLES | roles)
 
 
 def pairs(vocabulary: VocabularyMap) -> list[tuple[int, int]]:
@@ -39,7 +39,7 @@ def pairs(vocabulary: VocabularyMap) -> list[tuple[int, int]]:
 def make_load(tmp_path_factory):
     ends = {"llama3": "<|end_of_text|>", "gpt2": "<|end_of_text|>", "bytes": "<|separator|>", "llama2": "</s>"}
 
-    def load(kind: str) -> ByteTokenizer:
+    def load(kind: str) -> ByteView:
         end = files.library(kind).token_to_id(ends.get(kind, "</s>"))
         return files.load(kind, tmp_path_factory.mktemp("tokenizer"), generation_config={"eos_token_id": end})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from models.decoding.tokenizers import ByteTokenizer, load_tokenizer
+from models.decoding.tokenizers import ByteView, load_tokenizer
 
 PROSE = (
     "the quick brown fox jumps over lazy dog play playing player played unplayable reading reads read model models "
@@ -154,5 +154,5 @@ def save(directory: Path, content: str | dict, **files: dict) -> Path:
     return directory
 
 
-def load(kind: str, directory: Path, **files: dict) -> ByteTokenizer:
+def load(kind: str, directory: Path, **files: dict) -> ByteView:
     return load_tokenizer(save(directory, library(kind).to_str(), **files))

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from models import Decoder, ModelConfig
-from models.decoding import ByteTokenizer, LanguageModel, Voice
+from models.decoding import ByteView, LanguageModel, Voice
 
 TARGET = (b"a", b"b", b"ab", b"aab", b"c")
 DRAFT = (b"a", b"b", b"c", b"abc")
@@ -35,7 +35,7 @@ def tokenizer(words, *, end=True):
         return list(spelling(text))
 
     roles = {"bos": (), "eos": (len(words),) if end else (), "pad": (), "unk": ()}
-    return ByteTokenizer((*words, *([None] if end else [])), encode, roles=roles)
+    return ByteView((*words, *([None] if end else [])), encode, roles=roles)
 
 
 @functools.cache
