@@ -12,7 +12,7 @@ import transformers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
-from experiments.benchmarks.run import Run
+from models.decoding import Written
 
 VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}
 
@@ -34,7 +34,7 @@ class Assisted:
         self.tokenizers = {"tokenizer": _Sorted(target), "assistant_tokenizer": _Sorted(draft)}
         self.length = length
 
-    def write(self, prompt: list[int], new: int, method: str, temperature: float, seed: int) -> Run:
+    def write(self, prompt: list[int], seed: int, new: int, method: str, temperature: float) -> Written:
         """Continues one prompt: method "ar", "slem" (greedy), "tli" (sampled) or "lookup"."""
         torch.manual_seed(seed)
         prompt_1T, clock = torch.tensor([prompt]), _Clock()
@@ -49,8 +49,9 @@ class Assisted:
         # The first call reads the prompt with the first drafts.
         drafted = sum(self.calls) - len(self.calls) - (len(prompt) - 1)
         ended = time.perf_counter()
-        accepted, times = len(tokens) - len(self.calls), (clock.first - began, ended - clock.first)
-        return Run(tokens, len(self.calls), drafted, accepted, *times, clock.tokens)
+        # It never drafts the last token that is wanted, so that every call adds one of the target's own.
+        counts = ([len(self.calls)], [drafted], [len(tokens) - len(self.calls)])
+        return Written([tokens], method, *counts, clock.first - began, ended - clock.first, clock.tokens)
 
     def _options(self, method: str) -> dict[str, Any]:
         if method == "lookup":

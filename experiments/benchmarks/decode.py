@@ -5,11 +5,8 @@ sorted, which makes its sampling lossless. Prompts are continued one by one, as 
 the same number of tokens, none of which ends a text. Runs are made in turns. Sizes above the smallest are padded
 targets (see `experiments.benchmarks.pair`): a cost model.
 
-  tokens_per_second   of all prompts, the reading of the prompts included; median of the rounds
-  steady_per_second   the same after the first tokens of a prompt came
-  tokens_per_call     of the target; acceptance is the share of the drafted tokens
-  first_seconds       to the first tokens, median over prompts and rounds
-  compile_seconds     what the first round took longer than the median of the others
+Figures are those of `models.decoding.compare`, and
+
   speedup             tokens_per_second over that of the same library's plain decoding at the same temperature
   steady_speedup      the same for steady_per_second
   ratio               tokens_per_second over that of the peer's same method (its tli for all verifications of ours)
@@ -17,9 +14,8 @@ targets (see `experiments.benchmarks.pair`): a cost model.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import pathlib
-import statistics
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -30,8 +26,7 @@ from tqdm import tqdm
 from atlas.errors import unknown
 from atlas.studies.voices import load_voice
 from experiments.benchmarks.pair import SHAPES, make_pair
-from experiments.benchmarks.run import Run
-from models.decoding import Sampling, Voice, write
+from models.decoding import Sampling, Voice, Written, compare, write
 
 LENGTH = 4  # drafts a round, of those that do not adapt
 _ROUNDS = 5
@@ -39,15 +34,9 @@ _PROMPTS, _PROMPT_TOKENS, _NEW = 2, 64, 64
 _TEMPERATURES = (1.0, 1.5)  # of sampling; at the higher one the models agree less and fewer drafts are accepted
 _OURS, _PEER = "atlas", "transformers"
 
-Program = Callable[[list[int], int], Run]
-
-
-@dataclasses.dataclass(frozen=True)
-class Contender:
-    """A way to decode: run(prompt, seed); `labels` tell it from the others."""
-
-    labels: dict[str, Any]
-    run: Program
+# Ways to decode: a function of the prompt and the seed, by what tells it from the others.
+_LABELS = ("path", "temperature", "method", "verify", "drafts")
+Contenders = dict[tuple[str, float, str, str, str], Callable[[list[int], int], Written]]
 
 
 def run(sizes: list[str], workdir: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -76,59 +65,53 @@ def _measure_size(size: str, directories: dict[str, pathlib.Path], texts: list[s
     target, draft = load_voice(directories[size]), load_voice(directories["draft"])
     encoded = (target.tokenizer.encode_prompt(text)[:_PROMPT_TOKENS] for text in texts)
     prompts = [prompt for prompt in encoded if len(prompt) == _PROMPT_TOKENS][:_PROMPTS]
-    contenders = [*_ours(target, draft), *_peers(directories[size], directories["draft"])]
-    rounds: list[list[list[Run]]] = []
-    for _ in tqdm(range(1 + _ROUNDS), desc=size, leave=False):
-        rounds.append([[c.run(prompt, seed) for seed, prompt in enumerate(prompts)] for c in contenders])
+    contenders = _ours(target, draft) | _peers(directories[size], directories["draft"])
+    programs = {
+        name: lambda run=run: [run(prompt, seed) for seed, prompt in enumerate(prompts)]
+        for name, run in contenders.items()
+    }
+    figures = compare(programs, tqdm(range(1 + _ROUNDS), desc=size, leave=False))
     counts = {"size": size, "params": _params(target), "draft_params": _params(draft)}
-    rows = [
-        counts | contender.labels | _figures(cold, warm)
-        for contender, cold, *warm in zip(contenders, *rounds, strict=True)
-    ]
-    return _with_ratios(rows)
+    return _with_ratios([counts | dict(zip(_LABELS, name, strict=True)) | row for name, row in figures.items()])
 
 
-def _ours(target: Voice, draft: Voice) -> list[Contender]:
-    def contender(temperature: float, length: int | None = LENGTH, verify: str = "exact", method: str = "ar"):
-        options = {"method": method, "verify": verify, "draft_length": length, "stop": ()}
+def _ours(target: Voice, draft: Voice) -> Contenders:
+    found: Contenders = {}
 
-        def program(prompt: list[int], seed: int) -> Run:
-            sampling = Sampling(temperature=temperature, seed=seed)
-            drafter = draft if method in ("tli", "slem") else None
-            written = write(target, [prompt], _NEW, drafter=drafter, sampling=sampling, **options)
-            counts = (written.calls[0], written.drafted[0], written.accepted[0])
-            return Run(written.tokens[0], *counts, written.first_seconds, written.seconds, written.first_tokens)
+    def add(temperature: float, length: int | None = LENGTH, verify: str = "exact", method: str = "ar") -> None:
+        def run(prompt: list[int], seed: int) -> Written:
+            return write(
+                target, [prompt], _NEW, drafter=draft if method in ("tli", "slem") else None, method=method,
+                verify=verify, sampling=Sampling(temperature=temperature, seed=seed), draft_length=length, stop=(),
+            )  # fmt: skip
 
-        labels = {"temperature": temperature, "method": method, "verify": verify if method == "tli" else ""}
-        adaptive = "" if method == "ar" else "adaptive" if length is None else str(length)
-        return Contender({"path": _OURS} | labels | {"drafts": adaptive}, program)
+        drafts = "" if method == "ar" else "adaptive" if length is None else str(length)
+        found[_OURS, temperature, method, verify if method == "tli" else "", drafts] = run
 
-    found = [contender(0.0, method=method) for method in ("ar", "tli", "slem", "lookup")]
-    found.append(contender(0.0, None, method="tli"))
+    for method in ("ar", "tli", "slem", "lookup"):
+        add(0.0, method=method)
+    add(0.0, None, method="tli")
     for temperature in _TEMPERATURES:
-        found.append(contender(temperature))
-        found += [contender(temperature, verify=verify, method="tli") for verify in ("exact", "rejection", "block")]
-        found.append(contender(temperature, None, verify="rejection", method="tli"))
+        add(temperature)
+        for verify in ("exact", "rejection", "block"):
+            add(temperature, verify=verify, method="tli")
+        add(temperature, None, verify="rejection", method="tli")
     return found
 
 
-def _peers(target: pathlib.Path, draft: pathlib.Path) -> list[Contender]:
+def _peers(target: pathlib.Path, draft: pathlib.Path) -> Contenders:
     try:
         from experiments.benchmarks.assisted import Assisted
     except ImportError:
-        return []
-    peer = Assisted(target, draft, LENGTH)
-
-    def contender(method: str, temperature: float) -> Contender:
-        def program(prompt: list[int], seed: int) -> Run:
-            return peer.write(prompt, _NEW, method, temperature, seed)
-
+        return {}
+    peer, found = Assisted(target, draft, LENGTH), {}
+    sampled = [(method, temperature) for temperature in _TEMPERATURES for method in ("ar", "tli")]
+    for method, temperature in [("ar", 0.0), ("slem", 0.0), ("lookup", 0.0), *sampled]:
         verify, drafts = "rejection" if method == "tli" else "", "" if method == "ar" else str(LENGTH)
-        labels = {"path": _PEER, "temperature": temperature, "method": method, "verify": verify, "drafts": drafts}
-        return Contender(labels, program)
-
-    greedy = [contender(method, 0.0) for method in ("ar", "slem", "lookup")]
-    return greedy + [contender(method, temperature) for temperature in _TEMPERATURES for method in ("ar", "tli")]
+        found[_PEER, temperature, method, verify, drafts] = functools.partial(
+            peer.write, new=_NEW, method=method, temperature=temperature
+        )
+    return found
 
 
 def _peer_versions() -> str:
@@ -137,21 +120,6 @@ def _peer_versions() -> str:
     except ImportError:
         return "none: torch or transformers is not installed"
     return ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
-
-
-def _figures(cold: list[Run], warm: list[list[Run]]) -> dict[str, Any]:
-    runs = [run for round_ in warm for run in round_]
-    seconds = [sum(run.first_seconds + run.seconds for run in round_) for round_ in warm]
-    tokens, first_tokens = sum(len(run.tokens) for run in runs), sum(run.first_tokens for run in runs)
-    steady_seconds = statistics.median(sum(run.seconds for run in round_) for round_ in warm)
-    return {
-        "tokens_per_second": tokens / len(warm) / statistics.median(seconds),
-        "steady_per_second": (tokens - first_tokens) / len(warm) / steady_seconds,
-        "tokens_per_call": tokens / sum(run.calls for run in runs),
-        "acceptance": sum(run.accepted for run in runs) / max(sum(run.drafted for run in runs), 1),
-        "first_seconds": statistics.median(run.first_seconds for run in runs),
-        "compile_seconds": max(sum(run.first_seconds + run.seconds for run in cold) - statistics.median(seconds), 0.0),
-    }
 
 
 def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,62 +1,50 @@
-"""How much faster drafts make a model: against plain decoding of the same model, with the same cache and warm-up."""
+"""How fast ways to write are, measured in turns."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
-from models.decoding.generate import Written, write
-from models.decoding.language_model import Voice
+from models.decoding.generate import Written
 
-
-def tokens_per_second(written: Written) -> float:
-    """New tokens of all rows a second, the reading of the prompt included."""
-    return sum(map(len, written.tokens)) / (written.first_seconds + written.seconds)
+Name = TypeVar("Name", bound=Hashable)
 
 
 def compare(
-    target: Voice,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    methods: dict[str, dict[str, Any]],
-    repeats: int = 3,
-    plain: dict[str, Any] | None = None,
-) -> dict[str, dict[str, float]]:
-    """Times methods of `write` and plain decoding in turns, so that a busy machine is busy for all of them.
+    programs: Mapping[Name, Callable[[], Sequence[Written]]], rounds: Iterable[object]
+) -> dict[Name, dict[str, float]]:
+    """Times programs that write in turns, so that a busy machine is busy for all of them.
 
     Args:
-      methods: options of `write` by a name of the caller's.
-      plain: options of plain decoding, such as the sampling.
+      programs: by name; each may write several times.
+      rounds: one turn of all programs an element, at least two. The first is the warm-up, apart from the figures.
 
     Returns:
-      By name, and for "plain": tokens_per_second, first_seconds (time to first token), tokens_per_call, acceptance
-      (medians of warm runs), compile_seconds (what the first run took longer), and speedup, the ratio of the
-      tokens a second to those of plain decoding.
+      By name:
+        tokens_per_second   the reading of the prompts included; median of the rounds
+        steady_per_second   the same after the first tokens of a prompt came
+        tokens_per_call     of the target
+        acceptance          share of the drafted tokens
+        first_seconds       to the first tokens; median
+        compile_seconds     what the first round took longer than the median of the others
     """
-    runs: dict[str, Callable[[], Written]] = {
-        "plain": lambda: write(target, prompts, max_new_tokens, method="ar", **(plain or {}))
-    }
-    for name, options in methods.items():
-        runs[name] = lambda options=options: write(target, prompts, max_new_tokens, **options)
-    cold = {name: run() for name, run in runs.items()}
-    warm: dict[str, list[Written]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            warm[name].append(run())
-    figures = {name: _figures(cold[name], warm[name]) for name in runs}
-    for row in figures.values():
-        row["speedup"] = row["tokens_per_second"] / figures["plain"]["tokens_per_second"]
-    return figures
+    turns = [{name: program() for name, program in programs.items()} for _ in rounds]
+    return {name: _figures(*(turn[name] for turn in turns)) for name in programs}
 
 
-def _figures(cold: Written, warm: Sequence[Written]) -> dict[str, float]:
-    median = lambda value: statistics.median(map(value, warm))  # noqa: E731
-    whole = lambda written: written.first_seconds + written.seconds  # noqa: E731
+def _figures(cold: Sequence[Written], *warm: Sequence[Written]) -> dict[str, float]:
+    runs = [written for turn in warm for written in turn]
+    tokens = sum(sum(map(len, written.tokens)) for written in runs)
+    first_tokens = sum(written.first_tokens for written in runs)
+    seconds = statistics.median(sum(w.first_seconds + w.seconds for w in turn) for turn in warm)
+    steady_seconds = statistics.median(sum(w.seconds for w in turn) for turn in warm)
+    drafted, accepted, calls = (sum(sum(getattr(w, x)) for w in runs) for x in ("drafted", "accepted", "calls"))
     return {
-        "tokens_per_second": median(tokens_per_second),
-        "first_seconds": median(lambda written: written.first_seconds),
-        "tokens_per_call": median(lambda written: written.tokens_per_call),
-        "acceptance": median(lambda written: written.acceptance),
-        "compile_seconds": max(whole(cold) - median(whole), 0.0),
+        "tokens_per_second": tokens / len(warm) / seconds,
+        "steady_per_second": (tokens - first_tokens) / len(warm) / steady_seconds,
+        "tokens_per_call": tokens / max(calls, 1),
+        "acceptance": accepted / max(drafted, 1),
+        "first_seconds": statistics.median(w.first_seconds for w in runs),
+        "compile_seconds": max(sum(w.first_seconds + w.seconds for w in cold) - seconds, 0.0),
     }

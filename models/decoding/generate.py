@@ -37,7 +37,8 @@ class Written:
     Attributes:
       tokens: the new target tokens, a stop token included.
       method: the one that was used, where `auto` chose.
-      calls, drafted, accepted: target calls after the prompt, draft tokens proposed and accepted, per row.
+      calls, drafted, accepted: target calls after the prompt, draft tokens proposed, and those that were committed,
+        per row. A call commits a token of the target's own too, unless an accepted draft ends the row.
       first_seconds: until the first tokens were there, with the compilation that it took.
       seconds: after that.
       first_tokens: how many the first were, of all rows: more than one a row where drafts were accepted.
@@ -51,6 +52,11 @@ class Written:
     first_seconds: float
     seconds: float
     first_tokens: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens of all rows a second, the reading of the prompt and compilation included."""
+        return sum(map(len, self.tokens)) / (self.first_seconds + self.seconds)
 
     @property
     def tokens_per_call(self) -> float:

@@ -1,3 +1,4 @@
+import codecs
 import itertools
 import json
 import unicodedata
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from models.decoding.tokenizers import ByteView, Utf8Stream, complete_prefix, load_tokenizer
+from models.decoding.tokenizers import ByteView, complete_prefix, load_tokenizer
 from tests.models.decoding import tokenizer_files as files
 
 # What tokenizers stumble over: marks of spaces and bytes, names of special tokens, what normalizers change.
@@ -322,29 +323,11 @@ def test_missing_and_mistyped_files_are_named(tmp_path):
         files.load("llama2", tmp_path, config="{", generation_config={})
 
 
-@settings(deadline=None)
-@given(byte_strings, st.lists(st.integers(0, 40)))
-def test_streamed_text_is_the_text(data, cuts):
-    stream = Utf8Stream()
-    cuts = sorted(min(c, len(data)) for c in cuts)
-    parts = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
-    assert "".join(map(stream.push, parts)) + stream.close() == data.decode(errors="replace")
-
-
-def test_characters_split_over_tokens_are_streamed_whole(load):
-    for kind in ("bytes", "llama2"):
-        tokenizer, stream = load(kind), Utf8Stream()
-        ids = tokenizer.encode("🎉".encode())
-        assert len(ids) == 4
-        assert [stream.push(tokenizer.token_bytes(i)) for i in ids] == ["", "", "", "🎉"]
-
-
 @given(st.text(max_size=6), st.binary(max_size=4))
 def test_complete_prefix_holds_back_only_an_unfinished_character(text, rest):
     data = text.encode() + rest
-    held = data[complete_prefix(data) :]
-    whole = Utf8Stream()
-    assert whole.push(data[: len(data) - len(held)]) + whole.close() == whole.push(data)
+    whole = data[: complete_prefix(data)]
+    assert whole.decode(errors="replace") == codecs.getincrementaldecoder("utf-8")(errors="replace").decode(data)
     for end in range(len(text.encode()) + 1):
         prefix = text.encode()[:end]
         assert prefix[: complete_prefix(prefix)].decode() == prefix.decode(errors="ignore")

@@ -7,17 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
+from models.decoding.draft_length import expected_tokens
 from models.decoding.sampling import warp
-from models.decoding.verification import (
-    best_draft_length,
-    block,
-    draw,
-    exact,
-    expected_tokens,
-    project,
-    rejection,
-    scatter,
-)
+from models.decoding.verification import block, draw, exact, project, rejection, scatter
 
 V = 4
 VERIFICATIONS = pytest.mark.parametrize("verify", [rejection, block], ids=["rejection", "block"])
@@ -186,22 +178,3 @@ def test_expected_tokens_is_that_of_rejection(p, q):
     np.testing.assert_allclose(expected_tokens(acceptance, 3), tokens, rtol=1e-12)
     if acceptance < 1:
         np.testing.assert_allclose(tokens, (1 - acceptance**4) / (1 - acceptance), rtol=1e-9)
-
-
-@given(
-    st.floats(0, 1),
-    st.floats(0.01, 1),
-    st.lists(st.floats(1, 3), min_size=4, max_size=4),
-    st.permutations([0, 1, 4, 8]),
-)
-def test_best_draft_length_commits_the_most_tokens_a_second(acceptance, draft_cost, verify_costs, lengths):
-    best = best_draft_length(acceptance, draft_cost, verify_costs, lengths)
-    seconds = {n: n * draft_cost + cost for n, cost in zip(lengths, verify_costs, strict=True)}
-    assert best in lengths
-    for n in lengths:
-        assert expected_tokens(acceptance, best) / seconds[best] >= expected_tokens(acceptance, n) / seconds[n]
-
-
-def test_useless_drafts_are_not_made():
-    assert best_draft_length(0.0, 0.1, [1.0, 1.0, 1.0], [0, 2, 4]) == 0
-    assert best_draft_length(0.9, 0.01, [1.0, 1.1, 1.2], [0, 2, 4]) == 4

@@ -39,10 +39,10 @@ def tokenizer(words, *, end=True):
 
 
 @functools.cache
-def voice(words, seed, *, end=True, padding=0, dtype="float64", peak=1.0, **fields):
-    """A random model; `padding` rows of its vocabulary belong to no token, `peak` sharpens its laws."""
+def voice(words, seed, *, end=True, rows=8, dtype="float64", peak=1.0, **fields):
+    """A random model; what is left of `rows` of its vocabulary belongs to no token, `peak` sharpens its laws."""
     own = tokenizer(words, end=end)
-    model, decoder = _decoder(own.vocab_size + padding, seed, dtype, tuple(fields.items()))
+    model, decoder = _decoder(rows or own.vocab_size, seed, dtype, tuple(fields.items()))
     decoder.embedding[...] = decoder.embedding[...] * peak
     return Voice(model, nnx.state(decoder.unstack()), own)
 
