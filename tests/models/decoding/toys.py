@@ -39,7 +39,7 @@ def tokenizer(words, *, end=True):
 
 
 @functools.cache
-def voice(words, seed, *, end=True, rows=8, dtype="float64", peak=1.0, **fields):
+def voice(words, seed, *, end=True, rows=6, dtype="float64", peak=1.0, **fields):
     """A random model; what is left of `rows` of its vocabulary belongs to no token, `peak` sharpens its laws."""
     own = tokenizer(words, end=end)
     model, decoder = _decoder(rows or own.vocab_size, seed, dtype, tuple(fields.items()))
