@@ -63,16 +63,16 @@ def main(_) -> None:
 
 def _write(target: Voice, options: dict[str, Any]) -> tuple[list[str], Written]:
     """Prints one text as it comes, several when they are written."""
-    alone = len(_PROMPT.value) == 1
-    begin = _PROMPT.value[:1]
+    prompts = list(_PROMPT.value)
+    alone = len(prompts) == 1
 
     def show(row: int, text: str) -> None:
         if alone:
-            print(*begin, text, sep="", end="", flush=True)
-            begin.clear()
+            print(*prompts, text, sep="", end="", flush=True)
+            prompts.clear()
 
     texts, written = write_text(target, _PROMPT.value, _NEW.value, stop_strings=_STOP.value, on_text=show, **options)
-    print(*begin) if alone else print(*map("".join, zip(_PROMPT.value, texts, strict=True)), sep="\n")
+    print(*prompts) if alone else print(*map("".join, zip(prompts, texts, strict=True)), sep="\n")
     return texts, written
 
 
@@ -89,17 +89,13 @@ def _figures(written: Written) -> dict[str, Any]:
 
 def _speedup(target: Voice, options: dict[str, Any]) -> dict[str, float]:
     prompts = [target.tokenizer.encode_prompt(prompt) for prompt in _PROMPT.value]
-    plain = {"method": "ar", "sampling": options["sampling"]}
-    programs = {
-        name: lambda options=options: [write(target, prompts, _NEW.value, **options)]
-        for name, options in {"plain": plain, "drafted": options}.items()
-    }
-    figures = compare(programs, range(1 + _ROUNDS))
-    drafted, plain_speed = figures["drafted"], figures["plain"]["tokens_per_second"]
+    ways = {"plain": {"method": "ar", "sampling": options["sampling"]}, "drafted": options}
+    programs = {name: lambda way=way: [write(target, prompts, _NEW.value, **way)] for name, way in ways.items()}
+    plain, drafted = compare(programs, range(1 + _ROUNDS)).values()
     return {
         "tokens_per_second": drafted["tokens_per_second"],
-        "plain_tokens_per_second": plain_speed,
-        "speedup": drafted["tokens_per_second"] / plain_speed,
+        "plain_tokens_per_second": plain["tokens_per_second"],
+        "speedup": drafted["tokens_per_second"] / plain["tokens_per_second"],
         "warm_time_to_first_token": drafted["first_seconds"],
         "compile_seconds": drafted["compile_seconds"],
     }

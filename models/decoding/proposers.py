@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,13 @@ from models.decoding.rounds import Drafter, Drafts, given_drafts
 from models.decoding.sampling import Sampling, first_largest, warp
 from models.decoding.tokenizers import ByteView, complete_prefix
 
-_COST_LIMIT = 4096  # drafter passes that one block of string-level rejection sampling may need
+_COST_LIMIT = 4096  # drafter sequences that one block of string-level rejection sampling may need
 _LEFT = 64  # bytes of committed text that a tokenizer gets to see before a draft
 _WIDTHS = (0, 1, 2, 4, 8, 16)  # of drafts from the host; longer ones are cut
 LONGEST = _WIDTHS[-1]
+
+
+Texts = Sequence[Sequence[int]]
 
 
 class Proposer(Protocol):
@@ -45,7 +48,7 @@ class Proposer(Protocol):
     rounds: int
     state: Any
 
-    def propose(self, length: int, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> tuple[Drafter, Any]:
+    def propose(self, length: int, texts: Texts, active: Sequence[bool]) -> tuple[Drafter, Any]:
         """What drafts in the next rounds, and its `given`.
 
         Args:
@@ -55,24 +58,19 @@ class Proposer(Protocol):
         """
 
 
-class Proposal(NamedTuple):
-    """Drafts of every row, and the laws [m, V] that they were drawn from where the verification needs them."""
-
-    drafts: list[list[int]]
-    laws: list[np.ndarray] | None = None
-
-    def pack(self) -> Drafts:
-        """As arrays of few widths, so that few programs are compiled."""
-        longest = max(self.laws is not None, *map(len, self.drafts))
-        K = next((width for width in _WIDTHS if width >= longest), LONGEST)
-        count_B = np.array([min(len(draft), K) for draft in self.drafts], np.int32)
-        tokens_BK = np.zeros((len(count_B), K), np.int32)
-        laws_BKV = None if self.laws is None else np.zeros((len(count_B), K, self.laws[0].shape[1]))
-        for b, n in enumerate(count_B):
-            tokens_BK[b, :n] = self.drafts[b][:n]
-            if laws_BKV is not None:
-                laws_BKV[b, :n] = self.laws[b][:n]
-        return Drafts(tokens_BK, count_B, laws_BKV)
+def pack(drafts: Sequence[Sequence[int]], laws: Sequence[np.ndarray] | None = None) -> Drafts:
+    """Drafts of every row, and the laws [m, V] that they were drawn from, as arrays of few widths: few programs are
+    compiled."""
+    longest = max(laws is not None, *map(len, drafts))
+    K = next((width for width in _WIDTHS if width >= longest), LONGEST)
+    count_B = np.array([min(len(draft), K) for draft in drafts], np.int32)
+    tokens_BK = np.zeros((len(drafts), K), np.int32)
+    laws_BKV = None if laws is None else np.zeros((*tokens_BK.shape, laws[0].shape[1]))
+    for b, n in enumerate(count_B):
+        tokens_BK[b, :n] = drafts[b][:n]
+        if laws is not None:
+            laws_BKV[b, :n] = laws[b][:n]
+    return Drafts(tokens_BK, count_B, laws_BKV)
 
 
 class HostProposer:
@@ -80,10 +78,10 @@ class HostProposer:
 
     rounds, state = 1, ()
 
-    def propose(self, length: int, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> tuple[Drafter, Drafts]:
-        return given_drafts, self.draft(length, texts, active).pack()
+    def propose(self, length: int, texts: Texts, active: Sequence[bool]) -> tuple[Drafter, Drafts]:
+        return given_drafts, self.draft(length, texts, active)
 
-    def draft(self, length: int, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> Proposal:
+    def draft(self, length: int, texts: Texts, active: Sequence[bool]) -> Drafts:
         """Drafts for committed texts; see `Proposer.propose`."""
         raise NotImplementedError
 
@@ -93,22 +91,22 @@ class Nobody(HostProposer):
 
     rounds = 8
 
-    def draft(self, length: int, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> Proposal:
-        return Proposal([[] for _ in texts])
+    def draft(self, length: int, texts: Texts, active: Sequence[bool]) -> Drafts:
+        return pack([[] for _ in texts])
 
 
 class Lookup(HostProposer):
     """Proposes what followed the latest earlier occurrence of the text's last tokens ("prompt lookup").
 
-    >>> Lookup().draft(3, [[5, 6, 7, 8, 9, 5, 6]], [True]).drafts
-    [[7, 8, 9]]
+    >>> Lookup().draft(3, [[5, 6, 7, 8, 9, 5, 6]], [True]).tokens.tolist()
+    [[7, 8, 9, 0]]
     """
 
     _LONGEST_MATCH = 3
 
-    def draft(self, length: int, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> Proposal:
+    def draft(self, length: int, texts: Texts, active: Sequence[bool]) -> Drafts:
         rows = zip(texts, active, strict=True)
-        return Proposal([self._continuation(np.asarray(text), length) if busy else [] for text, busy in rows])
+        return pack([self._continuation(np.asarray(text), length) if busy else [] for text, busy in rows])
 
     def _continuation(self, text_T: np.ndarray, length: int) -> list[int]:
         for n in range(min(self._LONGEST_MATCH, len(text_T) - 1), 0, -1):
@@ -165,7 +163,7 @@ class _TextProposer(HostProposer):
         self.cache = prefill(drafter, read, max(map(len, read)) + room)
         self.drafts: list[list[int]] = [[] for _ in prompts]
 
-    def _catch_up(self, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+    def _catch_up(self, texts: Texts, active: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
         """Takes in the committed text; the tokens that the drafter has to read [B, P] and how many count [B].
 
         The cache holds what was read before and, behind it, all drafts but the last. At least one token is read
@@ -198,13 +196,13 @@ class _TextProposer(HostProposer):
 class StringMatch(_TextProposer):
     """String-level exact match (arXiv 2502.05202, Algorithm 2): the drafter's likeliest text, retokenised."""
 
-    def draft(self, length: int, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> Proposal:
+    def draft(self, length: int, texts: Texts, active: Sequence[bool]) -> Drafts:
         pending_BP, count_B = self._catch_up(texts, active)
         drafts_BK, self.cache = _greedy_text(self.drafter.model, length)(
             self.drafter.params, self.cache, pending_BP, count_B
         )
         self.drafts = np.asarray(drafts_BK).tolist()
-        return Proposal([self._retokenise(b, ids) if active[b] else [] for b, ids in enumerate(self.drafts)])
+        return pack([self._retokenise(b, ids) if active[b] else [] for b, ids in enumerate(self.drafts)])
 
 
 class StringRejection(_TextProposer):
@@ -225,17 +223,16 @@ class StringRejection(_TextProposer):
         self.sampling, self.with_laws = sampling.rows(len(prompts)), with_laws
         self.rngs = [np.random.default_rng(row.seed) for row in self.sampling]
 
-    def draft(self, length: int, texts: Sequence[Sequence[int]], active: Sequence[bool]) -> Proposal:
+    def draft(self, length: int, texts: Texts, active: Sequence[bool]) -> Drafts:
         pending_BP, count_B = self._catch_up(texts, active)
         self.cache = read_program(self.drafter.model)(self.drafter.params, pending_BP, self.cache)
         self.cache = self.cache.advance(count_B - 1)
-        blocks = [self._block(b, length) if busy else slrs.BlockLaw({(): 1.0}, 0) for b, busy in enumerate(active)]
+        blocks = [self._block(b, length) if busy else slrs.BlockLaw({(): 1.0}) for b, busy in enumerate(active)]
         drawn = [block.draw(rng) for block, rng in zip(blocks, self.rngs, strict=True)]
         if not self.with_laws:
-            return Proposal(list(map(list, drawn)))
+            return pack(drawn)
         V = self.target.model.vocab_size
-        laws = [block.proposal(tokens, V) for block, tokens in zip(blocks, drawn, strict=True)]
-        return Proposal(list(map(list, drawn)), laws)
+        return pack(drawn, [block.proposal(tokens, V) for block, tokens in zip(blocks, drawn, strict=True)])
 
     def _block(self, b: int, length: int) -> slrs.BlockLaw:
         row = jax.tree.map(lambda a: a[b : b + 1], self.cache)
@@ -249,8 +246,8 @@ class StringRejection(_TextProposer):
             laws = law(self.drafter.params, row, tokens_NC, own.temperature, own.top_k, own.top_p)
             return np.asarray(laws, np.float64)[:N]
 
-        stop = slrs.look_ahead(length, self.drafter.tokenizer.roles["eos"])
-        return slrs.block_law(draft_law, lambda ids: self._retokenise(b, ids), stop, _COST_LIMIT)
+        stop = self.drafter.tokenizer.roles["eos"]
+        return slrs.block_law(draft_law, lambda ids: self._retokenise(b, ids), length, stop, _COST_LIMIT)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

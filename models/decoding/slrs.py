@@ -1,8 +1,8 @@
 """String-level rejection sampling: a drafter's block of text as a proposal over target tokens.
 
-The drafter draws tokens until a look-ahead rule says stop. The target's tokenizer turns the whole block into
-target tokens t_1..t_m, and `block_law` computes their exact law by enumerating every block that the drafter can
-draw. ψ(t), the probability that the retokenised block starts with t, is the marginal of its first token
+The drafter draws a block of so many tokens, or fewer if one of them ends the text. The target's tokenizer turns the
+whole block into target tokens t_1..t_m, and `block_law` computes their exact law by enumerating every block that the
+drafter can draw. ψ(t), the probability that the retokenised block starts with t, is the marginal of its first token
 (Timor et al., arXiv 2502.05202, Algorithm 3). It is not the probability that the drafter writes the string t:
 that one counts a block for every token its text begins with, sums to more than 1, and biases the output.
 
@@ -19,18 +19,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-StopRule = Callable[[tuple[int, ...]], bool]
-
 
 @dataclass(frozen=True)
 class BlockLaw:
-    """The law of the target tokens of a drafter's block.
-
-    probability: of every retokenised block. passes: how many prefixes the drafter was asked for.
-    """
+    """The law of the target tokens of a drafter's block: the probability of every retokenised block."""
 
     probability: Mapping[tuple[int, ...], float]
-    passes: int
 
     def psi(self, prefix: tuple[int, ...], vocab_size: int) -> np.ndarray:
         """The law, float64 [V], of the token after `prefix`, given that the block starts with it and goes on."""
@@ -56,25 +50,11 @@ class BlockLaw:
         return blocks[min(chosen, len(blocks) - 1)]
 
 
-def look_ahead(tokens: int, stop_tokens: Collection[int] = ()) -> StopRule:
-    """The rule that ends a block after so many drafter tokens, or with the first of the stop tokens.
-
-    Any rule serves that is a function of the drawn tokens. Everything drawn belongs to the block, the token that
-    ended it too.
-
-    >>> rule = look_ahead(3, stop_tokens={0})
-    >>> rule((5, 6)), rule((5, 0)), rule((5, 6, 7))
-    (False, True, True)
-    """
-    if tokens < 1:
-        raise ValueError(f"slrs: a look-ahead of {tokens} drafter tokens; it must be at least 1")
-    return lambda drawn: len(drawn) >= tokens or drawn[-1] in stop_tokens
-
-
 def block_law(
     draft_law: Callable[[np.ndarray], np.ndarray],
     retokenise: Callable[[tuple[int, ...]], Sequence[int]],
-    stop_rule: StopRule,
+    length: int,
+    stop_tokens: Collection[int],
     cost_limit: int,
 ) -> BlockLaw:
     """The exact law of a retokenised block, by enumeration of all that the drafter can draw.
@@ -86,34 +66,30 @@ def block_law(
     Args:
       draft_law: laws of the next drafter token, [n, W], after each of n drawn prefixes, int [n, length].
       retokenise: the target tokens of a block of drafter tokens, a function of the block alone. May be none.
-      stop_rule: whether a block ends with the tokens drawn so far.
-      cost_limit: the most drafter passes to make, and the most drafter sequences to follow.
+      length, stop_tokens: a block ends after so many drafter tokens, or with the first stop token, which belongs to it.
+      cost_limit: the most drafter sequences to follow.
 
     Raises:
       ValueError: the enumeration exceeds the limit; the count is named.
     """
     prefixes_NT, weight_N = np.zeros((1, 0), int), np.ones(1)
     probability: dict[tuple[int, ...], float] = defaultdict(float)
-    passes = sequences = 0
-    while len(prefixes_NT):
-        passes += len(prefixes_NT)
-        _check_cost(passes, "passes", prefixes_NT.shape[1], cost_limit)
+    sequences = 0
+    for drawn in range(1, length + 1):
         law_NW = np.asarray(draft_law(prefixes_NT), np.float64)
         parent, token = np.nonzero(law_NW)
         sequences += len(parent)
-        _check_cost(sequences, "sequences", prefixes_NT.shape[1] + 1, cost_limit)
-        drawn_NT = np.concatenate([prefixes_NT[parent], token[:, None]], axis=1)
-        drawn_weight_N = weight_N[parent] * law_NW[parent, token]
-        ends = np.array([stop_rule(tuple(drawn)) for drawn in drawn_NT.tolist()], bool)
-        for drawn, weight in zip(drawn_NT[ends].tolist(), drawn_weight_N[ends].tolist(), strict=True):
-            probability[tuple(retokenise(tuple(drawn)))] += weight
-        prefixes_NT, weight_N = drawn_NT[~ends], drawn_weight_N[~ends]
-    return BlockLaw(dict(probability), passes)
-
-
-def _check_cost(count: int, what: str, length: int, cost_limit: int) -> None:
-    if count > cost_limit:
-        raise ValueError(
-            f"slrs: psi needs {count:,} drafter {what} up to a length of {length}, the limit is {cost_limit:,}; "
-            "look less far ahead, or cut the drafter with top_k"
-        )
+        if sequences > cost_limit:
+            raise ValueError(
+                f"slrs: psi needs {sequences:,} drafter sequences up to a length of {drawn}, the limit is "
+                f"{cost_limit:,}; look less far ahead, or cut the drafter with top_k"
+            )
+        prefixes_NT = np.concatenate([prefixes_NT[parent], token[:, None]], axis=1)
+        weight_N = weight_N[parent] * law_NW[parent, token]
+        ends_N = np.isin(token, list(stop_tokens)) | (drawn == length)
+        for block, weight in zip(prefixes_NT[ends_N].tolist(), weight_N[ends_N].tolist(), strict=True):
+            probability[tuple(retokenise(tuple(block)))] += weight
+        prefixes_NT, weight_N = prefixes_NT[~ends_N], weight_N[~ends_N]
+        if not len(prefixes_NT):
+            break
+    return BlockLaw(dict(probability))

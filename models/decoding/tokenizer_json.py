@@ -12,6 +12,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from models.files import read_json
+
 ROLES = ("bos", "eos", "pad", "unk")
 _MODELS = ("BPE", "Unigram", "WordPiece")
 _ID_FILES = ("generation_config.json", "config.json")
@@ -35,11 +37,13 @@ class TokenizerJson:
     """
 
     def __init__(self, path: Path):
-        self._path, self._description = path, _read_json(path)
+        self._path, self._description = path, read_json(path)
         try:
             self.library = Tokenizer.from_file(str(path))
         except Exception as error:  # `tokenizers` raises bare Exception
-            raise ValueError(f"{path} is no tokenizer of the tokenizers library ({_one_line(error)})") from error
+            raise ValueError(
+                f"{path} is no tokenizer of the tokenizers library ({' '.join(str(error).split())})"
+            ) from error
         # A file may keep what its training wanted: random merges, fixed lengths.
         self.library.no_padding()
         self.library.no_truncation()
@@ -120,8 +124,8 @@ class TokenizerJson:
         """
         directory = self._path.parent
         by_id = [directory / name for name in _ID_FILES if (directory / name).is_file()]
-        by_id = [(path, _read_json(path)) for path in by_id]
-        by_name = [_read_json(directory / name) for name in _NAME_FILES if (directory / name).is_file()]
+        by_id = [(path, read_json(path)) for path in by_id]
+        by_name = [read_json(directory / name) for name in _NAME_FILES if (directory / name).is_file()]
         ids = {name: i for i, name in self.names.items()}
         roles = {}
         for role in ROLES:
@@ -145,20 +149,6 @@ class TokenizerJson:
         tokenizer.add_tokens([token for _, token in sorted(self.library.get_added_tokens_decoder().items())])
         tokenizer.encode_special_tokens = True
         return tokenizer
-
-
-def _read_json(path: Path) -> Json:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({_one_line(error)})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
-    return content
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _parts(component: Json | None) -> Iterator[Json]:

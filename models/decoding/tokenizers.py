@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
-import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,15 +47,6 @@ class ByteView:
     def vocab_size(self) -> int:
         """One more than the highest id. A model may have more rows."""
         return len(self.table)
-
-    @functools.cached_property
-    def byte_complete(self) -> bool:
-        """Whether any bytes can be spelled: each single byte is a token.
-
-        Exactly then decode(encode(x)) == x for every x. Otherwise text may change on the way, as a normalizer
-        lower-cases it or what is not in the vocabulary becomes unknown: compare before relying on it.
-        """
-        return {bytes([i]) for i in range(256)} <= set(self.table)
 
     def token_bytes(self, token: int) -> bytes | None:
         """Bytes of an id; None for special tokens and for ids outside the vocabulary."""

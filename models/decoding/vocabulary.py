@@ -47,27 +47,26 @@ class VocabularyMap(NamedTuple):
         cls,
         target: ByteView,
         draft: ByteView,
-        target_vocab: int | None = None,
-        draft_vocab: int | None = None,
+        target_vocab: int,
+        draft_vocab: int,
         max_pieces: int = 8,
     ) -> VocabularyMap:
         """The map of two tokenizers; equal ones on any machine and in any process.
 
         Args:
-          target_vocab, draft_vocab: V and the rows of the drafter's embedding, which are often padded; default the
-            tokenizers' own sizes.
+          target_vocab, draft_vocab: V and the rows of the drafter's embedding, which are often padded.
           max_pieces: the largest M. Longer spellings are rare except for drafters of bytes, and each column costs
             the drafter a position in every step.
 
         Raises:
           ValueError: a tokenizer has ids that its model has no row for.
         """
-        V = _rows("target", target, target_vocab)
-        _rows("draft", draft, draft_vocab)
+        _require_rows("target", target, target_vocab)
+        _require_rows("draft", draft, draft_vocab)
         target_tokens, draft_tokens = _representatives(target), _representatives(draft)
         pairs = _pairs(target, draft, target_tokens, draft_tokens)
         target_ids, draft_ids = np.array(pairs, np.int32).reshape(-1, 2).T
-        target_to_draft = np.full(V, -1, np.int32)
+        target_to_draft = np.full(target_vocab, -1, np.int32)
         target_to_draft[target_ids] = draft_ids
         spelled = _spell(target, draft, target_to_draft, max_pieces)
         return cls(target_ids, draft_ids, target_to_draft, *spelled, len(target_tokens.keys() & draft_tokens.keys()))
@@ -78,15 +77,14 @@ class VocabularyMap(NamedTuple):
         return self.shared == 0
 
 
-def _rows(name: str, tokenizer: ByteView, rows: int | None) -> int:
+def _require_rows(name: str, tokenizer: ByteView, rows: int) -> None:
     ends = (i for role in _PAIRED_ROLES for i in tokenizer.roles[role])
     needed = max(tokenizer.vocab_size, 1 + max(ends, default=-1))
-    if rows is not None and rows < needed:
+    if rows < needed:
         raise ValueError(
             f"the {name} tokenizer has ids up to {needed - 1}, but its model has {rows} rows; "
             "use the tokenizer that the model was trained with"
         )
-    return needed if rows is None else rows
 
 
 def _representatives(tokenizer: ByteView) -> dict[bytes, int]:

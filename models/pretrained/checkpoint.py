@@ -15,6 +15,7 @@ from flax import nnx
 
 from models.config import ModelConfig
 from models.decoder import Decoder
+from models.files import read_json
 from models.pretrained import tensors
 from models.pretrained.names import NAMES, Names, Source, is_stacked, stored_names
 from models.pretrained.settings import read_config, read_max_length, writable, write_config
@@ -62,7 +63,7 @@ def load_pretrained(
     directory = Path(directory)
     if param_dtype not in _PARAM_DTYPES:
         raise ValueError(f"param_dtype={param_dtype!r} must be one of {', '.join(_PARAM_DTYPES)}")
-    settings = tensors.read_json(directory / "config.json")
+    settings = read_json(directory / "config.json")
     try:
         config = read_config(settings, dtype)
         config.validate()
@@ -134,7 +135,7 @@ def _require_names(places: tensors.Places, expected: set[str], directory: Path, 
 
 def _special_ids(directory: Path, settings: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:
     path = directory / "generation_config.json"
-    generation = tensors.read_json(path) if path.is_file() else {}
+    generation = read_json(path) if path.is_file() else {}
     said = settings | {key: value for key, value in generation.items() if value is not None}
     eos = said.get("eos_token_id")
     return tuple(eos if isinstance(eos, list) else [] if eos is None else [eos]), said.get("bos_token_id")

@@ -34,7 +34,11 @@ _FIXED = {
     "partial_rotary_factor": (1, 1.0),
     "quantization_config": (),
 }
-_LLAMA3 = ("low_freq_factor", "high_freq_factor")
+_LLAMA3 = {
+    "low_freq_factor": "low_frequency_factor",
+    "high_freq_factor": "high_frequency_factor",
+    "original_max_position_embeddings": "original_context",
+}
 
 
 def read_config(json: Json, dtype: str) -> ModelConfig:
@@ -90,8 +94,7 @@ def write_config(config: ModelConfig, max_length: int) -> dict[str, Any]:
     """The config.json of a model with dense attention, of a family in `CLASSES`."""
     a = config.architecture
     name, model_type = CLASSES[a.family]
-    activation = {"hidden_activation": "gelu_pytorch_tanh"} if a.family in _GEMMAS else {"hidden_act": "silu"}
-    return {
+    written: dict[str, Any] = {
         "architectures": [name],
         "model_type": model_type,
         "vocab_size": config.vocab_size,
@@ -104,11 +107,33 @@ def write_config(config: ModelConfig, max_length: int) -> dict[str, Any]:
         "max_position_embeddings": max_length,
         "rms_norm_eps": a.norm_epsilon,
         "tie_word_embeddings": a.tied_head,
-        **activation,
-        **_write_rope(config),
-        **_write_windows(config),
-        **(_write_gemma(a, config.head_width) if a.family in _GEMMAS else {}),
+        "rope_theta": config.rope_base,
+        **_write_scaling(a.rope_scaling),
     }
+    if a.family != "llama":
+        written["sliding_window"] = a.window or None
+    if a.family not in ("llama", "mistral"):
+        written["use_sliding_window"] = a.window > 0
+        written["layer_types"] = [_SLIDING if a.has_window(i) else _FULL for i in range(config.layers)]
+    if a.family == "gemma3":
+        written["rope_local_base_freq"] = a.window_rope_base or config.rope_base
+    if a.family not in _GEMMAS:
+        return written | {"hidden_act": "silu"}
+    return written | {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": a.query_width or config.head_width,
+        "attn_logit_softcapping": a.attention_softcap or None,
+        "final_logit_softcapping": a.logit_softcap or None,
+    }
+
+
+def _write_scaling(scaling: RopeScaling) -> dict[str, Any]:
+    if scaling.kind == "none":
+        return {}
+    written = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "llama3":
+        written |= {key: getattr(scaling, field) for key, field in _LLAMA3.items()}
+    return {"rope_scaling": written}
 
 
 def _family(json: Json) -> str:
@@ -130,21 +155,25 @@ def _require_activation(json: Json, family: str) -> None:
 
 
 def _integer(json: Json, key: str, default: int | None = None) -> int:
-    value = default if json.get(key) is None else json[key]
-    if value is None:
-        raise ValueError(f"{key} is missing")
+    value = _value(json, key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ValueError(f"{key}={value!r} must be a positive integer")
     return value
 
 
 def _number(json: Json, key: str, default: float | None = None) -> float:
-    value = default if json.get(key) is None else json[key]
-    if value is None:
-        raise ValueError(f"{key} is missing")
+    value = _value(json, key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{key}={value!r} must be a number")
     return float(value)
+
+
+def _value(json: Json, key: str, default: float | None) -> Any:
+    """A key that is absent or null has its default; without one it is missing."""
+    value = default if json.get(key) is None else json[key]
+    if value is None:
+        raise ValueError(f"{key} is missing")
+    return value
 
 
 def _rope(json: Json, family: str) -> tuple[float, RopeScaling, float]:
@@ -173,23 +202,9 @@ def _scaling(values: Json, length: int | None) -> RopeScaling:
         return RopeScaling(kind, _number(values, "factor"))
     if kind != "llama3":
         raise ValueError(f"rope_type={kind!r} is not supported; supported are default, linear, llama3")
-    original = _integer(values, "original_max_position_embeddings", length)
-    return RopeScaling(kind, _number(values, "factor"), *(_number(values, key) for key in _LLAMA3), original)
-
-
-def _write_rope(config: ModelConfig) -> dict[str, Any]:
-    a, scaling = config.architecture, config.architecture.rope_scaling
-    written: dict[str, Any] = {"rope_theta": config.rope_base}
-    if a.family == "gemma3":
-        written["rope_local_base_freq"] = a.window_rope_base or config.rope_base
-    if scaling.kind == "none":
-        return written
-    written["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "llama3":
-        factors = (scaling.low_frequency_factor, scaling.high_frequency_factor)
-        written["rope_scaling"] |= dict(zip(_LLAMA3, factors, strict=True))
-        written["rope_scaling"]["original_max_position_embeddings"] = scaling.original_context
-    return written
+    low, high, original = _LLAMA3
+    factors = (_number(values, key) for key in ("factor", low, high))
+    return RopeScaling(kind, *factors, _integer(values, original, length))
 
 
 def _windows(json: Json, family: str, layers: int) -> tuple[int, tuple[int, ...]]:
@@ -217,24 +232,6 @@ def _layer_types(json: Json, family: str, layers: int) -> list[str]:
     return types
 
 
-def _write_windows(config: ModelConfig) -> dict[str, Any]:
-    a = config.architecture
-    if a.family == "llama":
-        return {}
-    if a.family == "mistral":
-        return {"sliding_window": a.window or None}
-    types = [_SLIDING if a.has_window(i) else _FULL for i in range(config.layers)]
-    return {"sliding_window": a.window or None, "use_sliding_window": a.window > 0, "layer_types": types}
-
-
-def _write_gemma(a: Architecture, head_width: int) -> dict[str, Any]:
-    return {
-        "query_pre_attn_scalar": a.query_width or head_width,
-        "attn_logit_softcapping": a.attention_softcap or None,
-        "final_logit_softcapping": a.logit_softcap or None,
-    }
-
-
 def writable(config: ModelConfig) -> str | None:
     """Why no other software would compute what a model computes, None if it would.
 
@@ -247,11 +244,11 @@ def writable(config: ModelConfig) -> str | None:
     if config.attention != "dense":
         return f"model.attention={config.attention!r} is our own"
     # Where 0 stands for another field, the file spells it out.
-    spelled = dataclasses.replace(a)
+    spelled = a
     if a.family in _GEMMAS:
-        spelled.query_width = a.query_width or config.head_width
+        spelled = dataclasses.replace(spelled, query_width=a.query_width or config.head_width)
     if a.family == "gemma3":
-        spelled.window_rope_base = a.window_rope_base or config.rope_base
+        spelled = dataclasses.replace(spelled, window_rope_base=a.window_rope_base or config.rope_base)
     if read_config(write_config(config, 1), config.dtype).architecture != spelled:
         return f"model.architecture has settings that {a.family} does not: {a}"
     return None

@@ -15,6 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from models.files import read_json
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _EXECUTABLE = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -81,19 +83,6 @@ def write_shards(directory: Path, shards: Iterable[Mapping[str, np.ndarray]], co
         (directory / INDEX).unlink(missing_ok=True)
     else:
         write_json(directory / INDEX, {"metadata": {}, "weight_map": places})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of one JSON object; a ValueError names it if it is missing or is something else."""
-    if not path.is_file():
-        raise ValueError(f"{path.parent} has no {path.name}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must be a JSON object")
-    return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

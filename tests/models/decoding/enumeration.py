@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.decoding.sampling import warp
-from models.decoding.slrs import block_law, look_ahead
+from models.decoding.slrs import block_law
 from models.decoding.verification import exact, project, scatter
 
 
@@ -127,7 +127,8 @@ def string_block_law(target, drafter, q, length, context):
     return block_law(
         lambda prefixes: np.array([q((text, *prefix)) for prefix in prefixes.tolist()]),
         lambda drawn: target.encode(drafter.decode(drawn)),
-        look_ahead(length),
+        length,
+        stop_tokens=(),
         cost_limit=10_000,
     )
 

@@ -1,10 +1,11 @@
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.decoding.draft_length import LENGTHS, DraftLength, acceptance, best_draft_length, expected_tokens
 
 
+@settings(deadline=None)
 @given(
     st.floats(0, 1),
     st.floats(0.01, 1),
@@ -24,6 +25,7 @@ def test_useless_drafts_are_not_made():
     assert best_draft_length(0.9, 0.01, [1.0, 1.1, 1.2], [0, 2, 4]) == 4
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.integers(1, 8))
 def test_acceptance_is_found_from_the_tokens_a_call(rate, n_draft):
     np.testing.assert_allclose(

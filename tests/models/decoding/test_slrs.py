@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from models.decoding.slrs import block_law, look_ahead
+from models.decoding.slrs import block_law
 from tests.models.decoding import enumeration as enum
 
 TARGET = enum.Vocabulary(["a", "b", "ab", "aab"])
 CHARACTERS = enum.Vocabulary(["a", "b"])
 
 
-def make_law(seed, drafter, stop_rule, cost_limit=1000, zeros=0.25):
+def make_law(seed, drafter, length, stop_tokens=(), cost_limit=1000, zeros=0.25):
     q = enum.random_table(seed, len(drafter.pieces), zeros)
     calls = []
 
@@ -19,7 +19,7 @@ def make_law(seed, drafter, stop_rule, cost_limit=1000, zeros=0.25):
         calls.append(prefixes)
         return np.array([q(tuple(prefix)) for prefix in prefixes.tolist()])
 
-    law = block_law(draft_law, lambda drawn: TARGET.encode(drafter.decode(drawn)), stop_rule, cost_limit)
+    law = block_law(draft_law, lambda drawn: TARGET.encode(drafter.decode(drawn)), length, stop_tokens, cost_limit)
     return law, q, calls
 
 
@@ -37,7 +37,7 @@ def brute_force(q, drafter, length):
 @pytest.mark.parametrize("pieces", [["a", "b"], ["b", "ba", "aa"]], ids=len)
 def test_law_of_the_block_is_that_of_all_sequences(seed, pieces):
     drafter = enum.Vocabulary(pieces)
-    law, q, _ = make_law(seed, drafter, look_ahead(4))
+    law, q, _ = make_law(seed, drafter, 4)
     expected = brute_force(q, drafter, 4)
     assert law.probability.keys() == expected.keys()
     for tokens, weight in expected.items():
@@ -45,15 +45,14 @@ def test_law_of_the_block_is_that_of_all_sequences(seed, pieces):
 
 
 def test_prefixes_are_shared_and_each_length_is_one_call():
-    law, _, calls = make_law(0, CHARACTERS, look_ahead(4), zeros=0)
+    _, _, calls = make_law(0, CHARACTERS, 4, zeros=0)
     assert [prefixes.shape for prefixes in calls] == [(1, 0), (2, 1), (4, 2), (8, 3)]
-    assert law.passes == 15
 
 
 def test_stop_tokens_end_a_block_and_belong_to_it():
     """'b' ends a block: 'b', 'ab', 'aab' and 'aaa' are all there is."""
-    law, q, _ = make_law(0, CHARACTERS, look_ahead(3, stop_tokens={1}), zeros=0)
-    assert set(law.probability) == {(1,), (2,), (3,), (0, 0, 0)} and law.passes == 3
+    law, q, _ = make_law(0, CHARACTERS, 3, stop_tokens={1}, zeros=0)
+    assert set(law.probability) == {(1,), (2,), (3,), (0, 0, 0)}
     np.testing.assert_allclose(law.probability[2,], q(())[0] * q((0,))[1])
 
 
@@ -62,15 +61,16 @@ def test_what_cannot_be_drawn_is_not_followed():
     law = block_law(
         lambda prefixes: np.tile([0.0, 1.0, 0.0], (len(prefixes), 1)),
         lambda drawn: TARGET.encode(greedy.decode(drawn)),
-        look_ahead(50),
+        50,
+        (),
         cost_limit=50,
     )
-    assert law.probability == {(1,) * 50: 1.0} and law.passes == 50
+    assert law.probability == {(1,) * 50: 1.0}
 
 
 def test_psi_is_the_law_of_the_first_token_and_the_string_is_not():
     """The trap: P(the drafter writes t) sums to more than 1 where tokens nest."""
-    law, q, _ = make_law(1, CHARACTERS, look_ahead(3), zeros=0)
+    law, q, _ = make_law(1, CHARACTERS, 3, zeros=0)
     psi = law.psi((), 4)
     np.testing.assert_allclose(psi.sum(), 1, rtol=1e-12)
     first = [sum(weight for block, weight in law.probability.items() if block[0] == token) for token in range(4)]
@@ -82,7 +82,7 @@ def test_psi_is_the_law_of_the_first_token_and_the_string_is_not():
 
 def test_proposal_multiplies_to_the_law_of_the_blocks():
     """The rows of a block, with the probability that it goes on after each token, give its probability."""
-    law, _, _ = make_law(2, enum.Vocabulary(["b", "ba", "aa"]), look_ahead(3))
+    law, _, _ = make_law(2, enum.Vocabulary(["b", "ba", "aa"]), 3)
     starts = {}
     for block, weight in law.probability.items():
         for i in range(len(block) + 1):
@@ -102,7 +102,8 @@ def test_blocks_without_a_target_token():
     law = block_law(
         lambda prefixes: np.tile([0.25, 0.75], (len(prefixes), 1)),
         lambda drawn: [token for token in drawn if token == 1],
-        look_ahead(1),
+        1,
+        (),
         cost_limit=10,
     )
     assert law.probability == {(): 0.25, (1,): 0.75}
@@ -113,7 +114,7 @@ def test_blocks_without_a_target_token():
 
 
 def test_draws_follow_the_law():
-    law, _, _ = make_law(3, CHARACTERS, look_ahead(3), zeros=0)
+    law, _, _ = make_law(3, CHARACTERS, 3, zeros=0)
     rng = np.random.default_rng(0)
     drawn = [law.draw(rng) for _ in range(20_000)]
     blocks = list(law.probability)
@@ -124,17 +125,8 @@ def test_draws_follow_the_law():
 
 
 def test_cost_is_limited_and_named():
-    with pytest.raises(
-        ValueError, match=r"psi needs 15 drafter passes up to a length of 3, the limit is 14; look less"
-    ):
-        make_law(0, CHARACTERS, look_ahead(4), cost_limit=14, zeros=0)
-    with pytest.raises(ValueError, match=r"psi needs 30 drafter sequences up to a length of 4, the limit is 29"):
-        make_law(0, CHARACTERS, look_ahead(4), cost_limit=29, zeros=0)
-    assert make_law(0, CHARACTERS, look_ahead(4), cost_limit=30, zeros=0)[0].passes == 15
+    with pytest.raises(ValueError, match=r"psi needs 30 drafter sequences up to a length of 4, the limit is 29; look"):
+        make_law(0, CHARACTERS, 4, cost_limit=29, zeros=0)
+    assert make_law(0, CHARACTERS, 4, cost_limit=30, zeros=0)[0].probability
     with pytest.raises(ValueError, match="limit is 100"):
-        make_law(0, CHARACTERS, lambda drawn: False, cost_limit=100)
-
-
-def test_look_ahead_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="a look-ahead of 0 drafter tokens"):
-        look_ahead(0)
+        make_law(0, CHARACTERS, 1_000, cost_limit=100)

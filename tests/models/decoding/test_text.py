@@ -1,7 +1,7 @@
 """Text as it comes: whole characters, and nothing of a stop string."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.decoding.text import _Row
@@ -17,6 +17,7 @@ def stream(row, tokens, cuts):
     return [row.push(tokens[:end]) for end in (*sorted(min(cut, len(tokens)) for cut in cuts), len(tokens))]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=6).map(str.encode) | st.binary(max_size=9), cuts)
 def test_streamed_text_is_the_text(data, cuts):
     row = _Row(BYTES, [])
@@ -32,6 +33,7 @@ def test_characters_split_over_tokens_are_streamed_whole(kind, tmp_path):
     assert stream(_Row(own, []), ids, range(1, 4)) == ["", "", "", "🎉"]
 
 
+@settings(deadline=None)
 @given(st.text("ab", max_size=12), st.lists(st.text("ab", max_size=3), max_size=2), cuts)
 def test_text_ends_before_the_first_stop_string(text, stops, cuts):
     row = _Row(BYTES, stops)

@@ -56,14 +56,12 @@ def test_decoding_inverts_encoding(load, kind):
         assert b"".join(map(tokenizer.token_bytes, ids)) == text
 
     check()
-    assert tokenizer.byte_complete
 
 
 @pytest.mark.parametrize("kind", ["t5", "bert"])
 def test_what_may_change_text_says_so(load, kind):
     tokenizer = load(kind)
     text = "Été!".encode()
-    assert not tokenizer.byte_complete
     assert tokenizer.decode(tokenizer.encode(text)) != text
 
     @settings(max_examples=60, deadline=None)
@@ -315,7 +313,7 @@ def test_what_is_not_supported_is_refused_in_one_line(tmp_path, content, message
 
 
 def test_missing_and_mistyped_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
         load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match=r"generation_config\.json: eos_token_id='</s>' must be an id"):
         files.load("llama2", tmp_path, generation_config={"eos_token_id": "</s>"})

@@ -31,6 +31,10 @@ def toy(*table: bytes | None, writes: dict[bytes, int] | None = None, **roles: t
     return ByteView(tuple(table), encode, roles=ROLES | roles)
 
 
+def build(target: ByteView, draft: ByteView) -> VocabularyMap:
+    return VocabularyMap.build(target, draft, target.vocab_size, draft.vocab_size)
+
+
 def pairs(vocabulary: VocabularyMap) -> list[tuple[int, int]]:
     return list(zip(vocabulary.target_ids.tolist(), vocabulary.draft_ids.tolist(), strict=True))
 
@@ -75,15 +79,15 @@ def test_pairs_are_the_same_bytes_or_role_and_one_to_one(target, draft, target_r
 
 @given(tables, tables)
 def test_every_shared_string_is_paired(target, draft):
-    made = VocabularyMap.build(toy(*target), toy(*draft))
+    made = build(toy(*target), toy(*draft))
     assert [target[i] for i, _ in pairs(made)] == [draft[j] for _, j in pairs(made)]
     assert {target[i] for i, _ in pairs(made)} == ({*target} & {*draft}) - {None, b""}
 
 
 def test_equal_bytes_are_represented_by_what_is_written_and_else_by_the_lowest_id():
     target = toy(b"a", b"b", b"a", b"ab", b"ab", writes={b"a": 2, b"ab": 1})
-    assert pairs(VocabularyMap.build(target, toy(b"ab", b"a"))) == [(2, 1), (3, 0)]
-    assert pairs(VocabularyMap.build(toy(b"ab", b"a"), target)) == [(0, 3), (1, 2)]
+    assert pairs(build(target, toy(b"ab", b"a"))) == [(2, 1), (3, 0)]
+    assert pairs(build(toy(b"ab", b"a"), target)) == [(0, 3), (1, 2)]
 
 
 def test_byte_fallback_does_not_stand_for_what_has_a_piece(load):
@@ -91,7 +95,7 @@ def test_byte_fallback_does_not_stand_for_what_has_a_piece(load):
     llama, gpt2 = load("llama2"), load("gpt2")
     fallback, comma = (files.library("llama2").token_to_id(name) for name in ("<0x2C>", ","))
     assert llama.token_bytes(fallback) == llama.token_bytes(comma) == b","
-    made = VocabularyMap.build(llama, gpt2)
+    made = build(llama, gpt2)
     assert made.target_to_draft[comma] == gpt2.encode(b",")[0]
     assert made.target_to_draft[fallback] == -1
     assert made.pieces[fallback, : made.lengths[fallback]].tolist() == gpt2.encode(b",")
@@ -99,7 +103,7 @@ def test_byte_fallback_does_not_stand_for_what_has_a_piece(load):
 
 def test_bytes_count_and_not_spelling(load):
     gpt2, llama = load("gpt2"), load("llama2")
-    made = VocabularyMap.build(gpt2, llama)
+    made = build(gpt2, llama)
     spelled, other = (files.library(kind).get_vocab() for kind in ("gpt2", "llama2"))
     assert made.target_to_draft[spelled["Ġthe"]] == other["▁the"]
     assert made.target_to_draft[spelled["Ġмир".replace("мир", "Ð¼Ð¸ÑĢ")]] == other["▁мир"]
@@ -111,13 +115,13 @@ def test_bytes_count_and_not_spelling(load):
 def test_special_tokens_are_paired_by_role():
     target = toy(None, None, None, None, b"a", eos=(3, 0), bos=(1,))
     draft = toy(b"a", None, None, None, bos=(3,), eos=(2,))
-    made = VocabularyMap.build(target, draft)
+    made = build(target, draft)
     assert pairs(made) == [(1, 3), (3, 2), (4, 0)]
     assert made.shared == 1
     # One id begins and ends texts in GPT-2: it ends them.
     both = toy(None, b"a", eos=(0,), bos=(0,))
-    assert pairs(VocabularyMap.build(both, draft)) == [(0, 2), (1, 0)]
-    assert pairs(VocabularyMap.build(draft, both)) == [(0, 1), (2, 0)]
+    assert pairs(build(both, draft)) == [(0, 2), (1, 0)]
+    assert pairs(build(draft, both)) == [(0, 1), (2, 0)]
 
 
 @pytest.mark.parametrize("target, draft", [("llama3", "llama2"), ("llama2", "llama3"), ("gpt2", "bytes")])
@@ -150,11 +154,11 @@ def test_equal_vocabularies_map_to_themselves(load):
 
 
 def test_disjoint_vocabularies_say_so():
-    made = VocabularyMap.build(toy(b"a", None, eos=(1,)), toy(b"b", b"c", None, eos=(2,)))
+    made = build(toy(b"a", None, eos=(1,)), toy(b"b", b"c", None, eos=(2,)))
     assert made.is_empty
     assert pairs(made) == [(1, 2)]
     assert made.pieces.tolist() == [[0], [2]]
-    made = VocabularyMap.build(toy(b"a"), toy(b"b"))
+    made = build(toy(b"a"), toy(b"b"))
     assert made.is_empty
     assert made.target_ids.shape == made.draft_ids.shape == (0,)
 
@@ -171,7 +175,7 @@ def test_a_tokenizer_that_does_not_fit_its_model_is_refused():
 def digest(directory: str) -> str:
     from models.decoding.tokenizers import load_tokenizer
 
-    made = VocabularyMap.build(load_tokenizer(f"{directory}/a"), load_tokenizer(f"{directory}/b"))
+    made = build(load_tokenizer(f"{directory}/a"), load_tokenizer(f"{directory}/b"))
     arrays = made[:5]
     assert all(array.dtype == np.int32 for array in arrays)
     return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()

@@ -174,9 +174,9 @@ def test_missing_and_broken_files(directory):
     (directory / "pytorch_model.bin").touch()
     refused(directory, "pytorch_model.bin may execute code when read")
     (directory / "config.json").write_text("{")
-    refused(directory, "config.json is not JSON")
+    refused(directory, "config.json cannot be read as JSON")
     (directory / "config.json").write_text("[]")
-    refused(directory, "config.json must be a JSON object")
+    refused(directory, "config.json must hold a JSON object, not a list")
 
 
 def test_missing_and_foreign_shards(directory):
