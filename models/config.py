@@ -1,16 +1,16 @@
 """Model configuration, the ATLAS shape table, and the parameter count."""
 
 import csv
-import dataclasses
-import difflib
 import functools
 import importlib.resources
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from checked import Checked, UserError, field
+
 ATTENTION_KINDS = ("dense", "gated", "sparse", "gated_sparse")
 DTYPES = ("float32", "bfloat16", "float64")
-REMAT_POLICIES = ("none", "dots", "full")
+REMAT = ("none", "dots", "full")
 K_RULES = ("fixed", "paper", "inverse")
 OUTPUT_GATES = ("elementwise", "headwise", "none")
 VALUE_GATES = ("elementwise", "none")
@@ -18,18 +18,6 @@ SELECTIONS = ("token", "block")
 ROPE_SCALINGS = ("none", "linear", "llama3")
 
 ATLAS_VOCAB_SIZE = 64512  # 64,000 pieces and 512 special tokens
-
-_POSITIVE = ("d_model", "layers", "heads", "kv_heads", "head_width", "d_ff", "vocab_size", "rope_base")
-_POSITIVE_SPARSE = (
-    "indexer_heads",
-    "indexer_width",
-    "indexer_temperature",
-    "k_base",
-    "k_min",
-    "k_max",
-    "block",
-)
-_NOT_NEGATIVE = ("loss_chunk", "query_chunk", "indexer_scale", "keep_first", "keep_local")
 
 
 class Family(NamedTuple):
@@ -61,49 +49,36 @@ FAMILIES = {
 }
 
 
-# Hashed, since a module keeps its architecture as a part of its structure. It keeps a copy.
-@dataclass(unsafe_hash=True)
-class RopeScaling:
+@dataclass(frozen=True)
+class RopeScaling(Checked, section="model.architecture.rope_scaling"):
     """How rotary wavelengths are stretched for contexts longer than those of the first training.
 
-    kind: "none"; "linear" multiplies all by `factor`; "llama3" only long ones: those above
-      original_context / low_frequency_factor by `factor`, those below original_context / high_frequency_factor
-      not at all, and between the two by what interpolates their frequencies.
+    "linear" multiplies all by `factor`; "llama3" only long ones: those above original_context / low_frequency_factor
+    by `factor`, those below original_context / high_frequency_factor not at all, and between the two by what
+    interpolates their frequencies.
     """
 
-    kind: str = "none"
-    factor: float = 1.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_context: int = 8192
+    kind: str = field("none", "which wavelengths are stretched", choices=ROPE_SCALINGS)
+    factor: float = field(1.0, "of the stretch", above=0)
+    low_frequency_factor: float = field(1.0, "bounds the long wavelengths of llama3", above=0)
+    high_frequency_factor: float = field(4.0, "bounds the short wavelengths of llama3", above=0)
+    original_context: int = field(8192, "context of the first training", unit="tokens", least=1)
 
 
-@dataclass(unsafe_hash=True)
-class Architecture:
-    """What off-the-shelf decoders do otherwise. The defaults are our own decoder.
+@dataclass(frozen=True)
+class Architecture(Checked, section="model.architecture"):
+    """What off-the-shelf decoders do otherwise. The defaults are our own decoder; `FAMILIES` lists what each fixes."""
 
-    family: a name in `FAMILIES`, which lists what it fixes.
-    norm_epsilon: added to the mean square in every norm.
-    tied_head: the embedding also gives the logits; False is a head of its own.
-    rope_scaling: see `RopeScaling`.
-    window: a query sees so many latest keys, itself included; 0 is all of its document.
-    full_layers: indices of the layers without that window.
-    window_rope_base: base of the rotary wavelengths, unscaled, in layers with the window; 0 is like the others.
-    query_width: products of queries and keys are divided by its root; 0 is head_width.
-    attention_softcap, logit_softcap: c in c · tanh(x / c), applied to these products and to the logits of the
-      vocabulary; 0 is none.
-    """
-
-    family: str = "atlas"
-    norm_epsilon: float = 1e-6
-    tied_head: bool = True
-    rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
-    window: int = 0
-    full_layers: tuple[int, ...] = ()
-    window_rope_base: float = 0.0
-    query_width: int = 0
-    attention_softcap: float = 0.0
-    logit_softcap: float = 0.0
+    family: str = field("atlas", "the block, its norms and biases", choices=tuple(FAMILIES))
+    norm_epsilon: float = field(1e-6, "added to the mean square in every norm", above=0)
+    tied_head: bool = field(True, "the embedding also gives the logits; False is a head of its own")
+    rope_scaling: RopeScaling = RopeScaling()
+    window: int = field(0, "latest keys that a query sees, itself included; 0: all", unit="keys", least=0)
+    full_layers: tuple[int, ...] = field((), "indices of the layers without that window", least=0)
+    window_rope_base: float = field(0.0, "unscaled rotary base in layers with it; 0: as in others", least=0)
+    query_width: int = field(0, "products of queries and keys are divided by its root; 0: head_width", least=0)
+    attention_softcap: float = field(0.0, "c in c tanh(x / c) on these products; 0: none", least=0)
+    logit_softcap: float = field(0.0, "the same on the logits of the vocabulary; 0: none", least=0)
 
     @property
     def fixed(self) -> Family:
@@ -113,83 +88,48 @@ class Architecture:
         return self.window > 0 and layer not in self.full_layers
 
 
-@dataclass
-class ModelConfig:
+@dataclass(frozen=True)
+class ModelConfig(Checked, section="model"):
     """The shape and the choices of a `Decoder`. The defaults are a small byte-level model for windows of 256.
 
-    Width and depth:
-      d_model, layers, heads, kv_heads, head_width, d_ff: M, L, H, G, E and F. Query head h reads key/value
-        head h // (heads / kv_heads). `head_width` must be even, for the rotation.
-      vocab_size: V.
-      architecture: the block, norms and positions, where they are not our own; see `Architecture`.
-    Attention:
-      attention: "dense"; "gated" adds the value gate and the output gate; "sparse" adds the indexer, which
-        selects k keys a query; "gated_sparse" has both.
-      rope_base: base of the rotary wavelengths.
-      output_gate: after attention, per head: "elementwise", "headwise" (one scalar a head) or "none".
-      value_gate: on the values, before attention, per key/value head: "elementwise" or "none".
-      gate_bias: initial bias of both gates (sigmoid(0.5) = 0.62).
-      indexer_heads, indexer_width: J and I.
-      indexer_scale: factor on the indexer's dot products; 0 means 1/sqrt(indexer_width), 1 is the paper's
-        equation.
-      indexer_gate_bias: adds a bias to the indexer's head weights (the paper's equation has none).
-      indexer_temperature: divides the scores in the softmax of the indexer's loss. Scores lie in (0, J),
-        which bounds the contrast of that softmax by exp(J / temperature).
-      k_rule: how many keys a query selects: "fixed" (k_base), "paper" (more where the scores vary more) or
-        "inverse" (fewer); see `models.attention.selection.adaptive_k`.
-      k_base, k_min, k_max: keys. The defaults are 1/4, 1/32 and 1/2 of a window of 256: choose them with the
-        window.
-      selection: "token", the paper's, or "block", a variant whose tiles of `block` queries select whole blocks of
-        `block` keys; see `models.attention.selection`.
-      variance_decay: decay of the running variance of the scores that the adaptive rules compare with.
-      keep_first, keep_local: so many first tokens of the document and so many latest ones are always
-        selected; they count towards k.
-    Computation:
-      dtype: of activations and matrix products, "float32" or "bfloat16". Parameters, norms, softmax, scores,
-        logits and loss are float32. "float64", under jax_enable_x64, makes all but the parameters so: two ways
-        to compute one thing then agree so closely that greedy decoding by both gives one text.
-      remat: what the backward pass recomputes: "none", "dots" (all but the projections) or "full" (the whole
-        layer).
-      scan_layers: scans over the layers (fast to compile); False unrolls them (faster to run on a CPU).
-        Parameters and results are the same.
-      loss_chunk: tokens per chunk of the vocabulary loss; 0 computes all logits at once.
-      query_chunk: queries per tile of attention in memory that grows with T (see `models.attention.streamed`);
-        0 computes all scores at once, which is faster for windows of a few hundred tokens. Block selection is
-        always in tiles.
+    The defaults of k are 1/4, 1/32 and 1/2 of that window: choose them with the window. Scores of the indexer lie in
+    (0, J), so exp(J / indexer_temperature) bounds the contrast of the softmax in its loss. Parameters, norms, softmax,
+    scores, logits and loss are float32 whatever `dtype` says; only "float64", under jax_enable_x64, makes all but the
+    parameters so: two ways to compute one thing then agree so closely that greedy decoding by both gives one text.
     """
 
-    d_model: int = 64
-    layers: int = 3
-    heads: int = 4
-    kv_heads: int = 2
-    head_width: int = 16
-    d_ff: int = 256
-    vocab_size: int = 288
-    attention: str = "dense"
-    rope_base: float = 10000.0
-    output_gate: str = "elementwise"
-    value_gate: str = "elementwise"
-    gate_bias: float = 0.5
-    indexer_heads: int = 2
-    indexer_width: int = 16
-    indexer_scale: float = 0.0
-    indexer_gate_bias: bool = False
-    indexer_temperature: float = 0.25
-    k_rule: str = "paper"
-    k_base: int = 64
-    k_min: int = 8
-    k_max: int = 128
-    selection: str = "token"
-    block: int = 16
-    variance_decay: float = 0.99
-    keep_first: int = 0
-    keep_local: int = 0
-    dtype: str = "float32"
-    remat: str = "none"
-    scan_layers: bool = True
-    loss_chunk: int = 0
-    query_chunk: int = 0
-    architecture: Architecture = dataclasses.field(default_factory=Architecture)
+    d_model: int = field(64, "M, width of the residual stream", least=1)
+    layers: int = field(3, "L", least=1)
+    heads: int = field(4, "H, query heads", least=1)
+    kv_heads: int = field(2, "G, key/value heads; query head h reads number h / (heads / kv_heads)", least=1)
+    head_width: int = field(16, "E, even for the rotation", least=2)
+    d_ff: int = field(256, "F, feed-forward width", least=1)
+    vocab_size: int = field(288, "V; in training that of the tokenizer takes its place", unit="tokens", least=1)
+    attention: str = field("dense", "with gates, an indexer that selects keys, or both", choices=ATTENTION_KINDS)
+    rope_base: float = field(10000.0, "of the rotary wavelengths", above=0)
+    output_gate: str = field("elementwise", "gate after attention, per head", choices=OUTPUT_GATES)
+    value_gate: str = field("elementwise", "gate on the values, per key/value head", choices=VALUE_GATES)
+    gate_bias: float = field(0.5, "initial bias of both gates: sigmoid(0.5) = 0.62")
+    indexer_heads: int = field(2, "J", least=1)
+    indexer_width: int = field(16, "I", least=1)
+    indexer_scale: float = field(0.0, "factor on the indexer's products; 0: 1/sqrt(indexer_width); paper: 1", least=0)
+    indexer_gate_bias: bool = field(False, "a bias on the indexer's head weights; the paper has none")
+    indexer_temperature: float = field(0.25, "divides the scores in the softmax of the indexer's loss", above=0)
+    k_rule: str = field("paper", "k_base, or more (paper) or fewer (inverse) where scores vary more", choices=K_RULES)
+    k_base: int = field(64, "keys that a query selects on average", unit="keys", least=1)
+    k_min: int = field(8, "least keys of the adaptive rules", unit="keys", least=1)
+    k_max: int = field(128, "most keys of the adaptive rules", unit="keys", least=1)
+    selection: str = field("token", "what is selected; block: tiles of queries select blocks", choices=SELECTIONS)
+    block: int = field(16, "queries of a tile and keys of a block", unit="tokens", least=1)
+    variance_decay: float = field(0.99, "of the running variance that adaptive rules compare with", least=0, below=1)
+    keep_first: int = field(0, "first tokens of the document that are always selected", unit="keys", least=0)
+    keep_local: int = field(0, "latest tokens that are always selected; both count towards k", unit="keys", least=0)
+    dtype: str = field("float32", "of activations and matrix products", choices=DTYPES)
+    remat: str = field("none", "what the backward pass recomputes: all but the projections, or all", choices=REMAT)
+    scan_layers: bool = field(True, "scan (fast to compile) or unroll (faster on a CPU); results are the same")
+    loss_chunk: int = field(0, "chunk of the vocabulary loss; 0: all logits at once", unit="tokens", least=0)
+    query_chunk: int = field(0, "tile of attention in linear memory; 0: all scores at once", unit="queries", least=0)
+    architecture: Architecture = Architecture()
 
     @property
     def is_gated(self) -> bool:
@@ -199,66 +139,19 @@ class ModelConfig:
     def is_sparse(self) -> bool:
         return self.attention in ("sparse", "gated_sparse")
 
-    def validate(self) -> None:
-        """Raises a ValueError of one line that names the field, its value and the constraint."""
-        _require_choice("attention", self.attention, ATTENTION_KINDS)
-        _require_choice("dtype", self.dtype, DTYPES)
-        _require_choice("remat", self.remat, REMAT_POLICIES)
-        for field in _POSITIVE:
-            _require(getattr(self, field) > 0, field, getattr(self, field), "must be positive")
-        for field in _NOT_NEGATIVE:
-            _require(getattr(self, field) >= 0, field, getattr(self, field), "must not be negative")
-        _require(self.head_width % 2 == 0, "head_width", self.head_width, "must be even (rotary positions)")
-        divides = self.heads % self.kv_heads == 0
-        _require(divides, "kv_heads", self.kv_heads, f"must divide heads={self.heads}")
-        self._validate_architecture()
-        if self.is_gated:
-            self._validate_gates()
-        if self.is_sparse:
-            self._validate_selection()
-
-    def _validate_architecture(self) -> None:
-        a = self.architecture
-        _require_choice("architecture.family", a.family, tuple(FAMILIES))
-        _require_choice("architecture.rope_scaling.kind", a.rope_scaling.kind, ROPE_SCALINGS)
-        _require(a.norm_epsilon > 0, "architecture.norm_epsilon", a.norm_epsilon, "must be positive")
-        factor = a.rope_scaling.factor
-        _require(factor > 0, "architecture.rope_scaling.factor", factor, "must be positive")
-        for name in ("window", "window_rope_base", "query_width", "attention_softcap", "logit_softcap"):
-            _require(getattr(a, name) >= 0, f"architecture.{name}", getattr(a, name), "must not be negative")
-        exist = all(0 <= i < self.layers for i in a.full_layers)
-        _require(exist, "architecture.full_layers", a.full_layers, f"must be from 0 to {self.layers - 1}")
-        for name in ("window", "attention_softcap") if self.is_sparse or self.query_chunk else ():
-            limit = f"must be 0 for attention={self.attention!r} with query_chunk={self.query_chunk}"
-            _require(not getattr(a, name), f"architecture.{name}", getattr(a, name), limit)
-
-    def _validate_gates(self) -> None:
-        _require_choice("output_gate", self.output_gate, OUTPUT_GATES)
-        _require_choice("value_gate", self.value_gate, VALUE_GATES)
-
-    def _validate_selection(self) -> None:
-        _require_choice("k_rule", self.k_rule, K_RULES)
-        _require_choice("selection", self.selection, SELECTIONS)
-        for field in _POSITIVE_SPARSE:
-            _require(getattr(self, field) > 0, field, getattr(self, field), "must be positive")
-        decay = self.variance_decay
-        _require(0 <= decay < 1, "variance_decay", decay, "must be at least 0 and below 1")
-        if self.k_rule != "fixed":
-            _require(self.k_min <= self.k_max, "k_min", self.k_min, f"must not exceed k_max={self.k_max}")
-            in_range = self.k_min <= self.k_base <= self.k_max
+    def check(self) -> None:
+        self.require(self.head_width % 2 == 0, "head_width", "must be even (rotary positions)")
+        self.require(self.heads % self.kv_heads == 0, "kv_heads", f"must divide heads={self.heads}")
+        if self.is_sparse and self.k_rule != "fixed":
+            self.require(self.k_min <= self.k_max, "k_min", f"must not exceed k_max={self.k_max}")
             limits = f"must lie between k_min={self.k_min} and k_max={self.k_max}"
-            _require(in_range, "k_base", self.k_base, limits)
-
-
-def _require(condition: bool, field: str, value: object, constraint: str) -> None:
-    if not condition:
-        raise ValueError(f"model.{field}={value!r} {constraint}")
-
-
-def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    nearest = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    _require(value in choices, field, value, f"must be one of {', '.join(choices)}{hint}")
+            self.require(self.k_min <= self.k_base <= self.k_max, "k_base", limits)
+        a = self.architecture
+        a.require(max(a.full_layers, default=0) < self.layers, "full_layers", f"must be from 0 to {self.layers - 1}")
+        if self.is_sparse or self.query_chunk:
+            limit = f"must be 0 for attention={self.attention!r} with query_chunk={self.query_chunk}"
+            a.require(not a.window, "window", limit)
+            a.require(not a.attention_softcap, "attention_softcap", limit)
 
 
 @functools.cache
@@ -271,33 +164,39 @@ def shape_table() -> tuple[dict[str, int], ...]:
     return tuple({k: int(v) for k, v in row.items()} for row in csv.DictReader(text.splitlines()))
 
 
-def shape_config(scale: int) -> ModelConfig:
-    """The dense ModelConfig of an ATLAS scale, with the paper's vocabulary of 64,512.
+def shape(scale: int) -> dict[str, int]:
+    """The fields of ModelConfig that an ATLAS scale sets, with the paper's vocabulary of 64,512.
 
     As in the table every head has its own key and value. The indexer's width is in proportion to that of
     gated sparse attention (arXiv 2601.15305): one indexer head per four heads, half as wide.
 
     Raises:
-      ValueError: scale is not a row of the table.
+      UserError: scale is not a row of the table.
+    """
+    table = shape_table()
+    if scale not in range(len(table)):
+        raise UserError(f"scale={scale!r} must be an integer from 0 to {len(table) - 1}")
+    row = table[scale]
+    return {
+        "d_model": row["d_model"],
+        "layers": row["layers"],
+        "heads": row["heads"],
+        "kv_heads": row["heads"],
+        "head_width": row["d_kv"],
+        "d_ff": row["d_ff"],
+        "vocab_size": ATLAS_VOCAB_SIZE,
+        "indexer_heads": max(2, row["heads"] // 4),
+        "indexer_width": row["d_kv"] // 2,
+    }
+
+
+def shape_config(scale: int) -> ModelConfig:
+    """The dense ModelConfig of an ATLAS `shape`.
 
     >>> shape_config(8).d_model, count_params(shape_config(8))["total"]
     (640, 146155520)
     """
-    table = shape_table()
-    if scale not in range(len(table)):
-        raise ValueError(f"scale={scale!r} must be an integer from 0 to {len(table) - 1}")
-    row = table[scale]
-    return ModelConfig(
-        d_model=row["d_model"],
-        layers=row["layers"],
-        heads=row["heads"],
-        kv_heads=row["heads"],
-        head_width=row["d_kv"],
-        d_ff=row["d_ff"],
-        vocab_size=ATLAS_VOCAB_SIZE,
-        indexer_heads=max(2, row["heads"] // 4),
-        indexer_width=row["d_kv"] // 2,
-    )
+    return ModelConfig(**shape(scale))
 
 
 def count_params(config: ModelConfig) -> dict[str, int]:

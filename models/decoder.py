@@ -101,7 +101,7 @@ class Decoder(nnx.Module):
     a variance of about 1.
 
     Raises:
-      ValueError: the config is not valid (see `ModelConfig.validate`).
+      ValueError: `config.dtype` is float64 without the flag jax_enable_x64.
 
     >>> model = Decoder(ModelConfig(layers=1), rngs=nnx.Rngs(0))
     >>> logits, metrics = model(jnp.zeros((2, 8), jnp.int32))
@@ -110,7 +110,6 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        config.validate()
         V, M, L = config.vocab_size, config.d_model, config.layers
         self.embedding = weight(rngs, (V, M), ("vocab", "embed"), fan_in=M)
         architecture = self.architecture = config.architecture

@@ -66,7 +66,6 @@ def load_pretrained(
     settings = read_json(directory / "config.json")
     try:
         config = read_config(settings, dtype)
-        config.validate()
         max_length = read_max_length(settings)
     except ValueError as error:
         raise ValueError(f"{directory / 'config.json'}: {error}") from error

@@ -5,8 +5,9 @@ import jax
 import pytest
 from flax import nnx
 
-from models import Decoder, ModelConfig, count_params, shape_config, shape_table
-from models.config import ATTENTION_KINDS, FAMILIES, OUTPUT_GATES, VALUE_GATES, Architecture, RopeScaling
+from checked import UserError, overlay
+from models import Decoder, count_params, shape_config, shape_table
+from models.config import ATTENTION_KINDS, FAMILIES, OUTPUT_GATES, VALUE_GATES, Architecture
 
 
 def leaf_sizes(config):
@@ -17,7 +18,6 @@ def leaf_sizes(config):
 @pytest.mark.parametrize("scale", range(52))
 def test_totals_are_those_of_the_atlas_table(scale):
     config = shape_config(scale)
-    config.validate()
     assert count_params(config)["total"] == shape_table()[scale]["params"]
 
 
@@ -68,39 +68,29 @@ def test_unknown_scale(scale):
     [
         ({"head_width": 7}, "model.head_width=7 must be even"),
         ({"kv_heads": 3}, "model.kv_heads=3 must divide heads=4"),
-        ({"layers": 0}, "model.layers=0 must be positive"),
-        ({"loss_chunk": -1}, "model.loss_chunk=-1 must not be negative"),
+        ({"layers": 0}, "model.layers=0 must be a whole number of at least 1"),
+        ({"layers": 1.5}, "model.layers=1.5 must be a whole number"),
+        ({"rope_base": math.inf}, "model.rope_base=inf must be a number above 0"),
+        ({"scan_layers": 1}, "model.scan_layers=1 must be True or False"),
         ({"attention": "gated_sparce"}, "model.attention='gated_sparce' .* mean 'gated_sparse'"),
         ({"remat": "ful"}, "model.remat='ful' must be one of none, dots, full; did you mean 'full'"),
-        ({"dtype": "float16"}, "model.dtype='float16' must be one of float32, bfloat16"),
-        ({"attention": "gated", "output_gate": "head"}, "model.output_gate='head' .* mean 'headwise'"),
-        ({"attention": "sparse", "k_rule": "papers"}, "model.k_rule='papers' .* mean 'paper'"),
         ({"attention": "sparse", "k_min": 9}, "model.k_min=9 must not exceed k_max=8"),
         ({"attention": "sparse", "k_base": 9}, "model.k_base=9 must lie between k_min=2 and k_max=8"),
-        ({"attention": "sparse", "k_base": 0, "k_rule": "fixed"}, "model.k_base=0 must be positive"),
-        ({"attention": "sparse", "indexer_temperature": 0.0}, "model.indexer_temperature=0.0 must be pos"),
-        ({"attention": "sparse", "variance_decay": 1.0}, "model.variance_decay=1.0 must be"),
-        ({"attention": "sparse", "keep_local": -2}, "model.keep_local=-2 must not be negative"),
-        ({"architecture": Architecture("gemma")}, "model.architecture.family='gemma' must be one of atlas, llama,"),
-        ({"architecture": Architecture(norm_epsilon=0.0)}, "model.architecture.norm_epsilon=0.0 must be positive"),
-        ({"architecture": Architecture(window=-1)}, "model.architecture.window=-1 must not be negative"),
-        ({"architecture": Architecture(full_layers=(2,))}, r"full_layers=\(2,\) must be from 0 to 1"),
-        ({"architecture": Architecture(rope_scaling=RopeScaling("yarn"))}, "kind='yarn' must be one of none, linear"),
-        ({"architecture": Architecture(rope_scaling=RopeScaling(factor=0.0))}, "scaling.factor=0.0 must be positive"),
-        ({"attention": "sparse", "architecture": Architecture(window=4)}, "window=4 must be 0 for attention='sparse'"),
+        ({"indexer_temperature": 0.0}, "model.indexer_temperature=0.0 must be a number above 0"),
+        ({"variance_decay": 1.0}, "model.variance_decay=1.0 must be a number of at least 0 and below 1"),
+        ({"architecture": None}, "model.architecture=None is a section"),
+        ({"architecture": {"full_layers": (2,)}}, r"model.architecture.full_layers=\(2,\) must be from 0 to 1"),
+        ({"architecture": {"rope_scaling": {"kind": "yarn"}}}, "scaling.kind='yarn' must be one of none, linear"),
+        ({"attention": "sparse", "architecture": {"window": 4}}, "window=4 must be 0 for attention='sparse'"),
+        ({"architecture": {"window": 4}, "query_chunk": 2}, "window=4 must be 0 for .* query_chunk=2"),
     ],
 )
 def test_bad_fields_are_named(tiny, fields, message):
-    with pytest.raises(ValueError, match=message) as raised:
-        tiny(**fields).validate()
+    with pytest.raises(UserError, match=message) as raised:
+        overlay(tiny(), fields)
     assert "\n" not in str(raised.value)
 
 
 def test_selection_is_not_checked_where_nothing_is_selected(tiny):
-    tiny(attention="dense", k_min=9).validate()
-    tiny(attention="sparse", k_rule="fixed", k_base=100).validate()
-
-
-def test_the_decoder_checks_its_config():
-    with pytest.raises(ValueError, match="head_width=3"):
-        Decoder(ModelConfig(head_width=3), rngs=nnx.Rngs(0))
+    tiny(attention="dense", k_min=9)
+    tiny(attention="sparse", k_rule="fixed", k_base=100)
