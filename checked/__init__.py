@@ -179,13 +179,11 @@ def _checked(config: Checked, name: str, kind: Any, spec: Mapping[str, Any]) -> 
         config.require(isinstance(value, kind), name, "is a section: set the settings in it")
         return value
     items = typing.get_args(kind)
-    if items:
-        fits = isinstance(value, tuple | list) and all(_allows(items[0], spec, item) for item in value)
-    else:
-        fits = _allows(kind, spec, value)
-    near = difflib.get_close_matches(str(value), spec["choices"], n=1)
+    single = [value] if not items else value if isinstance(value, tuple | list) else [None]
+    wrong = [item for item in single if not _allows(items[0] if items else kind, spec, item)]
+    near = difflib.get_close_matches(str(wrong[0]), spec["choices"], n=1) if wrong else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    config.require(fits, name, f"must be {_constraint(kind, spec)}{hint}")
+    config.require(not wrong, name, f"must be {_constraint(kind, spec)}{hint}")
     return tuple(items[0](item) for item in value) if items else kind(value)
 
 

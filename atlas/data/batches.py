@@ -36,7 +36,7 @@ class Sampler:
 
     `sampler.batch(step)` depends on the arguments given here and on the step alone, so the data state of a
     checkpoint is its step, and hosts that ask for their own `rows` see together exactly the batch of a single
-    host. It is a random-access source of Grain's kind, too: `sampler[step]`.
+    host.
     """
 
     def __init__(self, corpus: Corpus, weights: Mapping[str, float], batch_size: int, seed: int):
@@ -68,16 +68,6 @@ class Sampler:
             mine = language == i
             tokens[mine] = self._windows[i].rows(window[mine])
         return Batch(tokens, self._positions[language])
-
-    __getitem__ = batch
-
-    def __len__(self) -> int:
-        """Steps that can be asked for."""
-        return 2**32 // self.batch_size - 1
-
-    def counts(self, step: int) -> dict[str, int]:
-        """Windows by language in the batches of steps [0, step); exact, in O(languages)."""
-        return dict(zip(self.languages, self._order.counts(step * self.batch_size).tolist(), strict=True))
 
     def _samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Language and window of each row of a batch, from the plan that holds its step."""
@@ -140,15 +130,6 @@ class LanguageOrder:
             rank = np.where(goes_right, rank - before, before)
             node = self._child[node, goes_right]
         return node, rank
-
-    def counts(self, samples: int) -> np.ndarray:
-        """Samples of each language among the first `samples`, int64 [K]."""
-        count = np.zeros(2 * self.num_languages - 1, np.int64)
-        count[-1] = samples
-        for node in range(2 * self.num_languages - 2, self.num_languages - 1, -1):
-            left = self._to_left(node, count[node])
-            count[self._child[node]] = left, count[node] - left
-        return count[: self.num_languages]
 
     def _to_left(self, node: np.ndarray | int, samples: np.ndarray) -> np.ndarray:
         return (samples * self._share[node] + (1 << _SHARE_BITS - 1)) >> _SHARE_BITS

@@ -2,17 +2,19 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-from atlas.data import tasks
-from atlas.errors import UserError, unknown
+from atlas.data import synthetic, tasks
+from atlas.errors import unknown
+from checked import Checked, field
 
 SOURCES = ("synthetic", "jsonl", "madlad", "text", "tfds")
 TRAINED_TOKENIZERS = ("bpe", "unigram")
+_NAME = r"[\w.-]+"
+_LEAST_VOCABULARY = 257  # 256 byte symbols must always fit, or some text could not be encoded
 
 
-@dataclass
-class DataConfig:
+@dataclass(frozen=True)
+class DataConfig(Checked, section="data"):
     """Which text, in which tokens, in windows of which length.
 
     `input` by source: `jsonl` a directory of `<language>/{train,validation,test}.jsonl.gz`; `madlad` one of
@@ -22,51 +24,36 @@ class DataConfig:
     `synthetic` takes none. `tasks` adds languages that are no languages: see `atlas.data.tasks`.
     """
 
-    source: str = "synthetic"
-    input: str = ""
-    languages: tuple[str, ...] = ()  # none: all that the source has
-    tokenizer: str = "bytes"  # "bytes", "bpe", "unigram", or the path of a tokenizer.json
-    vocab_size: int = 64_000  # of a trained tokenizer, before separator, padding and rounding
-    tokenizer_temperature: float = 100.0  # of the tokenizer's training mixture: 1 proportional, large uniform
-    window: int = 256  # T, input tokens a window
-    max_train_windows: int = 0  # cap on a language's unique training windows; 0: all
-    tasks: tuple[str, ...] = ()  # retrieval tasks beside the languages of the source
-    synthetic_tokens: int = 1_000_000  # bytes of training text a language or task, synthetic ones only
-    seed: int = 0  # of the synthetic languages and of the tasks
+    source: str = field("synthetic", "where text comes from", choices=SOURCES)
+    input: str = field("", "directory, fsspec path or TFDS name; none for synthetic")
+    languages: tuple[str, ...] = field((), "names; none takes all that the source has", pattern=_NAME)
+    tokenizer: str = field("bytes", "bytes, bpe, unigram, or the path of a tokenizer.json")
+    vocab_size: int = field(64_000, "of a trained tokenizer, before padding and rounding", unit="tokens", least=1)
+    tokenizer_temperature: float = field(100.0, "of its training mixture: 1 as sizes are, large uniform", least=1)
+    window: int = field(256, "T, input of a window", unit="tokens", least=2)
+    max_train_windows: int = field(0, "unique training windows a language, at most; 0: all", least=0)
+    tasks: tuple[str, ...] = field((), "retrieval tasks beside the languages of the source", choices=tasks.TASKS)
+    synthetic_tokens: int = field(1_000_000, "training text of a synthetic language or task", unit="bytes", least=1)
+    seed: int = field(0, "of the synthetic languages and of the tasks", least=0)
 
-    def validate(self) -> None:
-        """Raises UserError naming the first field that no corpus can be made of."""
-        if self.source not in SOURCES:
-            raise unknown("data.source", self.source, SOURCES)
-        if isinstance(self.languages, str) or len(set(self.languages)) < len(tuple(self.languages)):
-            raise UserError(f"data.languages={self.languages!r}: give a list of different names")
-        if self.source == "synthetic" and self.input:
-            raise UserError(f"data.input={self.input!r}: the synthetic source reads nothing; set data.source")
-        if self.source != "synthetic" and not self.input:
-            raise UserError(f"data.input is missing: data.source={self.source} needs the place of the text")
-        self._validate_numbers()
-        self._validate_tokenizer()
-        tasks.check(self.tasks, self.window, self.tokenizer)
-
-    def _validate_numbers(self) -> None:
-        at_least = {
-            "window": 2,
-            "max_train_windows": 0,
-            "synthetic_tokens": 1,
-            "seed": 0,
-            "tokenizer_temperature": 1,
-        }
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise UserError(f"data.{name}={getattr(self, name)}: must be at least {least}")
-
-    def _validate_tokenizer(self) -> None:
+    def check(self) -> None:
+        for name in ("languages", "tasks"):
+            values = getattr(self, name)
+            self.require(len(set(values)) == len(values), name, "must be different names")
+        if self.source == "synthetic":
+            self.require(not self.input, "input", "is not read by the synthetic source; set data.source")
+            synthetic.check_names(self.languages)
+        else:
+            self.require(
+                self.input != "", "input", f"is missing: data.source={self.source} needs the place of the text"
+            )
+        known = ("bytes", *TRAINED_TOKENIZERS)
+        if self.tokenizer not in known and not re.search(r"[./\\]", self.tokenizer):
+            raise unknown("data.tokenizer", self.tokenizer, (*known, "path/to/tokenizer.json"))
         if self.tokenizer in TRAINED_TOKENIZERS:
-            # 256 byte symbols must always fit, or some text could not be encoded.
-            if self.vocab_size < 257:
-                raise UserError(f"data.vocab_size={self.vocab_size}: a trained tokenizer needs at least 257")
-        elif self.tokenizer != "bytes" and not Path(self.tokenizer).is_file():
-            names = ("bytes", *TRAINED_TOKENIZERS)
-            if not re.search(r"[./\\]", self.tokenizer):
-                raise unknown("data.tokenizer", self.tokenizer, (*names, "path/to/tokenizer.json"))
-            raise UserError(f"data.tokenizer={self.tokenizer!r}: no such file; give a tokenizer.json or one of {names}")
+            self.require(
+                self.vocab_size >= _LEAST_VOCABULARY, "vocab_size", f"must be {_LEAST_VOCABULARY} or more"
+            )
+        if self.tasks:
+            self.require(self.window >= tasks.SHORTEST, "window", f"must hold a task's {tasks.SHORTEST} tokens")
+            self.require(self.tokenizer == "bytes", "tokenizer", "must be 'bytes': the lengths of tasks are in bytes")

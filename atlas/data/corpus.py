@@ -1,6 +1,7 @@
 """Corpora: building one out of a config, and reading what was built."""
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import itertools
@@ -30,7 +31,7 @@ class Corpus:
     """A built corpus. Its text is needed no more.
 
     languages: names, in the order of the config. tokenizer: see `atlas.data.tokenizers.Tokenizer`. window: T.
-    fingerprint: equal for corpora with the same tokens.
+    fingerprint: see `fingerprint`.
     """
 
     def __init__(self, directory: Path, description: dict):
@@ -55,10 +56,6 @@ class Corpus:
     def num_documents(self, language: str, split: str = "train") -> int:
         """Documents of a split."""
         return self._of(language, split)["documents"]
-
-    def num_characters(self, language: str, split: str = "train") -> int:
-        """Unicode code points of a split's text."""
-        return self._of(language, split)["characters"]
 
     def num_bytes(self, language: str, split: str = "train") -> int:
         """UTF-8 bytes of a split's text."""
@@ -111,29 +108,42 @@ def load(directory: Path | str) -> Corpus:
     return Corpus(directory, description)
 
 
-def prepare(config: DataConfig, directory: Path | str, progress: bool = True) -> Corpus:
-    """Builds the corpus of a config in a directory, or reuses it.
+def fingerprint(config: DataConfig) -> str:
+    """What tells the corpus of a config from others, without building it: 16 hexadecimal digits.
+
+    It is the hash of all that determines the tokens: the parameters of synthetic text; the names, sizes and contents of
+    files wherever they lie (of compressed ones the checksum that they end in); the name and version of a TFDS data
+    set; the tokenizer's definition or content; window and cap. Two configs with equal ones build equal corpora.
+
+    Raises UserError where the text cannot be reached.
+    """
+    return _digest(_identity(config, sources.open_source(config)))
+
+
+def languages_of(config: DataConfig) -> tuple[str, ...]:
+    """The names of a corpus' languages and tasks; text is looked for only where the config does not name them."""
+    languages = config.languages or sources.open_source(dataclasses.replace(config, tasks=())).languages
+    return (*languages, *config.tasks)
+
+
+def prepare(config: DataConfig, directory: Path | str) -> Corpus:
+    """Builds the corpus of a config in a directory, or reuses it; shows a bar on a terminal.
 
     An interrupted build goes on with the language it was in.
 
     Args:
       config: see DataConfig.
       directory: where `corpus.json`, the windows and the tokenizer go.
-      progress: shows a bar on a terminal.
 
     Raises:
-      UserError: for a bad config or text, or a directory that holds the corpus of another config.
+      UserError: for a bad text, or a directory that holds another corpus.
     """
-    config.validate()
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{directory} cannot be a directory ({error}); give another --workdir") from error
-    with (
-        _locked(directory),
-        tqdm(unit="B", unit_scale=True, delay=0.5, disable=None if progress else True) as bar,
-    ):
+    with _locked(directory), tqdm(unit="B", unit_scale=True, delay=0.5, disable=None) as bar:
         source = sources.open_source(config, on_read=bar.update)
         identity = _identity(config, source)
         description = _description(directory) or {"identity": identity, "statistics": {}}
@@ -166,16 +176,14 @@ def _build(config: DataConfig, source: sources.Source, directory: Path, descript
     spoken = [language for language in source.languages if language not in config.tasks]
     pairs = synthetic.relatedness(spoken, config.seed) if config.source == "synthetic" else None
     description["relatedness"] = [[*pair, share] for pair, share in pairs.items()] if pairs is not None else None
-    description["fingerprint"] = _digest([description["identity"], description["tokenizer"]])
+    description["fingerprint"] = _digest(description["identity"])
     _write(directory, description)
 
 
 def _build_language(
     config: DataConfig, source: sources.Source, language: str, tokenizer: Tokenizer, directory: Path
 ) -> dict[str, dict[str, int]]:
-    counts = {
-        split: {"documents": 0, "characters": 0, "bytes": 0, "tokens": 0, "windows": 0} for split in sources.SPLITS
-    }
+    counts = {split: {"documents": 0, "bytes": 0, "tokens": 0, "windows": 0} for split in sources.SPLITS}
     cuts = {split: _cut(config, source, language, split, tokenizer, counts[split]) for split in sources.SPLITS}
     windows.write(directory, language, config.window, cuts)
     if config.max_train_windows:
@@ -214,7 +222,6 @@ def _counted_texts(texts: Iterable[str], counts: dict[str, int]) -> Iterator[str
     for text in texts:
         if text:
             counts["documents"] += 1
-            counts["characters"] += len(text)
             counts["bytes"] += len(text.encode())
             yield text
 
@@ -228,7 +235,7 @@ def _counted(documents: Iterable[np.ndarray], counts: dict[str, int]) -> Iterato
 def _scale_to_kept(counts: dict[str, int], window: int) -> None:
     """Sizes of what a cap kept, by proportion: text is read some documents ahead of its windows."""
     kept = min(1.0, counts["windows"] * window / counts["tokens"])
-    for name in ("documents", "characters", "bytes", "tokens"):
+    for name in ("documents", "bytes", "tokens"):
         counts[name] = round(counts[name] * kept)
 
 
@@ -273,7 +280,7 @@ class _Texts:
 
 
 def _identity(config: DataConfig, source: sources.Source) -> dict[str, object]:
-    """All that determines the windows; two configs with equal identities build equal corpora."""
+    """All that determines the windows, by name; see `fingerprint`."""
     identity = {
         "format": _FORMAT,
         "source": config.source,

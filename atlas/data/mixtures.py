@@ -84,13 +84,13 @@ def temperature(counts: Mapping[str, float], temperature: float) -> dict[str, fl
     return normalize({language: (count / largest) ** (1 / temperature) for language, count in counts.items()})
 
 
-def dirichlet(languages: Sequence[str], seed: int, concentration: float = 1.0) -> str:
-    """A spec of random weights: Dirichlet(concentration), rounded to 4 digits that sum to 1 exactly.
+def dirichlet(languages: Sequence[str], seed: int) -> str:
+    """A spec of weights drawn evenly from all mixtures (Dirichlet), rounded to 4 digits that sum to 1 exactly.
 
     >>> dirichlet(["en", "fr"], seed=0)
     'en:0.4001,fr:0.5999'
     """
-    shares = np.random.default_rng(seed).dirichlet(np.full(len(languages), concentration))
+    shares = np.random.default_rng(seed).dirichlet(np.ones(len(languages)))
     # Differences of rounded cumulative sums: every weight is rounded and none of the whole is lost.
     parts = np.diff(np.round(np.cumsum(shares) * 10_000).astype(int), prepend=0)
     return ",".join(f"{language}:{part / 10_000:.4f}" for language, part in zip(languages, parts, strict=True) if part)

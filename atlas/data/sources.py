@@ -1,5 +1,6 @@
 """Where text comes from: documents by language and split, of files, TFDS data sets or synthetic ones."""
 
+import contextlib
 import fnmatch
 import gzip
 import hashlib
@@ -31,7 +32,7 @@ class Source(Protocol):
         """Texts of a split, in an order that never changes."""
 
     def identity(self) -> dict[str, object]:
-        """What the text depends on, to recognise a corpus built from something else."""
+        """What the text depends on, wherever it lies: equal for equal texts."""
 
     def work(self, language: str) -> int:
         """Bytes to read for a language, or another measure of the time it takes beside its neighbours."""
@@ -60,8 +61,7 @@ class SyntheticSource:
     """The artificial family; `config.synthetic_tokens` bytes of training text a language."""
 
     def __init__(self, config: DataConfig):
-        self.languages = tuple(config.languages) or synthetic.DEFAULT_LANGUAGES
-        synthetic.check_names(self.languages)
+        self.languages = config.languages or synthetic.DEFAULT_LANGUAGES
         self._config = config
 
     def documents(self, language: str, split: str) -> Iterator[str]:
@@ -105,11 +105,10 @@ def _synthetic_bytes(config: DataConfig, split: str) -> int:
 
 
 class File(NamedTuple):
-    """path within the file system; size in bytes; stamp: what tells another content of the same size."""
+    """path within the file system; size in bytes."""
 
     path: str
     size: int
-    stamp: str
 
 
 class _FileSource:
@@ -155,18 +154,19 @@ class _FileSource:
         entries = self._matching(language)
         if not entries:
             raise UserError(f"{self._input}/{language} holds no {self.pattern}; data.source says that is the layout")
-        return [File(e["name"], e["size"], self._stamp(e)) for e in entries]
+        return [File(e["name"], e["size"]) for e in entries]
 
-    def _stamp(self, entry: dict) -> str:
-        # A gzip file ends in the checksum and length of its text: unlike its time they survive copying.
-        if entry["name"].endswith(".gz"):
-            return self._fs.read_block(entry["name"], max(0, entry["size"] - 8), 8).hex()
-        return str([entry[key] for key in ("mtime", "etag", "ETag", "md5Hash", "created") if key in entry])
+    def _stamp(self, file: File) -> str:
+        """What tells another content of the same size; unlike a time it survives copying."""
+        # A gzip file ends in the checksum and length of its text, so that large files need not be read.
+        if file.path.endswith(".gz"):
+            return self._fs.read_block(file.path, max(0, file.size - 8), 8).hex()
+        return hashlib.blake2b(self._fs.cat_file(file.path), digest_size=8).hexdigest()
 
     def identity(self) -> dict[str, object]:
         digests = {}
         for language, files in self._files.items():
-            listing = "\n".join(f"{_name(f.path)} {f.size} {f.stamp}" for f in files)
+            listing = "\n".join(f"{_name(f.path)} {f.size} {self._stamp(f)}" for f in files)
             digests[language] = hashlib.blake2b(listing.encode(), digest_size=8).hexdigest()
         return {"files": digests}
 
@@ -251,13 +251,15 @@ class TfdsSource:
         self._builders: dict[str, object] = {}
 
     def identity(self) -> dict[str, object]:
-        return {"input": self._input}
+        # Name, config and version, which TFDS promises to mean one content.
+        return {"dataset": {language: self._find(language).info.full_name for language in self.languages}}
 
     def work(self, language: str) -> int:
         return 1
 
     def documents(self, language: str, split: str) -> Iterator[str]:
-        builder = self._builder(language)
+        builder = self._find(language)
+        _tfds_prepare(builder)
         key, splits = _text_feature(builder), set(builder.info.splits)
         if split in splits and split != "train":
             return self._read(builder, split, key)
@@ -275,7 +277,7 @@ class TfdsSource:
             for example in examples.__getitems__(np.arange(start, min(start + 1000, len(examples))).tolist()):
                 yield _clean(example[key].decode(errors="replace"))
 
-    def _builder(self, language: str) -> object:
+    def _find(self, language: str) -> object:
         if language not in self._builders:
             self._builders[language] = _tfds_builder(self._input.format(language=language))
         return self._builders[language]
@@ -334,24 +336,36 @@ def _name(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
-def _tfds_builder(name: str) -> object:
+@contextlib.contextmanager
+def _tfds_errors(name: str) -> Iterator[None]:
     import tensorflow_datasets as tfds
 
     try:
-        if (fsspec.core.url_to_fs(name)[0]).isdir(name):
-            return tfds.builder_from_directory(name)
-        # Registers the text data sets; most cannot be found by name before.
-        import tensorflow_datasets.text
-
-        builder = tfds.builder(name)
-        builder.download_and_prepare(file_format="array_record")
+        yield
     except (tfds.core.DatasetNotFoundError, ValueError, ImportError, OSError) as error:
         # TFDS's own lists every data set there is.
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"TFDS data set {name!r} cannot be prepared ({reason}); see tensorflow.org/datasets/catalog"
         ) from error
-    return builder
+
+
+def _tfds_builder(name: str) -> object:
+    import tensorflow_datasets as tfds
+
+    with _tfds_errors(name):
+        if (fsspec.core.url_to_fs(name)[0]).isdir(name):
+            return tfds.builder_from_directory(name)
+        # Registers the text data sets; most cannot be found by name before.
+        import tensorflow_datasets.text
+
+        return tfds.builder(name)
+
+
+def _tfds_prepare(builder: object) -> None:
+    if not builder.is_prepared():
+        with _tfds_errors(builder.info.full_name):
+            builder.download_and_prepare(file_format="array_record")
 
 
 def _text_feature(builder: object) -> str:

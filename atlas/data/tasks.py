@@ -22,11 +22,9 @@ and each window holds whole documents of one length.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
-
-from atlas.errors import UserError, unknown
 
 TASKS = ("needle", "multikey", "tracking")
 SHORTEST = 32
@@ -48,19 +46,6 @@ def lengths(window: int) -> tuple[int, ...]:
     while found[-1] % 2 == 0 and found[-1] // 2 >= SHORTEST:
         found.append(found[-1] // 2)
     return tuple(reversed(found))
-
-
-def check(tasks: Sequence[str], window: int, tokenizer: str) -> None:
-    """Raises UserError for an unknown task, a window too short for one, or tokens other than bytes."""
-    if isinstance(tasks, str) or len(set(tasks)) < len(tuple(tasks)):
-        raise UserError(f"data.tasks={tasks!r}: give a list of different names")
-    for task in tasks:
-        if task not in TASKS:
-            raise unknown("task in data.tasks", task, TASKS)
-    if tasks and window < SHORTEST:
-        raise UserError(f"data.window={window}: tasks need windows of at least {SHORTEST} tokens")
-    if tasks and tokenizer != "bytes":
-        raise UserError(f"data.tokenizer={tokenizer!r}: the lengths of tasks are in bytes; use data.tokenizer=bytes")
 
 
 def documents(task: str, split: str, num_bytes: int, window: int, seed: int) -> Iterator[str]:

@@ -40,7 +40,7 @@ class Outer(Checked):
         ({"inner.rate": math.nan}, "inner.rate=nan must be a number above 0 and of at most 1"),
         ({"inner.rate": 0.0}, "inner.rate=0.0"),
         ({"inner.rate": 1.5}, "inner.rate=1.5"),
-        ({"inner.kinds": ("b",)}, "must be a tuple, each one of a, bb"),
+        ({"inner.kinds": ("b",)}, "must be a tuple, each one of a, bb; did you mean 'bb'"),
         ({"inner": 3}, "inner=3 is a section"),
         ({"inner.rat": 1.0}, "unknown setting 'inner.rat'; did you mean 'inner.rate'"),
         ({"count.x": 1}, "unknown setting 'count.x'"),

@@ -17,13 +17,23 @@ def sampler(batch_size=16, seed=0, weights=WEIGHTS):
     return Sampler(CORPUS, weights, batch_size, seed)
 
 
+def counts_before(order, samples):
+    """Samples of each language among the first ones, from the shares of the tree's nodes alone."""
+    count = {len(order._share) - 1: samples}
+    for node in reversed(range(order.num_languages, len(order._share))):
+        left, right = order._child[node]
+        count[left] = order._to_left(node, count[node])
+        count[right] = count[node] - count[left]
+    return np.array([count[language] for language in range(order.num_languages)])
+
+
 @example([0.9] + [0.1 / 39] * 39, 0)  # errs by up to 20 where the heavy one lies deep in the tree
 @given(weights_strategy, st.integers(0, 2**31))
 @settings(max_examples=50, deadline=None)
 def test_proportions_hold_at_every_length(weights, start):
     order = LanguageOrder(weights)
     language, rank = order.at(np.arange(start, start + 500))
-    counts = order.counts(start)
+    counts = counts_before(order, start)
     for n, (this, preceding) in enumerate(zip(language, rank, strict=True), start=start):
         assert counts[this] == preceding
         counts[this] += 1
@@ -100,7 +110,6 @@ def test_a_batch_depends_on_seed_and_step_alone():
     expected = {step: forward.batch(step).tokens for step in steps}
     for step in reversed(steps):
         assert np.array_equal(backward.batch(step).tokens, expected[step])
-    assert np.array_equal(forward[5000].tokens, expected[5000])
     assert not np.array_equal(sampler(seed=1).batch(0).tokens, expected[0])
     assert not np.array_equal(expected[0], expected[1])
 
@@ -111,15 +120,11 @@ def test_plans_of_any_size_give_the_same_batches(monkeypatch):
     assert all(np.array_equal(sampler().batch(step).tokens, expected[step]) for step in range(20))
 
 
-@given(weights_strategy, st.integers(1, 33), st.integers(0, 60))
+@given(weights_strategy)
 @settings(max_examples=30, deadline=None)
-def test_counts_equal_brute_force(weights, batch_size, step):
-    corpus = FakeCorpus(**{f"l{i}": i + 1 for i in range(len(weights))})
-    one = Sampler(corpus, dict(zip(corpus.languages, weights, strict=True)), batch_size, 3)
-    brute = np.zeros(len(weights), int)
-    for s in range(step):
-        brute += np.bincount(one.batch(s).language, minlength=len(weights))
-    assert one.counts(step) == dict(zip(corpus.languages, brute.tolist(), strict=True))
+def test_ranks_count_what_came_before(weights):
+    language, rank = LanguageOrder(weights).at(np.arange(300))
+    assert rank.tolist() == [int(np.sum(language[:n] == this)) for n, this in enumerate(language)]
 
 
 def test_language_is_the_position_in_the_corpus():

@@ -22,7 +22,7 @@ def jsonl(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
-    return prepare(SYNTHETIC, tmp_path_factory.mktemp("synthetic"), progress=False)
+    return prepare(SYNTHETIC, tmp_path_factory.mktemp("synthetic"))
 
 
 def config(jsonl, **fields):
@@ -36,7 +36,7 @@ def stream(built, language, split):
 
 
 def test_windows_hold_the_documents_and_their_separators(jsonl, tmp_path):
-    built = prepare(config(jsonl), tmp_path, progress=False)
+    built = prepare(config(jsonl), tmp_path)
     for language, texts in TEXTS.items():
         expected = [token for text in texts for token in (*text.encode(), 256)]
         got = stream(built, language, "train")
@@ -48,10 +48,9 @@ def test_windows_hold_the_documents_and_their_separators(jsonl, tmp_path):
 
 
 def test_sizes(jsonl, tmp_path):
-    built = prepare(config(jsonl), tmp_path, progress=False)
+    built = prepare(config(jsonl), tmp_path)
     assert built.languages == ("en", "fr")
     assert built.num_documents("fr") == 60
-    assert built.num_characters("fr") == 30 * (len("un document") + len("çà et là"))
     assert built.num_bytes("fr") == 30 * (len(b"un document") + len("çà et là".encode()))
     assert built.num_windows("fr") == (built.num_bytes("fr") + 60 - 1) // 16
     assert built.unique_tokens("fr") == built.num_windows("fr") * 16
@@ -64,8 +63,8 @@ def test_sizes(jsonl, tmp_path):
 
 
 def test_a_cap_keeps_the_first_windows(jsonl, tmp_path):
-    whole = prepare(config(jsonl), tmp_path / "whole", progress=False)
-    capped = prepare(config(jsonl, max_train_windows=7), tmp_path / "capped", progress=False)
+    whole = prepare(config(jsonl), tmp_path / "whole")
+    capped = prepare(config(jsonl, max_train_windows=7), tmp_path / "capped")
     assert capped.unique_tokens("en") == 7 * 16
     assert np.array_equal(stream(capped, "en", "train"), stream(whole, "en", "train")[: 7 * 16 + 1])
     assert capped.num_bytes("en") == pytest.approx(7 * 16, rel=0.1)
@@ -74,7 +73,7 @@ def test_a_cap_keeps_the_first_windows(jsonl, tmp_path):
 
 def test_loading_needs_no_sources(tmp_path):
     root = write_corpus(tmp_path / "text", TEXTS)
-    built = prepare(config(str(root)), tmp_path / "corpus", progress=False)
+    built = prepare(config(str(root)), tmp_path / "corpus")
     shutil.rmtree(root)
     loaded = load(tmp_path / "corpus")
     assert loaded.fingerprint == built.fingerprint
@@ -82,9 +81,9 @@ def test_loading_needs_no_sources(tmp_path):
 
 
 def test_preparing_again_builds_nothing(jsonl, tmp_path, monkeypatch):
-    built = prepare(config(jsonl), tmp_path, progress=False)
+    built = prepare(config(jsonl), tmp_path)
     monkeypatch.setattr(windows, "write", None)
-    assert prepare(config(jsonl), tmp_path, progress=False).fingerprint == built.fingerprint
+    assert prepare(config(jsonl), tmp_path).fingerprint == built.fingerprint
 
 
 def test_an_interrupted_build_is_not_taken_for_whole_and_goes_on(jsonl, tmp_path, monkeypatch):
@@ -99,12 +98,12 @@ def test_an_interrupted_build_is_not_taken_for_whole_and_goes_on(jsonl, tmp_path
 
     monkeypatch.setattr(windows, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prepare(config(jsonl), tmp_path / "cut", progress=False)
+        prepare(config(jsonl), tmp_path / "cut")
     with pytest.raises(UserError, match="unfinished"):
         load(tmp_path / "cut")
-    built = prepare(config(jsonl), tmp_path / "cut", progress=False)
+    built = prepare(config(jsonl), tmp_path / "cut")
     assert written == ["en", "fr", "fr"]
-    whole = prepare(config(jsonl), tmp_path / "whole", progress=False)
+    whole = prepare(config(jsonl), tmp_path / "whole")
     assert built.fingerprint == whole.fingerprint
     assert np.array_equal(stream(built, "fr", "train"), stream(whole, "fr", "train"))
 
@@ -119,22 +118,22 @@ def test_an_interrupted_build_is_not_taken_for_whole_and_goes_on(jsonl, tmp_path
     ],
 )
 def test_a_directory_of_another_config_is_refused(jsonl, tmp_path, fields, name):
-    prepare(config(jsonl), tmp_path, progress=False)
+    prepare(config(jsonl), tmp_path)
     with pytest.raises(UserError, match=name) as error:
-        prepare(config(jsonl, **fields), tmp_path, progress=False)
+        prepare(config(jsonl, **fields), tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_changed_text_is_refused_naming_its_language(tmp_path):
     root = write_corpus(tmp_path / "text", TEXTS)
-    prepare(config(str(root)), tmp_path / "corpus", progress=False)
+    prepare(config(str(root)), tmp_path / "corpus")
     write_corpus(root, {"fr": ["autre chose"] * 9})
     with pytest.raises(UserError, match=r"data\.files\.fr"):
-        prepare(config(str(root)), tmp_path / "corpus", progress=False)
+        prepare(config(str(root)), tmp_path / "corpus")
 
 
 def test_a_damaged_description_is_named(jsonl, tmp_path):
-    prepare(config(jsonl), tmp_path, progress=False)
+    prepare(config(jsonl), tmp_path)
     file = tmp_path / "corpus.json"
     file.write_text(file.read_text()[:50])
     with pytest.raises(UserError, match="cannot be read"):
@@ -151,7 +150,7 @@ def test_a_damaged_description_is_named(jsonl, tmp_path):
 def test_too_little_text_is_named(tmp_path, texts, words):
     root = write_corpus(tmp_path / "text", {"en": TEXTS["en"], "fr": texts})
     with pytest.raises(UserError) as error:
-        prepare(config(str(root)), tmp_path / "corpus", progress=False)
+        prepare(config(str(root)), tmp_path / "corpus")
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), str(error.value)
 
@@ -160,13 +159,13 @@ def test_bad_lines_are_named_through_the_whole_build(tmp_path):
     root = write_corpus(tmp_path / "text", TEXTS)
     (root / "en/test.jsonl.gz").write_bytes(b"plain text")
     with pytest.raises(UserError, match=r"en/test\.jsonl\.gz is not a whole gzip") as error:
-        prepare(config(str(root)), tmp_path / "corpus", progress=False)
+        prepare(config(str(root)), tmp_path / "corpus")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_trained_tokenizers(jsonl, tmp_path, kind):
-    built = prepare(config(jsonl, tokenizer=kind, vocab_size=290, window=4), tmp_path, progress=False)
+    built = prepare(config(jsonl, tokenizer=kind, vocab_size=290, window=4), tmp_path)
     loaded = load(tmp_path)
     assert loaded.tokenizer.vocab_size <= 320
     assert loaded.tokenizer.fingerprint == built.tokenizer.fingerprint
@@ -174,15 +173,15 @@ def test_trained_tokenizers(jsonl, tmp_path, kind):
     assert "".join(TEXTS["fr"]).startswith(text)
     # The same tokenizer by its file gives the same windows.
     by_path = config(jsonl, tokenizer=str(tmp_path / "tokenizer.json"), window=4)
-    again = prepare(by_path, tmp_path / "again", progress=False)
+    again = prepare(by_path, tmp_path / "again")
     assert np.array_equal(stream(again, "en", "train"), stream(loaded, "en", "train"))
 
 
 def test_the_wrong_tokenizer_is_refused(jsonl, tmp_path):
     bpe = config(jsonl, tokenizer="bpe", vocab_size=290)
-    prepare(bpe, tmp_path, progress=False)
+    prepare(bpe, tmp_path)
     tokenizers.train("bpe", 280, TEXTS["en"]).save(tmp_path)
-    for use in (lambda: load(tmp_path), lambda: prepare(bpe, tmp_path, progress=False)):
+    for use in (lambda: load(tmp_path), lambda: prepare(bpe, tmp_path)):
         with pytest.raises(UserError, match=r"tokenizer\.json is not the tokenizer"):
             use()
 
@@ -192,14 +191,14 @@ def test_an_old_tokenizer_is_not_taken_for_a_new_ones(jsonl, tmp_path):
         directory = tmp_path / kind
         directory.mkdir()
         tokenizers.train("bpe", 270, TEXTS["en"]).save(directory)
-        built = prepare(config(jsonl, tokenizer=kind, vocab_size=280), directory, progress=False)
+        built = prepare(config(jsonl, tokenizer=kind, vocab_size=280), directory)
         assert built.tokenizer.separator == vocab_size
 
 
 @pytest.mark.parametrize("in_memory_bytes", [0, 1 << 30])
 def test_damaged_windows_are_named(jsonl, tmp_path, monkeypatch, in_memory_bytes):
     monkeypatch.setattr(corpus, "_IN_MEMORY_BYTES", in_memory_bytes)
-    built = prepare(config(jsonl), tmp_path, progress=False)
+    built = prepare(config(jsonl), tmp_path)
     file = next((tmp_path / "windows/en").rglob("*train.array_record*"))
     file.write_bytes(file.read_bytes()[:100])
     shutil.rmtree(tmp_path / "windows/fr")
@@ -212,7 +211,7 @@ def test_damaged_windows_are_named(jsonl, tmp_path, monkeypatch, in_memory_bytes
 def test_an_unreadable_tokenizer_leaves_nothing_behind(jsonl, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="not a tokenizer"):
-        prepare(config(jsonl, tokenizer=str(tmp_path / "tokenizer.json")), tmp_path / "corpus", progress=False)
+        prepare(config(jsonl, tokenizer=str(tmp_path / "tokenizer.json")), tmp_path / "corpus")
     assert not (tmp_path / "corpus/corpus.json").exists()
 
 
@@ -243,7 +242,7 @@ def test_identities_are_readable(synthetic):
 def test_processes_that_build_at_once_agree_without_tensorflow(tmp_path):
     script = (
         "import sys; from atlas.data import DataConfig, prepare; "
-        f"c = prepare(DataConfig(window=32, synthetic_tokens=20_000), {str(tmp_path)!r}, progress=False); "
+        f"c = prepare(DataConfig(window=32, synthetic_tokens=20_000), {str(tmp_path)!r}); "
         "c.windows('a1', 'train'); print(c.fingerprint, 'tensorflow' in sys.modules, 'jax' in sys.modules)"
     )
     run = [sys.executable, "-c", script]

@@ -1,13 +1,16 @@
+import dataclasses
 import gzip
 import itertools
 import json
+import os
+import shutil
 
 import fsspec
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from atlas.data import sources
+from atlas.data import fingerprint, sources
 from atlas.data.config import DataConfig
 from atlas.errors import UserError
 from tests.atlas.data.corpora import write_corpus, write_jsonl
@@ -114,14 +117,36 @@ def test_tfds_by_name(tmp_path, monkeypatch):
     assert next((tmp_path / "tiny_text").rglob("*.array_record*"))
 
 
-def test_identity_follows_content_not_place_or_time(tmp_path):
-    def identity(root):
-        return sources.open_source(DataConfig(source="jsonl", input=str(root))).identity()
+@pytest.mark.parametrize(("source", "name"), [("jsonl", "train.jsonl.gz"), ("text", "a.txt")])
+def test_fingerprint_follows_content_not_place_or_time(tmp_path, source, name):
+    def write(root, text):
+        path = tmp_path / root / "en" / name
+        write_corpus(tmp_path / root, {"en": ["same"]})
+        path.write_bytes(gzip.compress(text, mtime=0) if name.endswith("gz") else text)
+        os.utime(path, (1, len(root)))
+        return fingerprint(DataConfig(source=source, input=str(tmp_path / root)))
 
-    first = identity(write_corpus(tmp_path / "one", {"en": ["same"]}))
-    assert identity(write_corpus(tmp_path / "two", {"en": ["same"]})) == first
-    write_jsonl(tmp_path / "two/en/train.jsonl.gz", ["sand"])
-    assert identity(tmp_path / "two") != first
+    first = write("one", b'{"text": "same"}')
+    assert write("elsewhere", b'{"text": "same"}') == first
+    assert write("two", b'{"text": "sand"}') != first
+
+
+def test_fingerprint_is_of_what_determines_the_tokens(tmp_path):
+    base = DataConfig(languages=("a1", "b1"))
+    same = [{"vocab_size": 300}, {"tokenizer_temperature": 3.0}]  # of no tokenizer that is trained
+    other = [{"window": 128}, {"max_train_windows": 9}, {"synthetic_tokens": 9}, {"seed": 1}, {"tasks": ("needle",)}]
+    other += [{"languages": ("b1", "a1")}, {"tokenizer": "bpe"}, {"tokenizer": "bpe", "vocab_size": 300}]
+    prints = [fingerprint(dataclasses.replace(base, **change)) for change in ({}, *other)]
+    assert len(set(prints)) == len(prints)
+    assert {fingerprint(dataclasses.replace(base, **change)) for change in same} == {prints[0]}
+
+
+def test_fingerprint_of_a_tfds_set_is_its_version_wherever_it_lies(tmp_path):
+    TinyText(data_dir=tmp_path / "a", file_format="array_record").download_and_prepare()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    places = [f"{tmp_path}/{place}/{{language}}/1.0.0" for place in "ab"]
+    configs = [DataConfig(source="tfds", input=place, languages=("tiny_text",)) for place in places]
+    assert fingerprint(configs[0]) == fingerprint(configs[1])
 
 
 def _bad_jsonl(tmp_path, content):
@@ -160,7 +185,6 @@ def test_bad_places_are_named(tmp_path):
     def message(**fields):
         with pytest.raises(UserError) as error:
             config = DataConfig(**fields)
-            config.validate()
             list(sources.open_source(config).documents("en", "validation"))
         assert "\n" not in str(error.value)
         return str(error.value)
@@ -169,7 +193,7 @@ def test_bad_places_are_named(tmp_path):
     write_jsonl(tmp_path / "part/en/train.jsonl.gz", ["x"])
     (tmp_path / "empty").mkdir()
     assert "did you mean 'jsonl'" in message(source="jsonnl", input="x")
-    assert "data.input is missing" in message(source="jsonl")
+    assert "data.input='' is missing" in message(source="jsonl")
     assert "not a directory" in message(source="jsonl", input=str(tmp_path / "none"))
     assert "holds no <language>/" in message(source="jsonl", input=str(tmp_path / "empty"))
     full = str(tmp_path / "full")

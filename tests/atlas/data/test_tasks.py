@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import re
 
@@ -102,7 +103,7 @@ def test_documents_depend_on_seed_split_and_task_alone():
 
 def test_corpus_has_tasks_beside_its_languages(tmp_path):
     config = DataConfig(languages=("a1", "b1"), tasks=("needle", "tracking"), window=64, synthetic_tokens=6400)
-    corpus = prepare(config, tmp_path, progress=False)
+    corpus = prepare(config, tmp_path)
     assert corpus.languages == ("a1", "b1", "needle", "tracking")
     assert set(corpus.relatedness()) == {("a1", "b1"), ("b1", "a1")}
     # The last window lacks the first token of a next one.
@@ -111,33 +112,18 @@ def test_corpus_has_tasks_beside_its_languages(tmp_path):
     decoded = corpus.tokenizer.decode(rows[0])
     assert decoded.startswith(next(tasks.documents("tracking", "train", 6400, 64, 0)))
     with pytest.raises(UserError, match=r"holds a corpus with data\.languages"):
-        prepare(DataConfig(**vars(config) | {"tasks": ("needle",)}), tmp_path)
+        prepare(dataclasses.replace(config, tasks=("needle",)), tmp_path)
     with pytest.raises(UserError, match=r"holds a corpus with data\.seed|data\.tasks\.seed"):
-        prepare(DataConfig(**vars(config) | {"seed": 1}), tmp_path)
+        prepare(dataclasses.replace(config, seed=1), tmp_path)
 
 
 def test_tasks_change_nothing_of_a_corpus_without_them(tmp_path):
     plain = DataConfig(languages=("a1",), window=64, synthetic_tokens=6400)
-    alone = prepare(plain, tmp_path / "alone", progress=False)
-    beside = prepare(DataConfig(**vars(plain) | {"tasks": ("needle",)}), tmp_path / "beside", progress=False)
+    alone = prepare(plain, tmp_path / "alone")
+    beside = prepare(dataclasses.replace(plain, tasks=("needle",)), tmp_path / "beside")
     indices = np.arange(alone.num_windows("a1"))
     np.testing.assert_array_equal(*(c.windows("a1", "train").rows(indices) for c in (alone, beside)))
     assert "tasks" not in (alone.directory / "corpus.json").read_text()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tasks": ("needel",)}, "did you mean 'needle'"),
-        ({"tasks": ("needle", "needle")}, "different names"),
-        ({"tasks": "needle"}, "different names"),
-        ({"window": 31}, "window=31: tasks need windows of at least 32"),
-        ({"tokenizer": "bpe"}, "use data.tokenizer=bytes"),
-    ],
-)
-def test_mistakes(changes, message):
-    with pytest.raises(UserError, match=message):
-        DataConfig(**{"tasks": ("needle",), "window": 64} | changes).validate()
 
 
 def test_language_named_like_a_task(tmp_path):
@@ -145,4 +131,4 @@ def test_language_named_like_a_task(tmp_path):
     (tmp_path / "needle" / "a.txt").write_text("text")
     config = DataConfig(source="text", input=str(tmp_path), tasks=("needle",), window=64)
     with pytest.raises(UserError, match="names needle, which is a language"):
-        prepare(config, tmp_path / "corpus", progress=False)
+        prepare(config, tmp_path / "corpus")

@@ -84,7 +84,7 @@ def main(workdir: pathlib.Path, changes: dict, die_at: int, die_by: int) -> None
         if steps == die_at:
             os.kill(os.getpid(), die_by)
 
-    train([config_of(changes)], prepare(DATA, workdir / "corpus", progress=False), workdir, progress=progress)
+    train([config_of(changes)], prepare(DATA, workdir / "corpus"), workdir, progress=progress)
 
 
 if __name__ == "__main__":
