@@ -4,8 +4,8 @@ r"""The plan of the ATLAS paper on MADLAD-400 (arXiv 2510.22037, Table B.1): 774
     python -m experiments.sweep --config=configs/atlas_paper.py --workdir=DIR \
         --config.data.input=gs://BUCKET/madlad-400 --shard=0/774
 
-Listing takes seconds. Training it is the paper's own budget: sizes to 8B on sequences of 2048 for 30,000 steps;
-nobody has run it with this code. Where the paper counts without naming, this file chooses and says so:
+Time: listing takes seconds. Training is the paper's own budget, sizes to 8B on sequences of 2048 for 30,000 steps;
+nobody has run it with this code. Expect 774 runs. Where the paper counts without naming, this file chooses and says so:
 
 - Table B.1 multiplies its 11 partial scales as 10; the largest (46) is left out.
 - 90 bilingual runs are the ordered pairs of 10 languages; both orders are one 50/50 mixture, so the second differs by
@@ -17,12 +17,14 @@ nobody has run it with this code. Where the paper counts without naming, this fi
 """
 
 import itertools
+from collections.abc import Sequence
 
 from atlas.data import DataConfig
 from atlas.scaling import published
-from atlas.training import RunConfig, SweepConfig, TrainConfig, run_id, vary
-from models import shape_config
-from models.config import count_params
+from atlas.training import RunConfig, Study, TrainConfig, align, chain, cross, each
+from atlas.training.overlays import Overlay
+from models import count_params, shape_config
+from models.config import shape
 
 FULL = (0, 1, 2, 4, 6, 8, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 42, 46)
 PART = (0, 4, 8, 12, 16, 20, 24, 28, 34, 42)
@@ -43,10 +45,10 @@ TARGET_PAIRS = [("en", other) for other in (*PAIRS[1:], "sw")] + [
 BATCH_SIZES = ((150e6, 256), (1e9, 512), (2e9, 1024), (float("inf"), 2048))
 
 
-def get_config() -> SweepConfig:
+def get_config() -> RunConfig:
     """The base run: scale 0 on the 50 evaluation languages."""
     languages = tuple(_capacity_mixtures()["50v0"])
-    return SweepConfig(
+    return RunConfig(
         name="atlas_paper",
         mixture="unimax(*;epochs=10)",
         data=DataConfig(
@@ -68,46 +70,44 @@ def get_config() -> SweepConfig:
     )
 
 
-def get_sweep(config: SweepConfig) -> list[RunConfig]:
+def get_sweep(base: RunConfig) -> Study:
     """All 774 runs; a finetune names the UniMax run that it continues."""
-
-    def run(group: str, scale: int, mixture: str, **changes: object) -> RunConfig:
-        shape = shape_config(scale)
-        total = count_params(shape)["total"]
-        batch_size = next(size for limit, size in BATCH_SIZES if total < limit)
-        base = {"name": f"{group}-{scale}", "group": group, "mixture": mixture}
-        return vary(config, base | {"model": shape, "train.batch_size": batch_size} | changes)
-
-    def own_vocabulary(language: str) -> dict[str, object]:
-        return {"data.languages": (language,)}
-
-    unimax = {scale: run("unimax", scale, "unimax(*;epochs=10)") for scale in FULL}
     mixtures = _capacity_mixtures()
-    return [
-        *(run("monolingual", s, lang, **own_vocabulary(lang)) for lang, s in itertools.product(MONOLINGUAL, FULL)),
-        *unimax.values(),
-        *(run("multilingual_vocabulary", s, lang) for lang, s in itertools.product(MONOLINGUAL, PART)),
-        *(run("pair_monolingual", PAIR_SCALE, lang, seed=1) for lang in mixtures["50v0"]),
-        *(
-            run(
-                "pair_bilingual",
-                PAIR_SCALE,
-                f"uniform({','.join(sorted(pair))})",
-                seed=1 + (pair[0] > pair[1]),
-            )
-            for pair in itertools.permutations(PAIRS, 2)
-        ),
-        *(run("target_bilingual", s, f"uniform({','.join(p)})") for p, s in itertools.product(TARGET_PAIRS, PART)),
-        *(run("capacity", s, f"uniform({','.join(m)})") for m, s in itertools.product(mixtures.values(), PART)),
-        *(
-            run("finetune_all_languages", PAIR_SCALE, lang, initialize=run_id(unimax[PAIR_SCALE]))
-            for lang in mixtures["50v0"]
-        ),
-        *(
-            run("finetune_sizes", scale, lang, initialize=run_id(unimax[scale]))
-            for lang, scale in itertools.product(mixtures["12v0"], MINIMAL)
-        ),
+    even = [f"uniform({','.join(languages)})" for languages in mixtures.values()]
+    own_vocabulary = [{"mixture": language, "data.languages": (language,)} for language in MONOLINGUAL]
+    pairs = [
+        {"mixture": f"uniform({','.join(sorted(pair))})", "seed": 1 + (pair[0] > pair[1])}
+        for pair in itertools.permutations(PAIRS, 2)
     ]
+    targets = [f"uniform({','.join(pair)})" for pair in TARGET_PAIRS]
+    runs = chain(
+        _group("monolingual", own_vocabulary, FULL),
+        _group("unimax", [{}], FULL),
+        _group("multilingual_vocabulary", each("mixture", MONOLINGUAL), PART),
+        _group("pair_monolingual", cross(each("mixture", mixtures["50v0"]), [{"seed": 1}]), [PAIR_SCALE]),
+        _group("pair_bilingual", pairs, [PAIR_SCALE]),
+        _group("target_bilingual", each("mixture", targets), PART),
+        _group("capacity", each("mixture", even), PART),
+        _finetunes("finetune_all_languages", mixtures["50v0"], [PAIR_SCALE]),
+        _finetunes("finetune_sizes", mixtures["12v0"], MINIMAL),
+    )
+    return Study("The plan of the ATLAS paper", base, runs)
+
+
+def _group(group: str, sweep: Sequence[Overlay], scales: Sequence[int]) -> list[Overlay]:
+    return cross([{"name": group, "group": group}], sweep, [_scale(scale) for scale in scales])
+
+
+def _finetunes(group: str, languages: Sequence[str], scales: Sequence[int]) -> list[Overlay]:
+    parents = align([_scale(scale) for scale in scales], [{"initialize": f"unimax-{scale}"} for scale in scales])
+    return cross([{"name": group, "group": group}], each("mixture", languages), parents)
+
+
+def _scale(scale: int) -> Overlay:
+    total = count_params(shape_config(scale))["total"]
+    batch_size = next(size for limit, size in BATCH_SIZES if total < limit)
+    fields = {f"model.{key}": value for key, value in shape(scale).items()}
+    return {"name": str(scale), "train.batch_size": batch_size} | fields
 
 
 def _capacity_mixtures() -> dict[str, list[str]]:

@@ -6,27 +6,29 @@
 
 The first command needs no text: it reads the synthetic languages. Three tenths of the windows are text, the others the
 retrieval tasks of atlas.data.tasks; queries select an eighth of the window on average. Then a short run at every
-learning rate of a sweep tells how far each kind can be pushed. experiments/results/attention_comparison/ has what the
-second command gave on real text, where and in what time.
+learning rate of a sweep tells how far each kind can be pushed. Time and expected result:
+experiments/results/attention_comparison/ has what the second command gave on real text, where and in what time.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from atlas.data import DataConfig, mixtures
 from atlas.data.tasks import TASKS
 from atlas.errors import UserError
-from atlas.studies.attention_comparison import RATES, ComparisonConfig
-from atlas.training import RunConfig, TrainConfig, vary
+from atlas.studies.attention_comparison import RATES
+from atlas.training import RunConfig, Study, TrainConfig, chain, cross, each
 from models import ModelConfig, count_params
 from models.config import ATTENTION_KINDS
 
 WINDOW = 128
+TEXT_SHARE = 0.3  # of the training windows; the others are tasks
+LEARNING_RATES = (1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)  # of the short runs
 
 
-def get_config() -> ComparisonConfig:
+def get_config() -> RunConfig:
     """The dense base run; `get_sweep` varies attention, seed and learning rate."""
-    return ComparisonConfig(
-        title="Attention kinds at equal parameters and data",
+    return RunConfig(
         name="attention",
         data=DataConfig(
             source="synthetic",
@@ -60,46 +62,38 @@ def get_config() -> ComparisonConfig:
     )
 
 
-def get_sweep(config: ComparisonConfig) -> list[RunConfig]:
-    """A run for every kind and seed, and for every kind and learning rate."""
-    base = vary(config, {"mixture": mixture(config)})
-    models = {kind: sized(config.model, kind) for kind in ATTENTION_KINDS}
-    kinds = [
-        vary(base, {"name": kind, "group": "kinds", "model": model, "seed": config.seed + seed})
-        for kind, model in models.items()
-        for seed in range(config.seeds)
-    ]
-    short = {"group": RATES, "train.steps": (config.rate_steps,), "train.checkpoint_every": 0}
-    rates = [
-        vary(base, short | {"name": f"{kind}-rate", "model": model, "train.learning_rate": rate})
-        for kind, model in models.items()
-        for rate in config.learning_rates
-    ]
-    return [*kinds, *rates]
+def get_sweep(
+    base: RunConfig, seeds: int = 3, learning_rates: Sequence[float] = LEARNING_RATES, rate_steps: int = 80
+) -> Study:
+    """A run for every kind and seed, and a short one, of so many steps, for every kind and learning rate."""
+    kinds = [{"name": kind, "model.attention": kind, "model.d_ff": width(base.model, kind)} for kind in ATTENTION_KINDS]
+    short = {"name": "rate", "group": RATES, "train.steps": (rate_steps,), "train.checkpoint_every": 0}
+    runs = chain(
+        cross([{"group": "kinds"}], kinds, each("seed", range(base.seed, base.seed + seeds))),
+        cross(kinds, [short], each("train.learning_rate", learning_rates)),
+    )
+    shares = [{"mixture": mixture(base.data.languages, base.data.tasks)}]
+    return Study("Attention kinds at equal parameters and data", base, cross(runs, shares))
 
 
-def mixture(config: ComparisonConfig) -> str:
-    """Equal shares of the languages, and of the tasks, in the proportion that `text_share` says."""
-    languages, tasks = config.data.languages, config.data.tasks
+def mixture(languages: Sequence[str], tasks: Sequence[str]) -> str:
+    """Equal shares of the languages, and of the tasks, in the proportion of TEXT_SHARE."""
     if not languages or not tasks:
         raise UserError("name the languages in data.languages and the tasks in data.tasks: their shares depend on both")
-    if not 0 < config.text_share < 1:
-        raise UserError(f"text_share={config.text_share}: must lie between 0 and 1")
-    shares = {name: config.text_share * share for name, share in mixtures.uniform(languages).items()}
-    shares |= {name: (1 - config.text_share) * share for name, share in mixtures.uniform(tasks).items()}
+    shares = {name: TEXT_SHARE * share for name, share in mixtures.uniform(languages).items()}
+    shares |= {name: (1 - TEXT_SHARE) * share for name, share in mixtures.uniform(tasks).items()}
     return ",".join(f"{name}:{share!r}" for name, share in shares.items())
 
 
-def sized(dense: ModelConfig, kind: str) -> ModelConfig:
-    """The model with another attention kind, and a feed-forward width that gives it the parameters of the dense one.
+def width(dense: ModelConfig, kind: str) -> int:
+    """The feed-forward width that gives another attention kind the parameters of the dense model.
 
-    >>> dense = get_config().model
-    >>> {kind: (sized(dense, kind).d_ff, count_params(sized(dense, kind))["non_embedding"]) for kind in ATTENTION_KINDS}
-    {'dense': (256, 123008), 'gated': (224, 123200), 'sparse': (239, 122884), 'gated_sparse': (207, 123076)}
+    >>> {kind: width(get_config().model, kind) for kind in ATTENTION_KINDS}
+    {'dense': 256, 'gated': 224, 'sparse': 239, 'gated_sparse': 207}
     """
-    model = dataclasses.replace(dense, attention=kind)
-    wanted, have = (count_params(m)["non_embedding"] for m in (dataclasses.replace(dense, attention="dense"), model))
-    width = model.d_ff - round((have - wanted) / (3 * model.layers * model.d_model))
-    if width < 1:
-        raise UserError(f"model.d_ff={model.d_ff}: {kind} attention adds more parameters than it holds; widen it")
-    return dataclasses.replace(model, d_ff=width)
+    models = (dataclasses.replace(dense, attention=attention) for attention in ("dense", kind))
+    wanted, have = (count_params(model)["non_embedding"] for model in models)
+    found = dense.d_ff - round((have - wanted) / (3 * dense.layers * dense.d_model))
+    if found < 1:
+        raise UserError(f"model.d_ff={dense.d_ff}: {kind} attention adds more parameters than it holds; widen it")
+    return found

@@ -4,23 +4,27 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from atlas.data import mixtures
-from atlas.training import RunConfig, vary
+from atlas.training import align, chain, cross, each
+from atlas.training.overlays import Overlay
 from models import ModelConfig
 
 Sizes = Mapping[str, tuple[int, int]]  # name → model width, layers
+_HEAD_WIDTH = 16
 
 
-def decoder(d_model: int, layers: int, window: int, attention: str = "gated_sparse") -> ModelConfig:
-    """A decoder with heads of width 16 whose queries select a quarter of the window on average."""
-    heads = max(d_model // 16, 1)
+def shape(d_model: int, layers: int) -> dict[str, int]:
+    """The model's settings that its size decides."""
+    heads = max(d_model // _HEAD_WIDTH, 1)
+    kv_heads = heads // 2 if heads % 2 == 0 else heads
+    return {"d_model": d_model, "layers": layers, "heads": heads, "kv_heads": kv_heads, "d_ff": 4 * d_model}
+
+
+def decoder(size: tuple[int, int], window: int) -> ModelConfig:
+    """A gated sparse decoder whose queries select a quarter of the window on average."""
     return ModelConfig(
-        d_model=d_model,
-        layers=layers,
-        heads=heads,
-        kv_heads=heads // 2 if heads % 2 == 0 else heads,
-        head_width=16,
-        d_ff=4 * d_model,
-        attention=attention,
+        **shape(*size),
+        head_width=_HEAD_WIDTH,
+        attention="gated_sparse",
         k_base=window // 4,
         k_min=window // 32,
         k_max=window // 2,
@@ -28,33 +32,27 @@ def decoder(d_model: int, layers: int, window: int, attention: str = "gated_spar
     )
 
 
-def run_of(config: RunConfig, sizes: Sizes, group: str, size: str, mixture: str, **changes: object) -> RunConfig:
-    """The base run at a size, on a mixture; window and attention are the base's."""
-    model = decoder(*sizes[size], config.data.window, config.model.attention)
-    model.dtype, model.scan_layers = config.model.dtype, config.model.scan_layers
-    base = {"name": f"{group}-{size}", "group": group, "mixture": mixture, "model": model}
-    return vary(config, base | changes)
+def grid(group: str, sizes: Sizes, mixtures: Sequence[str]) -> list[Overlay]:
+    """A group of runs: every size on every mixture."""
+    shapes = [
+        {"name": name} | {f"model.{key}": value for key, value in shape(*size).items()} for name, size in sizes.items()
+    ]
+    return cross([{"name": group, "group": group}], shapes, each("mixture", mixtures))
 
 
-def design(
-    config: RunConfig, sizes: Sizes, middle: str, subsets: Mapping[str, Sequence[Sequence[str]]], uneven: int
-) -> list[RunConfig]:
+def design(languages: Sequence[str], sizes: Sizes, middle: str, uneven: int, **subsets: Sequence[Sequence[str]]):
     """The runs of a study.
 
     Every size trains each language alone, the even mixtures of `subsets` (group → sets of languages) and that of all;
     the `middle` size trains every pair and so many `uneven` Dirichlet mixtures, without which shares and transfer are
     confounded.
     """
-
-    def at(group: str, size: str, mixture: str, **changes: object) -> RunConfig:
-        return run_of(config, sizes, group, size, mixture, **changes)
-
-    languages = config.data.languages
-    named = [(group, languages_of) for group, sets in subsets.items() for languages_of in sets]
-    return [
-        *(at("monolingual", size, language) for size in sizes for language in languages),
-        *(at("bilingual", middle, f"uniform({a},{b})") for a, b in itertools.combinations(languages, 2)),
-        *(at(group, size, f"uniform({','.join(names)})") for size in sizes for group, names in named),
-        *(at("all", size, "uniform(*)") for size in sizes),
-        *(at("dirichlet", middle, mixtures.dirichlet(languages, seed), seed=seed) for seed in range(uneven)),
-    ]
+    one = {middle: sizes[middle]}
+    drawn = [mixtures.dirichlet(languages, seed) for seed in range(uneven)]
+    return chain(
+        grid("monolingual", sizes, languages),
+        grid("bilingual", one, [f"uniform({a},{b})" for a, b in itertools.combinations(languages, 2)]),
+        *(grid(group, sizes, [f"uniform({','.join(names)})" for names in sets]) for group, sets in subsets.items()),
+        grid("all", sizes, ["uniform(*)"]),
+        align(grid("dirichlet", one, drawn), each("seed", range(uneven))),
+    )

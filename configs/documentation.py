@@ -3,13 +3,12 @@
     python -m experiments.study --config=configs/documentation.py --config.data.input=DIR --workdir=WORKDIR
 
 DIR holds <language>/{train,validation,test}.jsonl.gz for de, en, es, fr, id and ru, one {"text": …} a line. 56 runs
-of up to 0.8 million byte tokens; experiments/results/documentation/ has what it gave, where and in what time.
+of up to 0.8 million byte tokens. Time and expected result: see experiments/results/documentation/.
 """
 
 from atlas.data import DataConfig
-from atlas.studies.scaling_study import StudyConfig
-from atlas.training import RunConfig, TrainConfig
-from configs.design import decoder, design, run_of
+from atlas.training import RunConfig, Study, TrainConfig, cross
+from configs.design import decoder, design, grid
 
 WINDOW = 128
 SIZES = {"small": (32, 2), "middle": (48, 3), "large": (64, 4)}
@@ -17,13 +16,12 @@ TRIPLES = (("de", "en", "fr"), ("es", "id", "ru"))
 REPEATED_WINDOWS = 1000  # unique windows of the runs that repeat: the longest sees each six times
 
 
-def get_config() -> StudyConfig:
+def get_config() -> RunConfig:
     """The base run: the middle size on all six languages."""
-    return StudyConfig(
-        title="Documentation in six languages",
+    return RunConfig(
         name="documentation",
         data=DataConfig(source="jsonl", input="DIR", languages=("de", "en", "es", "fr", "id", "ru"), window=WINDOW),
-        model=decoder(*SIZES["middle"], WINDOW),
+        model=decoder(SIZES["middle"], WINDOW),
         train=TrainConfig(
             batch_size=16,
             steps=(100, 200, 400),
@@ -36,10 +34,10 @@ def get_config() -> StudyConfig:
     )
 
 
-def get_sweep(config: StudyConfig) -> list[RunConfig]:
+def get_sweep(base: RunConfig) -> Study:
     """The design of every study, and runs that repeat little text, which alone tell lambda."""
-    repeated = {"data.max_train_windows": REPEATED_WINDOWS}
-    return [
-        *design(config, SIZES, "middle", {"trilingual": TRIPLES}, uneven=8),
-        *(run_of(config, SIZES, "repeated", "middle", language, **repeated) for language in config.data.languages),
-    ]
+    languages = base.data.languages
+    runs = design(languages, SIZES, "middle", uneven=8, trilingual=TRIPLES)
+    little = [{"data.max_train_windows": REPEATED_WINDOWS}]
+    repeated = cross(grid("repeated", {"middle": SIZES["middle"]}, languages), little)
+    return Study("Documentation in six languages", base, [*runs, *repeated])

@@ -1,13 +1,12 @@
 """A synthetic study for a CPU over night: three families, four sizes, K = 1, 2, 3 and 6, to eight million tokens a run.
 
-python -m experiments.study --config=configs/mini.py --workdir=DIR
+    python -m experiments.study --config=configs/mini.py --workdir=DIR
 
-It has not been timed yet.
+Time: not measured yet. Expect a transfer matrix that ranks members of a family above strangers.
 """
 
 from atlas.data import DataConfig
-from atlas.studies.scaling_study import StudyConfig
-from atlas.training import RunConfig, TrainConfig
+from atlas.training import RunConfig, Study, TrainConfig
 from configs.design import decoder, design
 
 WINDOW = 128
@@ -15,14 +14,13 @@ SIZES = {"tiny": (32, 2), "small": (48, 3), "middle": (64, 4), "large": (96, 4)}
 FAMILIES = (("a1", "a2", "a3"), ("a1", "b1", "c1"))
 
 
-def get_config() -> StudyConfig:
+def get_config() -> RunConfig:
     """The base run: the middle size on all six languages."""
     languages = ("a1", "a2", "a3", "b1", "b2", "c1")
-    return StudyConfig(
-        title="Three synthetic families",
+    return RunConfig(
         name="mini",
         data=DataConfig(source="synthetic", languages=languages, window=WINDOW, synthetic_tokens=4_000_000),
-        model=decoder(*SIZES["middle"], WINDOW),
+        model=decoder(SIZES["middle"], WINDOW),
         train=TrainConfig(
             batch_size=16,
             steps=(500, 1000, 2000, 4000),
@@ -34,6 +32,7 @@ def get_config() -> StudyConfig:
     )
 
 
-def get_sweep(config: StudyConfig) -> list[RunConfig]:
+def get_sweep(base: RunConfig) -> Study:
     """63 runs."""
-    return design(config, SIZES, "middle", {"trilingual": FAMILIES}, uneven=12)
+    runs = design(base.data.languages, SIZES, "middle", uneven=12, trilingual=FAMILIES)
+    return Study("Three synthetic families", base, runs)

@@ -2,26 +2,24 @@
 
     python -m experiments.study --config=configs/quickstart.py --workdir=DIR
 
-a1 and a2 are sisters, b1 and b2 are sisters, and an a and a b are strangers: the recovered transfer matrix must say so.
-3.5 minutes on two CPU cores; experiments/results/quickstart/ has the result.
+Time: 3.5 minutes on two CPU cores. Expect a transfer matrix in which a1 and a2, and b1 and b2, which are sisters, help
+each other more than strangers do; experiments/results/quickstart/ has one.
 """
 
 from atlas.data import DataConfig
-from atlas.studies.scaling_study import StudyConfig
-from atlas.training import RunConfig, TrainConfig
+from atlas.training import RunConfig, Study, TrainConfig
 from configs.design import decoder, design
 
 WINDOW = 64
 SIZES = {"small": (16, 2), "middle": (32, 2), "large": (48, 2)}
 
 
-def get_config() -> StudyConfig:
+def get_config() -> RunConfig:
     """The base run: the middle size on all four languages."""
-    return StudyConfig(
-        title="A synthetic family of languages",
+    return RunConfig(
         name="quickstart",
         data=DataConfig(source="synthetic", languages=("a1", "a2", "b1", "b2"), window=WINDOW),
-        model=decoder(*SIZES["middle"], WINDOW),
+        model=decoder(SIZES["middle"], WINDOW),
         train=TrainConfig(
             batch_size=16,
             steps=(80, 160, 320),
@@ -33,6 +31,6 @@ def get_config() -> StudyConfig:
     )
 
 
-def get_sweep(config: StudyConfig) -> list[RunConfig]:
+def get_sweep(base: RunConfig) -> Study:
     """25 runs."""
-    return design(config, SIZES, "middle", {}, uneven=4)
+    return Study("A synthetic family of languages", base, design(base.data.languages, SIZES, "middle", uneven=4))

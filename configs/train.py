@@ -2,7 +2,7 @@
 
     python -m experiments.train --config=configs/train.py --workdir=DIR
 
-0.6 million tokens; prints the loss of every language in bits per byte.
+Time: two minutes on two CPU cores for 0.6 million tokens. Expect the loss of every language in bits per byte, around 2.
 """
 
 from atlas.data import DataConfig

@@ -1,4 +1,4 @@
-"""What every binary shares: one-line errors, exit codes, the config flag."""
+"""What every binary shares: one-line errors, exit codes, the config."""
 
 import dataclasses
 import errno
@@ -10,12 +10,17 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from atlas.errors import UserError, unknown
+from checked import Checked, describe, overlay, read
+
+if TYPE_CHECKING:
+    from atlas.training import Study
+
+C = TypeVar("C", bound=Checked)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -48,14 +53,83 @@ def run(main: Callable[[Sequence[str]], object], *, resumes: bool = False) -> No
     app.run(guarded, flags_parser=_parse_flags)
 
 
-def define_config() -> flags.FlagHolder:
-    """Defines `--config=FILE.py` with `--config.<key>=<value>` overrides; call at import, read `.value` in main."""
-    return config_flags.DEFINE_config_file("config", None, "config file that defines get_config()")
+class Config:
+    """What `--config=FILE.py[:argument]` and `--config.<key>=<value>` say; complete once flags are parsed.
+
+    base: the file's get_config(argument), executed once, with the user's values.
+    """
+
+    def __init__(self) -> None:
+        self.base: Any = None
+        self._module = ModuleType("none")
+        self._overrides: dict[str, Any] = {}
+
+    def study(self, population: int | None = None) -> "Study":
+        """The file's get_sweep of the base; raises UserError where the user's values would not reach all runs."""
+        require(config=self.base)
+        if not hasattr(self._module, "get_sweep"):
+            raise UserError(f"{self._module.__file__} defines no get_sweep(); use experiments.train for a single run")
+        study = self._module.get_sweep(self.base)
+        study.check_overrides(self._overrides)
+        return dataclasses.replace(study, population=population) if population else study
+
+    def take(self, argv: Sequence[str]) -> list[str]:
+        """Reads the config out of the arguments; returns the others."""
+        values, rest, arguments = {}, [], iter(argv)
+        for argument in arguments:
+            if not (match := _CONFIG_ARGUMENT.fullmatch(argument)):
+                rest.append(argument)
+                continue
+            value = match["value"] if match["value"] is not None else next(arguments, "--")
+            if value.startswith("--"):
+                raise UserError(f"{argument} lacks its value; write {argument}=…")
+            values[match["key"] or ""] = value
+        if path := values.pop("", ""):
+            self._load(*path.split(":", 1))
+        elif values:
+            raise UserError(f"--config is missing; give --config=FILE.py before --config.{next(iter(values))}")
+        self._overrides = {key: read(self.base, key, text) for key, text in values.items()}
+        self.base = overlay(self.base, self._overrides) if values else self.base
+        return rest
+
+    def _load(self, path: str, *argument: str) -> None:
+        file = pathlib.Path(path)
+        if not file.is_file():
+            raise unknown("config file", path, [str(p) for p in file.parent.glob("*.py") if p.stem != "__init__"])
+        spec = importlib.util.spec_from_file_location(f"configs.{file.stem}", file)
+        self._module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = self._module
+        spec.loader.exec_module(self._module)
+        if not hasattr(self._module, "get_config"):
+            raise UserError(f"{path} defines no get_config(); a config file must")
+        self.base = self._module.get_config(*argument)
+        if not isinstance(self.base, Checked):
+            raise UserError(f"{path}: get_config() gives {type(self.base).__name__}; it must give a RunConfig")
 
 
-def config_module(holder: flags.FlagHolder) -> ModuleType:
-    """The module of the file that `--config` names, to reach its `get_sweep` beside the config."""
-    return _load(config_flags.get_config_filename(flags.FLAGS[holder.name]))
+_CONFIG_ARGUMENT = re.compile(r"--?config(\.(?P<key>[\w.]+))?(=(?P<value>.*))?", re.DOTALL)
+_config: Config | None = None
+
+
+def define_config() -> Config:
+    """Defines `--config` and the overrides of its keys; call at import, use the result in main."""
+    global _config
+    # Only for the help: what it stands for is taken out of the arguments before absl reads them.
+    flags.DEFINE_string(
+        "config", None, "FILE.py[:argument] that defines get_config(); --config.<key>=<value> sets a key"
+    )
+    _config = Config()
+    return _config
+
+
+def define_settings(config: C) -> Callable[[], C]:
+    """Defines a flag for every setting of a config, which has no sections; call the result in main for their values."""
+    holders = {}
+    for line in describe(config):
+        name, _, rest = line.partition("=")
+        key = name.removeprefix(f"{config.section}.")
+        holders[key] = flags.DEFINE_string(key, None, f"default {rest}")
+    return lambda: overlay(config, {k: read(config, k, h.value) for k, h in holders.items() if h.value is not None})
 
 
 def require(**values: Any) -> None:
@@ -76,44 +150,14 @@ def _fail(message: str) -> None:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
-        _check_overrides(argv)
-        rest = flags.FLAGS(list(argv))
+        return flags.FLAGS(_config.take(argv) if _config else list(argv))
     except (UserError, flags.Error) as error:
         _fail(str(error))
     except SystemExit:
         # Only the help flags exit here, and absl's code for having helped is 1.
+        if _config:
+            from atlas.training import RunConfig  # takes seconds, which binaries without a config need not wait for
+
+            print("\nkeys of the config, with their values:")
+            print(*(f"  --config.{line}" for line in describe(_config.base or RunConfig())), sep="\n")
         sys.exit(0)
-    return rest
-
-
-def _check_overrides(argv: Sequence[str]) -> None:
-    """Refuses a missing config file and unknown keys, with the nearest valid name: ml_collections shows a traceback."""
-    path = next((match[1] for argument in argv if (match := re.fullmatch(r"--?config=(.*)", argument))), None)
-    if path is None:
-        return
-    config = _load(path).get_config()
-    for argument in argv:
-        if match := re.match(r"--?config\.([\w.]+)", argument):
-            _check_key(config, match[1])
-
-
-def _check_key(config: Any, key: str) -> None:
-    for part in key.split("."):
-        names = [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
-        if part not in names:
-            raise unknown(f"part of the config key {key!r}:", part, names)
-        config = getattr(config, part)
-
-
-def _load(path: str) -> ModuleType:
-    file = pathlib.Path(path.split(":")[0])
-    if not file.is_file():
-        near = unknown("config file", path, [str(p) for p in sorted(file.parent.glob("*.py")) if p.stem != "__init__"])
-        raise near
-    spec = importlib.util.spec_from_file_location(f"configs.{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{path} defines no get_config(); a config file must")
-    return module

@@ -22,10 +22,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory for the corpus, the r
 
 def main(_: Sequence[str]) -> None:
     """Trains, measures and tabulates."""
-    _app.require(config=_CONFIG.value, workdir=_WORKDIR.value)
-    runs = _app.config_module(_CONFIG).get_sweep(_CONFIG.value)
+    study = _CONFIG.study()
+    _app.require(workdir=_WORKDIR.value)
     command = "python -m experiments.compare_attention " + shlex.join(sys.argv[1:])
-    print(comparison.run_comparison(_CONFIG.value, runs, pathlib.Path(_WORKDIR.value), command))
+    print(comparison.run_comparison(study, pathlib.Path(_WORKDIR.value), command))
 
 
 if __name__ == "__main__":

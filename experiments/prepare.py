@@ -12,54 +12,22 @@ from collections.abc import Sequence
 from absl import flags
 
 from atlas.data import Corpus, DataConfig, prepare
-from atlas.data.config import SOURCES
 from atlas.errors import UserError
-from experiments._app import require, run
+from experiments import _app
 
 _COLUMNS = ("documents", "windows", "tokens", "bytes")
-_DEFAULT = DataConfig()
-_SOURCE = flags.DEFINE_string("source", _DEFAULT.source, f"where text comes from: {', '.join(SOURCES)}")
-_INPUT = flags.DEFINE_string("input", _DEFAULT.input, "directory, fsspec path or TFDS name; none for synthetic")
 _WORKDIR = flags.DEFINE_string("workdir", "", "directory to build in")
-_LANGUAGES = flags.DEFINE_list("languages", list(_DEFAULT.languages), "names; none takes all that the source has")
-_TOKENIZER = flags.DEFINE_string("tokenizer", _DEFAULT.tokenizer, "bytes, bpe, unigram, or a tokenizer.json")
-_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", _DEFAULT.vocab_size, "tokens of a trained tokenizer")
-_TEMPERATURE = flags.DEFINE_float(
-    "tokenizer_temperature",
-    _DEFAULT.tokenizer_temperature,
-    "of the mixture that a tokenizer is trained on: 1 proportional to size, large uniform",
-)
-_WINDOW = flags.DEFINE_integer("window", _DEFAULT.window, "tokens a window")
-_MAX_WINDOWS = flags.DEFINE_integer(
-    "max_train_windows", _DEFAULT.max_train_windows, "training windows a language, at most; 0: all"
-)
-_SYNTHETIC_TOKENS = flags.DEFINE_integer(
-    "synthetic_tokens", _DEFAULT.synthetic_tokens, "bytes of synthetic text a language"
-)
-_SEED = flags.DEFINE_integer("seed", _DEFAULT.seed, "of the synthetic languages")
+_SETTINGS = _app.define_settings(DataConfig())
 
 
 def main(argv: Sequence[str]) -> None:
     """Builds the corpus and prints what it holds."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value, see --help")
-    require(workdir=_WORKDIR.value)
-    config = DataConfig(
-        source=_SOURCE.value,
-        input=_INPUT.value,
-        languages=tuple(_LANGUAGES.value),
-        tokenizer=_TOKENIZER.value,
-        vocab_size=_VOCAB_SIZE.value,
-        tokenizer_temperature=_TEMPERATURE.value,
-        window=_WINDOW.value,
-        max_train_windows=_MAX_WINDOWS.value,
-        synthetic_tokens=_SYNTHETIC_TOKENS.value,
-        seed=_SEED.value,
-    )
-    corpus = prepare(config, _WORKDIR.value)
+    _app.require(workdir=_WORKDIR.value)
+    corpus = prepare(_SETTINGS(), _WORKDIR.value)
     print(table(corpus))
-    vocab_size = corpus.tokenizer.vocab_size
-    print(f"\nvocabulary {vocab_size}, windows of {corpus.window} tokens, in {corpus.directory}")
+    print(f"\nvocabulary {corpus.tokenizer.vocab_size}, windows of {corpus.window} tokens, in {corpus.directory}")
 
 
 def table(corpus: Corpus) -> str:
@@ -75,4 +43,4 @@ def table(corpus: Corpus) -> str:
 
 
 if __name__ == "__main__":
-    run(main, resumes=True)
+    _app.run(main, resumes=True)

@@ -19,6 +19,7 @@ from experiments import _app
 
 _CONFIG = _app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory for the corpus, the runs and the results")
+_POPULATION = flags.DEFINE_integer("population", None, "runs of one shape that train as one step; default: the file's")
 _RUNS = flags.DEFINE_string("runs", None, "runs table to analyse in place of training")
 
 
@@ -29,10 +30,8 @@ def main(_: Sequence[str]) -> None:
     if _RUNS.value:
         print(analyse_into(workdir, _RUNS.value, pathlib.Path(_RUNS.value).stem))
         return
-    _app.require(config=_CONFIG.value)
-    runs = _app.config_module(_CONFIG).get_sweep(_CONFIG.value)
     command = "python -m experiments.study " + shlex.join(sys.argv[1:])
-    print(run_study(_CONFIG.value, runs, workdir, command))
+    print(run_study(_CONFIG.study(_POPULATION.value), workdir, command))
 
 
 if __name__ == "__main__":

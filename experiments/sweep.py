@@ -16,11 +16,12 @@ from absl import flags
 
 from atlas.errors import UserError
 from atlas.files import write_atomically
-from atlas.training import initialize_distributed, run_id, run_sweep, runs_table, status
+from atlas.training import Study, check_runs, initialize_distributed, run_id, run_sweep, runs_table, status
 from experiments import _app
 
 _CONFIG = _app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory for the corpus, the runs and their checkpoints")
+_POPULATION = flags.DEFINE_integer("population", None, "runs of one shape that train as one step; default: the file's")
 _SHARD = flags.DEFINE_string(
     "shard", "", "part i of n as i/n; default: from the scheduler's environment, else everything"
 )
@@ -30,34 +31,35 @@ _STATUS = flags.DEFINE_bool("status", False, "print how far every run is, and tr
 
 def main(_: Sequence[str]) -> None:
     """Lists, reports or trains."""
-    _app.require(config=_CONFIG.value)
-    config = _CONFIG.value
-    module = _app.config_module(_CONFIG)
-    if not hasattr(module, "get_sweep"):
-        raise UserError(f"{module.__file__} defines no get_sweep(); use experiments.train for a single run")
-    configs = module.get_sweep(config)
+    study = _CONFIG.study(_POPULATION.value)
+    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
     if _LIST.value:
-        _print_list(configs)
+        check_runs(study.plan, study.population, workdir)
+        _print_list(study)
         return
-    _app.require(workdir=_WORKDIR.value)
-    workdir = pathlib.Path(_WORKDIR.value)
+    _app.require(workdir=workdir)
     if _STATUS.value:
-        table = status(configs, workdir)
+        table = status(study.runs, workdir)
         print(table.to_string(index=False))
         print(table["state"].value_counts().to_string())
         return
     initialize_distributed()
-    run_sweep(configs, workdir, config.population, _SHARD.value)
-    write_atomically(workdir / "runs.csv", runs_table(configs, workdir).to_csv(index=False))
+    run_sweep(study.runs, workdir, study.population, _SHARD.value)
+    write_atomically(workdir / "runs.csv", runs_table(study.runs, workdir).to_csv(index=False))
     print(f"runs table: {workdir / 'runs.csv'}")
 
 
-def _print_list(configs: Sequence) -> None:
-    rows = [(run_id(c), c.group, c.model.d_model, c.model.layers, c.train.steps[-1], c.mixture[:60]) for c in configs]
-    print(pd.DataFrame(rows, columns=["run", "group", "d_model", "layers", "steps", "mixture"]).to_string(index=False))
-    groups = pd.Series([c.group for c in configs]).value_counts(sort=False)
-    print(groups.to_string())
-    print(f"{len(configs)} runs")
+def _print_list(study: Study) -> None:
+    try:
+        ids, note = [run_id(run) for run in study.runs], ""
+    except UserError as error:
+        ids, note = [run.name for run in study.plan], f"names, as ids depend on the text: {error}\n"
+    rows = [(c.group, c.model.d_model, c.model.layers, c.train.steps[-1], c.mixture[:60]) for c in study.plan]
+    table = pd.DataFrame(rows, columns=["group", "d_model", "layers", "steps", "mixture"])
+    table.insert(0, "run", ids)
+    print(table.to_string(index=False))
+    print(table["group"].value_counts(sort=False).to_string())
+    print(f"{note}{len(rows)} runs")
 
 
 if __name__ == "__main__":

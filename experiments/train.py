@@ -21,8 +21,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory for the corpus, the r
 
 def main(_: Sequence[str]) -> None:
     """Prepares the corpus, trains, prints the last evaluation."""
-    _app.require(config=_CONFIG.value, workdir=_WORKDIR.value)
-    config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    _app.require(config=_CONFIG.base, workdir=_WORKDIR.value)
+    config, workdir = _CONFIG.base, pathlib.Path(_WORKDIR.value)
     initialize_distributed()
     run_sweep([config], workdir, shard="0/1")
     table = runs_table([config], workdir)

@@ -1,6 +1,7 @@
 """Model configuration, the ATLAS shape table, and the parameter count."""
 
 import csv
+import dataclasses
 import functools
 import importlib.resources
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class Architecture(Checked, section="model.architecture"):
     family: str = field("atlas", "the block, its norms and biases", choices=tuple(FAMILIES))
     norm_epsilon: float = field(1e-6, "added to the mean square in every norm", above=0)
     tied_head: bool = field(True, "the embedding also gives the logits; False is a head of its own")
-    rope_scaling: RopeScaling = RopeScaling()
+    rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
     window: int = field(0, "latest keys that a query sees, itself included; 0: all", unit="keys", least=0)
     full_layers: tuple[int, ...] = field((), "indices of the layers without that window", least=0)
     window_rope_base: float = field(0.0, "unscaled rotary base in layers with it; 0: as in others", least=0)
@@ -129,7 +130,7 @@ class ModelConfig(Checked, section="model"):
     scan_layers: bool = field(True, "scan (fast to compile) or unroll (faster on a CPU); results are the same")
     loss_chunk: int = field(0, "chunk of the vocabulary loss; 0: all logits at once", unit="tokens", least=0)
     query_chunk: int = field(0, "tile of attention in linear memory; 0: all scores at once", unit="queries", least=0)
-    architecture: Architecture = Architecture()
+    architecture: Architecture = dataclasses.field(default_factory=Architecture)
 
     @property
     def is_gated(self) -> bool:

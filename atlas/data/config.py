@@ -51,9 +51,7 @@ class DataConfig(Checked, section="data"):
         if self.tokenizer not in known and not re.search(r"[./\\]", self.tokenizer):
             raise unknown("data.tokenizer", self.tokenizer, (*known, "path/to/tokenizer.json"))
         if self.tokenizer in TRAINED_TOKENIZERS:
-            self.require(
-                self.vocab_size >= _LEAST_VOCABULARY, "vocab_size", f"must be {_LEAST_VOCABULARY} or more"
-            )
+            self.require(self.vocab_size >= _LEAST_VOCABULARY, "vocab_size", f"must be {_LEAST_VOCABULARY} or more")
         if self.tasks:
             self.require(self.window >= tasks.SHORTEST, "window", f"must hold a task's {tasks.SHORTEST} tokens")
             self.require(self.tokenizer == "bytes", "tokenizer", "must be 'bytes': the lengths of tasks are in bytes")

@@ -7,7 +7,6 @@ import os
 import pathlib
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -17,8 +16,8 @@ from tqdm import tqdm
 from atlas.data import Corpus
 from atlas.files import write_atomically
 from atlas.report import attention_comparison as figures
-from atlas.training import RunConfig, SweepConfig, load_model, run_id, run_sweep, runs_table, stability
-from atlas.training.config import shape_key
+from atlas.training import RunConfig, Study, load_model, run_id, run_sweep, runs_table, stability
+from atlas.training.config import shape_of
 from atlas.training.evaluation import evaluation_set, exact_matches, read
 from atlas.training.loop import COOLDOWN, METRICS, TRUNK
 from atlas.training.metrics import JsonLines, Record
@@ -42,25 +41,12 @@ _CURVES = {
 }
 
 
-@dataclass
-class ComparisonConfig(SweepConfig):
-    """A base run, and what is compared: every attention kind at several seeds and learning rates."""
-
-    title: str = "A comparison"
-    seeds: int = 3  # runs of each kind
-    text_share: float = 0.3  # of the training windows; the others are tasks
-    learning_rates: tuple[float, ...] = (1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)  # of the short runs
-    rate_steps: int = 80  # of each short run
-    measured_windows: int = 256  # validation windows a language or task that trained models are measured on
-
-
-def run_comparison(
-    config: ComparisonConfig, runs: Sequence[RunConfig], workdir: pathlib.Path, command: str = ""
-) -> str:
+def run_comparison(study: Study, workdir: pathlib.Path, command: str = "", measured_windows: int = 256) -> str:
     """Trains and measures what is not done yet, and leaves TABLE, SUMMARY and their sources in `workdir`.
 
-    runs: those of group RATES tell the largest stable learning rate of their kind, all others everything else.
-    command: how it was started, for the summary.
+    study: its runs of group RATES tell the largest stable learning rate of their kind, all others everything else.
+    command: how it was started, for the summary. measured_windows: validation windows a language or task that trained
+    models are measured on.
 
     Files: `runs.csv` (the runs table), `results.csv` (a row a run), `accuracy.csv` (a row a run, task and document
     length), `learning_rates.csv` (a row a short run), `curves.csv` (means of 20 steps), figures/*.png.
@@ -68,13 +54,13 @@ def run_comparison(
     Returns:
       The table in words.
     """
-    run_sweep(runs, workdir, config.population, shard="0/1")
-    corpus = prepare_corpus(config, workdir)
-    full, short = ([run for run in runs if (run.group == RATES) is wanted] for wanted in (False, True))
-    measured = measure(full, corpus, workdir, config)
+    run_sweep(study.runs, workdir, study.population, shard="0/1")
+    corpus = prepare_corpus(study.base.data, workdir)
+    full, short = ([run for run in study.runs if (run.group == RATES) is wanted] for wanted in (False, True))
+    measured = measure(full, corpus, workdir, measured_windows)
     evaluations = runs_table(full, workdir)
     evaluations = evaluations[(evaluations.phase == COOLDOWN) & (evaluations.step == evaluations.step.max())]
-    losses = evaluations[~evaluations.language.isin(config.data.tasks)].groupby("run").loss.mean()
+    losses = evaluations[~evaluations.language.isin(study.base.data.tasks)].groupby("run").loss.mean()
     results = pd.DataFrame(_row(run, measured[run_id(run)], losses[run_id(run)], workdir) for run in full)
     rates = pd.DataFrame(_rate_row(run, workdir) for run in short)
     accuracy = pd.DataFrame(row for run in full for row in _accuracy_rows(run, measured[run_id(run)]))
@@ -85,12 +71,12 @@ def run_comparison(
         write_atomically(workdir / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
     write_atomically(workdir / TABLE, table.to_csv(float_format="%.6g"))
     _draw(workdir / "figures", curves, accuracy, rates)
-    write_atomically(workdir / SUMMARY, json.dumps(_summary(config, runs, table, workdir, command), indent=1))
-    return f"{config.title}: mean ± standard deviation over seeds\n{describe(table)}\ntable: {workdir / TABLE}"
+    write_atomically(workdir / SUMMARY, json.dumps(_summary(study, table, workdir, command), indent=1))
+    return f"{study.title}: mean ± standard deviation over seeds\n{describe(table)}\ntable: {workdir / TABLE}"
 
 
 def measure(
-    runs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path, config: ComparisonConfig
+    runs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path, measured_windows: int
 ) -> dict[str, Record]:
     """Measurements of trained runs by id, read back where they were made before.
 
@@ -98,12 +84,12 @@ def measure(
     that match, documents)}} on validation windows of the tasks.
     """
     missing = [run for run in runs if not _measurements(workdir, run).exists()]
-    readers: dict[str, _Reader] = {}
+    readers: dict[RunConfig, _Reader] = {}
     for run in tqdm(missing, desc="measure", unit="run", disable=not missing):
-        key = shape_key(run)
-        if key not in readers:
-            readers = {key: _Reader(run, corpus, config)}
-        found = readers[key](load_model(workdir, run_id(run)))
+        shape = shape_of(run)
+        if shape not in readers:
+            readers = {shape: _Reader(run, corpus, measured_windows)}
+        found = readers[shape](load_model(workdir, run_id(run)))
         write_atomically(_measurements(workdir, run), json.dumps(found))
     return {run_id(run): json.loads(_measurements(workdir, run).read_text()) for run in runs}
 
@@ -111,15 +97,15 @@ def measure(
 class _Reader:
     """Measures trained models of one shape, compiled once."""
 
-    def __init__(self, run: RunConfig, corpus: Corpus, config: ComparisonConfig):
+    def __init__(self, run: RunConfig, corpus: Corpus, measured_windows: int):
         self._separator = corpus.tokenizer.separator
         skeleton = Skeleton(dataclasses.replace(run.model, vocab_size=corpus.tokenizer.vocab_size))
         ids = self._separator, corpus.tokenizer.padding
         self._read = jax.jit(lambda params, buffers, tokens: read(skeleton.merge(params, buffers), tokens, *ids))
-        windows = evaluation_set(corpus, config.measured_windows, run.train.batch_size)
+        windows = evaluation_set(corpus, measured_windows, run.train.batch_size)
         languages = np.asarray(corpus.languages)[windows.language]
-        self._text = windows.tokens[~np.isin(languages, config.data.tasks)]
-        self._tasks = {task: windows.tokens[languages == task] for task in config.data.tasks}
+        self._text = windows.tokens[~np.isin(languages, run.data.tasks)]
+        self._tasks = {task: windows.tokens[languages == task] for task in run.data.tasks}
 
     def __call__(self, model: dict) -> Record:
         _, metrics = self._read(model["params"], model["buffers"], self._text)
@@ -246,17 +232,15 @@ def _draw(directory: pathlib.Path, curves: pd.DataFrame, accuracy: pd.DataFrame,
         write_atomically(directory / f"{name}.png", image.getvalue())
 
 
-def _summary(
-    config: ComparisonConfig, runs: Sequence[RunConfig], table: pd.DataFrame, workdir: pathlib.Path, command: str
-) -> Record:
-    times = [np.sort([r["time"] for r in _records(run, workdir)]) for run in runs]
+def _summary(study: Study, table: pd.DataFrame, workdir: pathlib.Path, command: str) -> Record:
+    times = [np.sort([r["time"] for r in _records(run, workdir)]) for run in study.runs]
     gaps = np.concatenate([np.diff(times_of_run) for times_of_run in times])
     return {
-        "title": config.title,
+        "title": study.title,
         "command": command,
         "hardware": f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
         "training_minutes": round(float(gaps[gaps < _IDLE_SECONDS].sum()) / 60, 1),
-        "tokens_a_run": config.train.planned_steps * config.train.batch_size * config.data.window,
+        "tokens_a_run": study.base.train.planned_steps * study.base.train.batch_size * study.base.data.window,
         "kinds": json.loads(table.to_json(orient="index", double_precision=6)),
     }

@@ -3,15 +3,13 @@
 import os
 import pathlib
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import jax
 import numpy as np
 import pandas as pd
 
 from atlas.studies.analysis import analyse_into
-from atlas.training import RunConfig, SweepConfig, run_sweep, runs_table
+from atlas.training import Study, run_sweep, runs_table
 from atlas.training.loop import METRICS
 from atlas.training.metrics import JsonLines
 from atlas.training.sweep import prepare_corpus
@@ -19,14 +17,7 @@ from atlas.training.sweep import prepare_corpus
 _IDLE_SECONDS = 60.0  # longer gaps between log lines are interruptions, not training
 
 
-@dataclass
-class StudyConfig(SweepConfig):
-    """A sweep and the heading of its report."""
-
-    title: str = "A study"
-
-
-def run_study(config: StudyConfig, runs: Sequence[RunConfig], workdir: pathlib.Path, command: str = "") -> str:
+def run_study(study: Study, workdir: pathlib.Path, command: str = "") -> str:
     """Trains what is not trained yet, analyses all of it and leaves the results in `workdir`, see `analyse_into`.
 
     Finished studies return at once; interrupted ones continue. command: how it was started, for the report.
@@ -34,22 +25,20 @@ def run_study(config: StudyConfig, runs: Sequence[RunConfig], workdir: pathlib.P
     Returns:
       The summary in words: law, transfer matrix, held-out scores and the path of the report.
     """
-    run_sweep(runs, workdir, config.population, shard="0/1")
-    frame = runs_table(runs, workdir)
-    known = prepare_corpus(config, workdir).relatedness()
-    return analyse_into(workdir, frame, config.title, known, _facts(config, runs, frame, workdir, command))
+    run_sweep(study.runs, workdir, study.population, shard="0/1")
+    frame = runs_table(study.runs, workdir)
+    known = prepare_corpus(study.base.data, workdir).relatedness()
+    return analyse_into(workdir, frame, study.title, known, _facts(study, frame, workdir, command))
 
 
-def _facts(
-    config: StudyConfig, runs: Sequence[RunConfig], frame: pd.DataFrame, workdir: pathlib.Path, command: str
-) -> dict[str, object]:
-    device = jax.devices()[0]
+def _facts(study: Study, frame: pd.DataFrame, workdir: pathlib.Path, command: str) -> dict[str, object]:
+    device, data = jax.devices()[0], study.base.data
     return {
         "command": command,
-        "runs": len(runs),
+        "runs": len(study.runs),
         "sizes N": ", ".join(f"{n:,}" for n in sorted(frame["num_params"].unique())),
-        "attention": config.model.attention,
-        "corpus": f"{config.data.source}, {config.data.tokenizer} tokens, windows of {config.data.window}",
+        "attention": study.base.model.attention,
+        "corpus": f"{data.source}, {data.tokenizer} tokens, windows of {data.window}",
         "hardware": f"{jax.device_count()} × {device.device_kind}, {os.cpu_count()} cores, {platform.machine()}",
         "training time": f"{_training_seconds(frame, workdir) / 60:.1f} minutes",
         "versions": f"jax {jax.__version__}, Python {platform.python_version()}",

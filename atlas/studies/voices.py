@@ -1,6 +1,5 @@
 """Trained models with their tokenizers, ready to write: runs of ours and Hugging Face directories."""
 
-import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -11,7 +10,8 @@ from atlas.data import tokenizers
 from atlas.errors import UserError
 from atlas.training.loop import MODEL, load_model
 from atlas.training.step import Skeleton
-from models.config import Architecture, ModelConfig, RopeScaling
+from checked import overlay
+from models import ModelConfig
 from models.decoding import ByteView, Voice, load_tokenizer, make_voice
 from models.pretrained import load_pretrained
 
@@ -51,19 +51,10 @@ def _description(path: pathlib.Path) -> dict[str, Any]:
 def _own(path: pathlib.Path, config: dict[str, Any], dtype: str) -> Voice:
     arrays = load_model(path.parent.parent, path.name)
     rows = arrays["params"]["embedding"].shape[0]
-    model = dataclasses.replace(_model_config(config["model"]), vocab_size=rows, dtype=dtype)
+    model = overlay(ModelConfig(), config["model"] | {"vocab_size": rows, "dtype": dtype})
     arrays = {part: {name: jnp.asarray(a) for name, a in values.items()} for part, values in arrays.items()}
     decoder = Skeleton(model).merge(arrays["params"], arrays["buffers"])
     return make_voice(decoder, _own_tokenizer(path, config["data"]["tokenizer"]), config["data"]["window"])
-
-
-def _model_config(values: dict[str, Any]) -> ModelConfig:
-    """A config from JSON, which knows neither dataclasses nor tuples; what is younger than the run has its default."""
-    architecture = dict(values.get("architecture", {}))
-    if architecture:
-        architecture["rope_scaling"] = RopeScaling(**architecture["rope_scaling"])
-        architecture["full_layers"] = tuple(architecture["full_layers"])
-    return ModelConfig(**{**values, "architecture": Architecture(**architecture)})
 
 
 def _own_tokenizer(path: pathlib.Path, name: str) -> ByteView:

@@ -1,15 +1,21 @@
 """Training: mesh and sharding, the train step, the loop, checkpoints, metrics, evaluation, sweeps."""
 
-from atlas.training.config import MeshConfig, RunConfig, TrainConfig, run_id, vary
+from atlas.training.config import MeshConfig, RunConfig, TrainConfig, run_id
 from atlas.training.loop import load_model, train
 from atlas.training.mesh import initialize_distributed, make_mesh
-from atlas.training.sweep import SweepConfig, run_sweep, runs_table, status
+from atlas.training.overlays import Study, align, chain, cross, each
+from atlas.training.sweep import check_runs, run_sweep, runs_table, status
 
 __all__ = [
     "MeshConfig",
     "RunConfig",
-    "SweepConfig",
+    "Study",
     "TrainConfig",
+    "align",
+    "chain",
+    "check_runs",
+    "cross",
+    "each",
     "initialize_distributed",
     "load_model",
     "make_mesh",
@@ -18,5 +24,4 @@ __all__ = [
     "runs_table",
     "status",
     "train",
-    "vary",
 ]

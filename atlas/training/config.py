@@ -1,65 +1,62 @@
-"""What one training run is: typed configs, their identity, and how a sweep varies them."""
+"""What one training run is: frozen settings and their identity."""
 
-import copy
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from atlas.data import DataConfig
-from atlas.errors import UserError, unknown
+from atlas.data import DataConfig, fingerprint
+from checked import Checked, field, leaves
 from models import ModelConfig
-
-
-@dataclass
-class MeshConfig:
-    """Devices along each mesh axis; -1 (at most once) takes what the others leave."""
-
-    run: int = 1
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-
 
 TRAINED = ("all", "indexer")
 
 
-@dataclass
-class TrainConfig:
+@dataclass(frozen=True)
+class MeshConfig(Checked, section="mesh"):
+    """Devices along each mesh axis; -1 (at most once) takes what the others leave."""
+
+    run: int = field(1, "over the runs of a population", unit="devices", least=-1)
+    data: int = field(-1, "over the windows of a batch", unit="devices", least=-1)
+    fsdp: int = field(1, "over the windows of a batch and the parameters", unit="devices", least=-1)
+    tensor: int = field(1, "over heads, feed-forward width and vocabulary", unit="devices", least=-1)
+
+    def check(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("run", "data", "fsdp", "tensor")}
+        for name, size in sizes.items():
+            self.require(size != 0, name, "must be positive, or -1 for the rest")
+            self.require(size > 0 or list(sizes.values()).count(-1) == 1, name, "can be -1 for one axis only")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Checked, section="train"):
     """How a run trains: AdamW on a warmup–stable–decay schedule whose decays are branches off one trunk.
 
     Every entry of `steps` is the end of one cooldown branch, so one trunk of constant learning rate serves several
-    numbers of training tokens D = steps × batch_size × window.
+    numbers of training tokens D = steps × batch_size × window. With `trained="indexer"` all else stands still, which
+    with k of a whole window is the dense warm-up of sparse attention.
     """
 
-    batch_size: int = 16  # windows a step, over all devices
-    steps: tuple[int, ...] = (500,)  # ends of the cooldown branches, ascending
-    warmup_steps: int = 20
-    cooldown_fraction: float = 0.2  # share of a branch's steps in its linear decay to 0
-    learning_rate: float = 3e-3
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.1  # on matrices only
-    clip_norm: float = 1.0
-    indexer_learning_rate_multiplier: float = 1.0
-    trained: str = "all"  # or "indexer": all else stands still; with k of a whole window it is the dense warm-up
-    evaluation_windows: int = 64  # validation windows a language, at most
-    evaluate_every: int = 0  # steps between evaluations of the trunk; 0: only the branches' ends
-    checkpoint_every: int = 0  # steps between checkpoints; 0: only where branches begin
+    batch_size: int = field(16, "of a step, over all devices", unit="windows", least=1)
+    steps: tuple[int, ...] = field((500,), "ends of the cooldown branches, ascending", unit="steps", least=1)
+    warmup_steps: int = field(20, "linear rise of the learning rate", unit="steps", least=0)
+    cooldown_fraction: float = field(0.2, "share of a branch's steps in its linear decay to 0", least=0, below=1)
+    learning_rate: float = field(3e-3, "of the trunk", above=0)
+    beta1: float = field(0.9, "decay of Adam's mean", least=0, below=1)
+    beta2: float = field(0.95, "decay of Adam's mean square", least=0, below=1)
+    weight_decay: float = field(0.1, "on matrices only", least=0)
+    clip_norm: float = field(1.0, "of the gradient, the indexer's apart", above=0)
+    trained: str = field("all", "which parameters move", choices=TRAINED)
+    evaluation_windows: int = field(64, "of validation, a language, at most", unit="windows", least=1)
+    evaluate_every: int = field(0, "on the trunk; 0: only where branches end", unit="steps", least=0)
+    checkpoint_every: int = field(0, "0: only where branches begin", unit="steps", least=0)
 
-    def validate(self) -> None:
-        """Raises UserError naming the first field that cannot be trained with."""
-        if not self.steps or list(self.steps) != sorted(set(self.steps)) or self.steps[0] < 1:
-            raise UserError(f"train.steps={self.steps}: give one or more ascending positive numbers of steps")
-        if not 0 <= self.cooldown_fraction < 1:
-            raise UserError(f"train.cooldown_fraction={self.cooldown_fraction}: must lie in [0, 1)")
-        if self.trained not in TRAINED:
-            raise unknown("train.trained", self.trained, TRAINED)
-        for name in ("batch_size", "learning_rate", "clip_norm", "evaluation_windows"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"train.{name}={getattr(self, name)}: must be positive")
+    def check(self) -> None:
+        ascending = self.steps and all(a < b for a, b in zip(self.steps, self.steps[1:], strict=False))
+        self.require(bool(ascending), "steps", "must be one or more ascending numbers")
 
     def branch_step(self, end: int) -> int:
         """The trunk's step at which the branch that ends at `end` begins to cool down."""
@@ -76,58 +73,52 @@ class TrainConfig:
         return self.branch_step(self.steps[-1]) + sum(branches)
 
 
-@dataclass
-class RunConfig:
+@dataclass(frozen=True)
+class RunConfig(Checked):
     """One run: which text, in which mixture, into which model, how."""
 
-    name: str = "run"
-    group: str = ""  # label in listings
-    seed: int = 0  # initial parameters and data order
-    mixture: str = "uniform(*)"  # see atlas.data.mixtures.parse
-    initialize: str = ""  # run id whose final parameters this run continues from, with a fresh schedule
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    name: str = field("run", "the first part of its id", pattern=r"[A-Za-z0-9][\w.-]{0,99}")
+    group: str = field("", "label in listings")
+    seed: int = field(0, "of the initial parameters and the order of the data", least=0, below=2**31)
+    mixture: str = field("uniform(*)", "shares of the languages, see atlas.data.mixtures")
+    initialize: str = field("", "run that this one continues with a fresh schedule: an id, or a name in the sweep")
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
-    def validate(self) -> None:
-        """Raises UserError for the first field that is wrong."""
-        try:
-            self.data.validate()
-            self.model.validate()
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        self.train.validate()
+    def check(self) -> None:
+        in_blocks = self.model.is_sparse and self.model.selection == "block"
+        fits = not in_blocks or self.data.window % self.model.block == 0
+        self.data.require(fits, "window", f"must be a multiple of model.block={self.model.block}")
 
-
-# What changes neither the numbers of a run nor its place in a study.
-_NOT_IDENTITY = ("group", "mesh")
-# Fields younger than the first runs: at their defaults they are left out, so that finished runs keep their ids.
-_YOUNGER = {
-    "data": ("tasks",),
-    "model": ("architecture", "selection", "block", "query_chunk"),
-    "train": ("trained",),
-}
+    @property
+    def tokens(self) -> int:
+        """D: training tokens of the longest branch."""
+        return self.train.steps[-1] * self.train.batch_size * self.data.window
 
 
+# What changes no number of a run: labels, how it is executed, and the vocabulary, which is the tokenizer's.
+_NOT_IDENTITY = ("name", "group", "mesh.", "train.checkpoint_every", "model.vocab_size", "data.")
+
+
+@functools.cache
 def run_id(config: RunConfig) -> str:
-    """A stable name: the run's name and a hash of everything that determines its result.
+    """The run's name and a hash of all that determines its result: settings, and the content of its corpus.
 
-    >>> run_id(RunConfig(name="a")) == run_id(RunConfig(name="a", mesh=MeshConfig(data=8)))
+    The same from any binary, and wherever the text lies; raises UserError where the text cannot be reached.
+
+    >>> run_id(RunConfig(name="a")) == run_id(RunConfig(name="a", group="b", mesh=MeshConfig(data=8)))
     True
     >>> run_id(RunConfig(seed=1)) == run_id(RunConfig(seed=2))
     False
     """
-    identity = dataclasses.asdict(config)
-    for key in _NOT_IDENTITY:
-        del identity[key]
-    del identity["train"]["checkpoint_every"]
-    for part, keys in _YOUNGER.items():
-        default = dataclasses.asdict(type(getattr(config, part))())
-        for key in keys:
-            if identity[part][key] == default[key]:
-                del identity[part][key]
-    return f"{config.name}-{digest_of(identity)}"
+    identity = {key: value for key, value in leaves(config).items() if not key.startswith(_NOT_IDENTITY)}
+    return f"{config.name}-{digest_of(identity | {'corpus': corpus_key(config.data)})}"
+
+
+# Once a process: the text of a corpus does not change under a running sweep.
+corpus_key = functools.cache(fingerprint)
 
 
 def population_name(ids: Sequence[str]) -> str:
@@ -135,33 +126,9 @@ def population_name(ids: Sequence[str]) -> str:
     return ids[0] if len(ids) == 1 else f"population-{digest_of(list(ids))}"
 
 
-def shape_key(config: RunConfig) -> str:
-    """Runs with equal keys differ only in seed and mixture: they compile once and can train as one population."""
-    varying = {"name": "", "group": "", "seed": 0, "mixture": "", "initialize": ""}
-    return json.dumps(dataclasses.asdict(dataclasses.replace(config, **varying)), sort_keys=True)
-
-
-def vary(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """A deep copy of the RunConfig part of `config` with dotted fields replaced.
-
-    >>> vary(RunConfig(), {"seed": 3, "train.batch_size": 8}).train.batch_size
-    8
-    >>> vary(RunConfig(), {"train.batchsize": 8})
-    Traceback (most recent call last):
-    atlas.errors.UserError: unknown config key 'train.batchsize'; did you mean 'batch_size'? ...
-    """
-    names = [f.name for f in dataclasses.fields(RunConfig)]
-    varied = RunConfig(**{name: copy.deepcopy(getattr(config, name)) for name in names})
-    for key, value in changes.items():
-        *parents, last = key.split(".")
-        target = varied
-        for parent in parents:
-            target = getattr(target, parent)
-        fields = [f.name for f in dataclasses.fields(target)]
-        if last not in fields:
-            raise unknown("config key", key, fields)
-        setattr(target, last, value)
-    return varied
+def shape_of(config: RunConfig) -> RunConfig:
+    """Runs of equal shape differ only in seed, mixture and start: they compile once and can train as one population."""
+    return dataclasses.replace(config, name="run", group="", seed=0, mixture="", initialize="")
 
 
 def digest_of(value: Any) -> str:

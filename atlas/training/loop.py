@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from atlas.data import Corpus, Sampler, mixtures
 from atlas.errors import UserError
@@ -60,7 +59,6 @@ def train(
     configs: Sequence[RunConfig],
     corpus: Corpus,
     workdir: pathlib.Path,
-    mesh: Mesh | None = None,
     progress: Progress = lambda tokens, loss: None,
 ) -> None:
     """Trains runs of one shape together and leaves `workdir/runs/<run id>/` for each.
@@ -70,32 +68,24 @@ def train(
 
     Raises UserError for a mixture, batch or mesh that does not fit, and KeyboardInterrupt once the state is saved.
     """
-    Population(configs, corpus, workdir, make_mesh(configs[0].mesh) if mesh is None else mesh, progress).train()
+    Population(configs, corpus, workdir, progress).train()
 
 
 class Population:
     """R runs of one shape in training; see `train`."""
 
-    def __init__(
-        self,
-        configs: Sequence[RunConfig],
-        corpus: Corpus,
-        workdir: pathlib.Path,
-        mesh: Mesh,
-        progress: Progress,
-    ):
-        self._config, self._corpus, self._mesh, self._progress = configs[0], corpus, mesh, progress
-        self._configs = configs
+    def __init__(self, configs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path, progress: Progress):
+        self._config, self._corpus, self._progress = configs[0], corpus, progress
+        self._configs, self._mesh = configs, make_mesh(configs[0].mesh)
         self._ids = [run_id(config) for config in configs]
         settings = self._config.train
         self._shape = (len(configs), settings.batch_size, corpus.window + 1)
-        budget = settings.steps[-1] * settings.batch_size * corpus.window
-        self._weights = [mixtures.parse(config.mixture, corpus, budget) for config in configs]
+        self._weights = [mixtures.parse(config.mixture, corpus, config.tokens) for config in configs]
         self._samplers = [
             Sampler(corpus, weights, settings.batch_size, config.seed)
             for config, weights in zip(configs, self._weights, strict=True)
         ]
-        self._program: Program = make_program(self._config, corpus, len(configs), mesh)
+        self._program: Program = make_program(self._config, corpus, len(configs), self._mesh)
         self._evaluation: EvaluationSet = evaluation_set(corpus, settings.evaluation_windows, settings.batch_size)
         self._directories = [workdir / "runs" / name for name in self._ids]
         self._checkpoints = workdir / "checkpoints" / population_name(self._ids)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from atlas.data import Corpus, Sampler
-from atlas.training.config import RunConfig, shape_key
+from atlas.training.config import RunConfig, shape_of
 from atlas.training.mesh import BATCH_AXES, check_divisible, parameter_sharding
 from atlas.training.step import Skeleton, TrainState, TrainStep
 from models import ModelConfig
@@ -71,27 +71,14 @@ def make_program(config: RunConfig, corpus: Corpus, population: int, mesh: Mesh)
     check_divisible(mesh, config.train.batch_size, population)
     tokenizer = corpus.tokenizer
     ids = (tokenizer.separator, tokenizer.padding, tokenizer.vocab_size)
-    return _make_program(_Shape(shape_key(config), config), ids, len(corpus.languages), population, mesh)
-
-
-class _Shape:
-    """A config that compares by its shape key, to look programs up by."""
-
-    def __init__(self, key: str, config: RunConfig):
-        self.key, self.config = key, config
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Shape) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+    return _make_program(shape_of(config), ids, len(corpus.languages), population, mesh)
 
 
 @functools.lru_cache(maxsize=_CACHE_SIZE)
-def _make_program(shape: _Shape, ids: tuple[int, int, int], languages: int, population: int, mesh: Mesh) -> Program:
+def _make_program(shape: RunConfig, ids: tuple[int, int, int], languages: int, population: int, mesh: Mesh) -> Program:
     separator, padding, vocab_size = ids
-    model: ModelConfig = dataclasses.replace(shape.config.model, vocab_size=vocab_size)
-    one = TrainStep(Skeleton(model), shape.config.train, separator, padding, languages)
+    model: ModelConfig = dataclasses.replace(shape.model, vocab_size=vocab_size)
+    one = TrainStep(Skeleton(model), shape.train, separator, padding, languages)
     over_runs = functools.partial(jax.vmap, spmd_axis_name="run")
     abstract = jax.eval_shape(over_runs(one.init), jax.ShapeDtypeStruct((population,), jnp.int32))
     shardings = _state_shardings(abstract, one.skeleton, mesh)

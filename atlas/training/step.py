@@ -112,18 +112,13 @@ def make_optimizers(config: TrainConfig, skeleton: Skeleton) -> dict[str, optax.
     Two, because a clip over both norms would let the indexer's own loss move the model.
     """
     matrices = skeleton.matrices()
-
-    def adamw(multiplier: float) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.clip_by_global_norm(config.clip_norm),
-            optax.scale_by_adam(config.beta1, config.beta2),
-            optax.add_decayed_weights(
-                config.weight_decay, mask=lambda arrays: {name: matrices[name] for name in arrays}
-            ),
-            optax.scale(-multiplier),
-        )
-
-    return {"model": adamw(1.0), "indexer": adamw(config.indexer_learning_rate_multiplier)}
+    adamw = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(config.beta1, config.beta2),
+        optax.add_decayed_weights(config.weight_decay, mask=lambda arrays: {name: matrices[name] for name in arrays}),
+        optax.scale(-1.0),
+    )
+    return {"model": adamw, "indexer": adamw}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,24 +1,29 @@
 """Executes a list of runs: grouped into populations, parted into shards, never repeating what is done."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import pandas as pd
 from tqdm import tqdm
 
-from atlas.data import Corpus, prepare
+from atlas.data import Corpus, DataConfig, languages_of, mixtures, prepare
 from atlas.errors import UserError
 from atlas.files import write_atomically
-from atlas.training.config import RunConfig, digest_of, run_id, shape_key
-from atlas.training.loop import DONE, EVALUATIONS, METRICS, train
-from atlas.training.mesh import first_process_first
+from atlas.training.config import MeshConfig, RunConfig, corpus_key, run_id, shape_of
+from atlas.training.loop import DONE, EVALUATIONS, METRICS, MODEL, train
+from atlas.training.mesh import check_divisible, first_process_first, make_mesh
 from atlas.training.metrics import JsonLines
 
 PLAN = "sweep.json"
+# Settings that decide which arrays a model has.
+_ARRAYS = ("d_model", "layers", "heads", "kv_heads", "head_width", "d_ff", "attention", "output_gate", "value_gate")
+_ARRAYS += ("indexer_heads", "indexer_width", "indexer_gate_bias", "scan_layers", "architecture")
 
 
 def populations(configs: Sequence[RunConfig], size: int) -> list[list[RunConfig]]:
@@ -26,9 +31,9 @@ def populations(configs: Sequence[RunConfig], size: int) -> list[list[RunConfig]
 
     A run that continues from another never shares a population with runs that do not, and comes after them.
     """
-    by_shape: dict[tuple[bool, str], list[RunConfig]] = {}
+    by_shape: dict[tuple[bool, RunConfig], list[RunConfig]] = {}
     for config in sorted(configs, key=lambda config: bool(config.initialize)):
-        by_shape.setdefault((bool(config.initialize), shape_key(config)), []).append(config)
+        by_shape.setdefault((bool(config.initialize), shape_of(config)), []).append(config)
     return [runs[i : i + size] for runs in by_shape.values() for i in range(0, len(runs), size)]
 
 
@@ -48,16 +53,17 @@ def shard_of(units: Sequence[list[RunConfig]], shard: str) -> list[list[RunConfi
     return list(units[index::count])
 
 
-def run_sweep(configs: Sequence[RunConfig], workdir: pathlib.Path, population: int = 1, shard: str = "") -> None:
+def run_sweep(runs: Sequence[RunConfig], workdir: pathlib.Path, population: int = 1, shard: str = "") -> None:
     """Prepares the corpora and trains every run of the shard that is not done; killed at any moment, it continues.
 
-    population: runs of one shape trained as one vmapped step. Raises UserError for what a user can mend.
+    population: runs of one shape trained as one vmapped step. Raises UserError for what a user can mend, before the
+    first run trains.
     """
-    check_ids(configs)
-    first_process_first(lambda: claim(workdir, configs))
-    units = shard_of(populations(configs, population), shard)
+    check_runs(runs, population, workdir)
+    first_process_first(lambda: claim(workdir, runs))
+    units = shard_of(populations(runs, population), shard)
     todo = [unit for unit in units if not all(is_done(workdir, config) for config in unit)]
-    corpora = {_corpus_key(unit[0]): prepare_corpus(unit[0], workdir) for unit in todo}
+    corpora = {unit[0].data: prepare_corpus(unit[0].data, workdir) for unit in todo}
     total = sum(c.train.planned_steps * c.train.batch_size * c.data.window for unit in todo for c in unit)
     count, finished = sum(map(len, units)), sum(map(len, units)) - sum(map(len, todo))
     quiet = not todo or jax.process_index() != 0
@@ -69,37 +75,81 @@ def run_sweep(configs: Sequence[RunConfig], workdir: pathlib.Path, population: i
 
         for unit in todo:
             bar.set_description(f"runs {finished + 1}–{finished + len(unit)} of {count}")
-            train(unit, corpora[_corpus_key(unit[0])], workdir, progress=progress)
+            train(unit, corpora[unit[0].data], workdir, progress=progress)
             finished += len(unit)
 
 
-def prepare_corpus(config: RunConfig, workdir: pathlib.Path) -> Corpus:
-    """The corpus of a run, built by the first process if it is not there yet."""
-    return first_process_first(lambda: prepare(config.data, workdir / "corpora" / _corpus_key(config)))
+def prepare_corpus(config: DataConfig, workdir: pathlib.Path) -> Corpus:
+    """The corpus of some runs, built by the first process if it is not there yet."""
+    return first_process_first(lambda: prepare(config, workdir / "corpora" / corpus_key(config)))
 
 
-def _corpus_key(config: RunConfig) -> str:
-    return digest_of(dataclasses.asdict(config.data))
+def check_runs(runs: Sequence[RunConfig], population: int = 1, workdir: pathlib.Path | None = None) -> None:
+    """Raises UserError, naming the run, for whatever would stop one of them after others have trained.
+
+    Checked are mixtures against the languages, batches and populations against the mesh and this machine's devices,
+    runs to continue from against the others, or against `workdir`. Text is looked at only for names of languages.
+    """
+    names = functools.cache(languages_of)
+    before: dict[str, RunConfig] = {}
+    seen: set[RunConfig] = set()
+    for unit in populations(runs, population):
+        for run in unit:
+            with _naming(run):
+                unlabelled = dataclasses.replace(run, group="", mesh=MeshConfig())
+                if unlabelled in seen:
+                    raise UserError("the sweep lists it twice; give the copies different seeds")
+                seen.add(unlabelled)
+                mixtures.parse(run.mixture, _Names(names(run.data)), run.tokens)
+                if run.model.dtype == "float64" and not jax.config.jax_enable_x64:
+                    raise UserError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
+                if run.initialize:
+                    _check_parent(run, before, workdir)
+                before[run.name] = run
+        with _naming(unit[0]):
+            check_divisible(make_mesh(unit[0].mesh), unit[0].train.batch_size, len(unit))
 
 
-def check_ids(configs: Sequence[RunConfig]) -> None:
-    """Raises UserError for a run that is listed twice, or that is not valid."""
-    seen: set[str] = set()
-    for config in configs:
-        config.validate()
-        if run_id(config) in seen:
-            raise UserError(f"the sweep lists run {run_id(config)} twice; give the copies different seeds")
-        seen.add(run_id(config))
+def _check_parent(run: RunConfig, before: Mapping[str, RunConfig], workdir: pathlib.Path | None) -> None:
+    """`initialize` is a name in `before`, or the id of one of these, or a trained run of the workdir."""
+    parent = before.get(run.initialize) or next((r for r in before.values() if run_id(r) == run.initialize), None)
+    if parent is not None:
+        shapes = [[getattr(r.model, name) for name in _ARRAYS] for r in (run, parent)]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"initialize={run.initialize!r} is a model of another shape or attention kind")
+    elif workdir is not None and not (workdir / "runs" / run.initialize / MODEL).exists():
+        raise UserError(f"initialize={run.initialize!r} is no run before it, and no trained one in {workdir}")
 
 
-def claim(workdir: pathlib.Path, configs: Sequence[RunConfig]) -> None:
+@contextlib.contextmanager
+def _naming(run: RunConfig) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"run {run.name}: {error}") from error
+
+
+class _Names:
+    """A corpus of which only the languages are known: mixtures that name them are right whatever the sizes."""
+
+    def __init__(self, languages: tuple[str, ...]):
+        self.languages = languages
+
+    def unique_tokens(self, language: str) -> int:
+        return 1
+
+    def num_bytes(self, language: str) -> int:
+        return 1
+
+
+def claim(workdir: pathlib.Path, runs: Sequence[RunConfig]) -> None:
     """Ties a workdir to a sweep; raises UserError if it belongs to another one."""
-    plan = sorted(run_id(config) for config in configs)
+    plan = sorted(map(run_id, runs))
     path = workdir / PLAN
     if path.exists():
         if json.loads(path.read_text()) != plan:
             raise UserError(
-                f"{workdir} holds the runs of another config; give a fresh --workdir or the config it began with"
+                f"{workdir} holds the runs of another config or text; give a fresh --workdir or what it began with"
             )
     else:
         write_atomically(path, json.dumps(plan, indent=1))
@@ -166,10 +216,3 @@ def _shard_of_environment() -> str:
     if "JOB_COMPLETION_INDEX" in environment and "JOB_COMPLETIONS" in environment:
         return f"{environment['JOB_COMPLETION_INDEX']}/{environment['JOB_COMPLETIONS']}"
     return "0/1"
-
-
-@dataclasses.dataclass
-class SweepConfig(RunConfig):
-    """A run and how a sweep over it is executed; the config file's get_sweep(config) lists the runs."""
-
-    population: int = 1  # runs of one shape trained as one vmapped step
