@@ -13,9 +13,10 @@ setup(
     description="Multilingual scaling laws in JAX: train a sweep, fit the law and the transfer matrix, plan, decode.",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["atlas*", "models*", "experiments*", "configs*"]),
+    packages=find_packages(include=["checked*", "atlas*", "models*", "experiments*", "configs*"]),
     package_data={
         "atlas": ["py.typed"],
+        "checked": ["py.typed"],
         "models": ["*.csv", "py.typed"],
         "atlas.scaling.table.published": ["*.csv", "*.md"],
     },
@@ -29,7 +30,6 @@ setup(
         "fsspec>=2024.6",  # corpora on gs:// and other remote paths
         "pandas>=2.2",
         "absl-py>=2.1",
-        "ml-collections>=1.1",
         "grain>=0.2.15,<0.3",
         "array-record>=0.8",
         "tensorflow-datasets>=4.9.9,<5",

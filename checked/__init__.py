@@ -141,7 +141,9 @@ def describe(config: Checked) -> Iterator[str]:
     for name, (owner, last) in _leaves(config):
         kind, spec = _fields(type(owner))[last]
         unit = f" [{spec['unit']}]" if spec["unit"] else ""
-        yield f"{name}={getattr(owner, last)!r}{unit}: {spec['help']}; {_constraint(kind, spec)}"
+        constraint = _constraint(kind, spec)
+        ending = f"; {constraint}" if constraint != _KINDS[str] else ""
+        yield f"{name}={getattr(owner, last)!r}{unit}: {spec['help']}{ending}"
 
 
 def leaves(config: Checked) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def _constraint(kind: Any, spec: Mapping[str, Any]) -> str:
     if spec["choices"]:
         words = f"one of {', '.join(spec['choices'])}"
     else:
-        limits = " and ".join(f"{_BOUNDS[name][1]} {bound:g}" for name, bound in spec["bounds"].items())
+        limits = " and ".join(f"{_BOUNDS[name][1]} {bound}" for name, bound in spec["bounds"].items())
         matching = f"matching {spec['pattern']}" if spec["pattern"] else ""
         words = " ".join(filter(None, (_KINDS[items[0] if items else kind], limits, matching)))
     return f"a tuple, each {words}" if items else words

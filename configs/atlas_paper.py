@@ -46,11 +46,12 @@ BATCH_SIZES = ((150e6, 256), (1e9, 512), (2e9, 1024), (float("inf"), 2048))
 
 
 def get_config() -> RunConfig:
-    """The base run: scale 0 on the 50 evaluation languages."""
-    languages = tuple(_capacity_mixtures()["50v0"])
+    """The base run: scale 0 on the UniMax mixture of the 50 evaluation languages."""
+    mixtures = _capacity_mixtures()
+    languages = tuple(sorted({*itertools.chain(*mixtures.values(), MONOLINGUAL, PAIRS)}))
     return RunConfig(
         name="atlas_paper",
-        mixture="unimax(*;epochs=10)",
+        mixture=f"unimax({','.join(mixtures['50v0'])};epochs=10)",
         data=DataConfig(
             source="madlad",
             input="gs://BUCKET/madlad-400",

@@ -115,9 +115,8 @@ def define_config() -> Config:
     """Defines `--config` and the overrides of its keys; call at import, use the result in main."""
     global _config
     # Only for the help: what it stands for is taken out of the arguments before absl reads them.
-    flags.DEFINE_string(
-        "config", None, "FILE.py[:argument] that defines get_config(); --config.<key>=<value> sets a key"
-    )
+    text = "FILE.py[:argument] with a get_config(); --config.<key>=<value> sets a key"
+    flags.DEFINE_string("config", None, text, module_name=_main())
     _config = Config()
     return _config
 
@@ -128,8 +127,13 @@ def define_settings(config: C) -> Callable[[], C]:
     for line in describe(config):
         name, _, rest = line.partition("=")
         key = name.removeprefix(f"{config.section}.")
-        holders[key] = flags.DEFINE_string(key, None, f"default {rest}")
+        holders[key] = flags.DEFINE_string(key, None, f"default {rest}", module_name=_main())
     return lambda: overlay(config, {k: read(config, k, h.value) for k, h in holders.items() if h.value is not None})
+
+
+def _main() -> str:
+    """The module whose flags --help shows, as absl names it."""
+    return sys.argv[0]
 
 
 def require(**values: Any) -> None:

@@ -19,7 +19,9 @@ from experiments import _app
 
 _CONFIG = _app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory for the corpus, the runs and the results")
-_POPULATION = flags.DEFINE_integer("population", None, "runs of one shape that train as one step; default: the file's")
+_POPULATION = flags.DEFINE_integer(
+    "population", None, "runs of one shape that train as one step; default: the file's", lower_bound=1
+)
 _RUNS = flags.DEFINE_string("runs", None, "runs table to analyse in place of training")
 
 

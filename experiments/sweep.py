@@ -21,7 +21,9 @@ from experiments import _app
 
 _CONFIG = _app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory for the corpus, the runs and their checkpoints")
-_POPULATION = flags.DEFINE_integer("population", None, "runs of one shape that train as one step; default: the file's")
+_POPULATION = flags.DEFINE_integer(
+    "population", None, "runs of one shape that train as one step; default: the file's", lower_bound=1
+)
 _SHARD = flags.DEFINE_string(
     "shard", "", "part i of n as i/n; default: from the scheduler's environment, else everything"
 )

@@ -89,7 +89,7 @@ class Study:
     def check_overrides(self, keys: Iterable[str]) -> None:
         """Raises UserError for the first setting, changed on the base by a user, that the sweep itself varies."""
         for key in keys:
-            count = sum(any(_overlap(key, varied) for varied in changes) for changes in self.overlays)
+            count = sum(any(f"{key}.".startswith(f"{varied}.") for varied in changes) for changes in self.overlays)
             if count:
                 raise UserError(
                     f"{key} is varied by the sweep itself, in {count} of its {len(self.overlays)} runs, "
@@ -101,7 +101,3 @@ class Study:
             return overlay(self.base, changes)
         except UserError as error:
             raise UserError(f"run {changes.get('name', self.base.name)}: {error}") from error
-
-
-def _overlap(one: str, other: str) -> bool:
-    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")

@@ -4,34 +4,105 @@ import pathlib
 
 import pytest
 
-from atlas.training import RunConfig, run_id, sweep
+from atlas.errors import UserError
+from atlas.training import RunConfig, check_runs
+from checked import leaves, overlay
 from models.config import count_params
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if "def get_config" in path.read_text())
 SWEEPS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if "def get_sweep" in path.read_text())
+SETTINGS = [key for key in leaves(RunConfig()) if key not in ("name", "group")]
+
+# Another value of every setting that a number one larger, or the opposite, would not be.
+OTHER = {
+    "mixture": "temperature(*)",
+    "initialize": "another",
+    "data.source": "text",
+    "data.input": "elsewhere",
+    "data.languages": ("a9", "b9", "c9"),
+    "data.tokenizer": "bpe",
+    "data.tasks": ("needle",),
+    "model.attention": "sparse",
+    "model.output_gate": "headwise",
+    "model.value_gate": "none",
+    "model.k_rule": "inverse",
+    "model.selection": "block",
+    "model.dtype": "float64",
+    "model.remat": "dots",
+    "model.kv_heads": 1,
+    "model.head_width": 48,
+    "model.block": 8,
+    "model.variance_decay": 0.5,
+    "model.architecture.family": "llama",
+    "model.architecture.rope_scaling.kind": "linear",
+    "model.architecture.full_layers": (0,),
+    "train.steps": (7, 9),
+    "train.cooldown_fraction": 0.5,
+    "train.beta1": 0.5,
+    "train.beta2": 0.5,
+    "train.trained": "indexer",
+    "mesh.data": 2,
+}
+# What the value needs beside it.
+WITH = {
+    "data.source": {"data.input": "elsewhere"},
+    "data.input": {"data.source": "text"},
+    "data.languages": {"data.source": "synthetic", "data.input": ""},
+    "model.heads": {"model.kv_heads": 1},
+    "data.tasks": {"data.tokenizer": "bytes"},
+}
+# Sparse attention knows neither; a test of them turns it off, where the sweep lets it.
+DENSE = ("model.architecture.window", "model.architecture.attention_softcap")
 
 
 def load(name: str):
     return importlib.import_module(f"configs.{name}")
 
 
+def other(key: str, value):
+    if key in OTHER:
+        return OTHER[key]
+    return not value if isinstance(value, bool) else value + 1
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_config_is_valid_and_says_how_it_is_run(name):
+def test_config_says_how_it_is_run_how_long_and_to_what_end(name):
     module = load(name)
-    module.get_config().validate()
-    assert f"--config=configs/{name}.py" in module.__doc__
+    assert isinstance(module.get_config(), RunConfig)
+    for words in (f"--config=configs/{name}.py", "Time", "xpect"):
+        assert words in module.__doc__
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_sweep_lists_different_valid_runs(name):
+def test_sweep_lists_different_runs_that_fit(name):
     module = load(name)
-    sweep.check_ids(module.get_sweep(module.get_config()))
+    check_runs(module.get_sweep(module.get_config()).plan)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_whatever_is_set_on_the_base_is_found_in_every_run_or_refused_by_name(name):
+    module = load(name)
+    plain, found = module.get_config(), 0
+    for key in SETTINGS:
+        changes = {key: other(key, leaves(plain)[key])} | WITH.get(key, {})
+        changes |= {"model.attention": "dense"} if key in DENSE else {}
+        try:
+            base = overlay(plain, changes)
+            study = module.get_sweep(base)
+            study.check_overrides([key])
+            runs = study.plan
+        except UserError as error:
+            assert key in str(error), error
+            continue
+        found += 1
+        assert {leaves(run)[key] for run in runs} == {leaves(base)[key]} != {leaves(plain)[key]}, key
+    assert found > 40
 
 
 def paper() -> list[RunConfig]:
     module = load("atlas_paper")
-    return module.get_sweep(module.get_config())
+    return module.get_sweep(module.get_config()).plan
 
 
 def test_paper_has_774_runs_in_its_nine_groups():
@@ -42,11 +113,12 @@ def test_paper_has_774_runs_in_its_nine_groups():
 
 
 def test_paper_finetunes_continue_runs_of_their_own_size():
-    runs = {run_id(config): config for config in paper()}
-    finetunes = [config for config in runs.values() if config.initialize]
+    runs = paper()
+    named = {config.name: config for config in runs if config.group == "unimax"}
+    finetunes = [config for config in runs if config.initialize]
     assert len(finetunes) == 134
     for config in finetunes:
-        parent = runs[config.initialize]
+        parent = named[config.initialize]
         assert parent.mixture.startswith("unimax")
         assert count_params(parent.model) == count_params(config.model)
 
@@ -54,10 +126,5 @@ def test_paper_finetunes_continue_runs_of_their_own_size():
 def test_paper_trains_as_published():
     by_scale = {config.name: config for config in paper()}
     assert count_params(by_scale["unimax-34"].model)["total"] == 2_034_422_912
-    assert [by_scale[f"unimax-{scale}"].train.batch_size for scale in (4, 8, 28, 34)] == [
-        256,
-        256,
-        1024,
-        2048,
-    ]
+    assert [by_scale[f"unimax-{scale}"].train.batch_size for scale in (4, 8, 28, 34)] == [256, 256, 1024, 2048]
     assert by_scale["monolingual-0"].data.languages == ("yo",)

@@ -1,49 +1,104 @@
-import subprocess
-import sys
-
 import pytest
 
+from atlas.training import RunConfig
+from checked import describe
+from tests.experiments.binaries import run_binaries
 
-def run_binary(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=300)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["experiments.train", "--config=configs/train.py", "--config.model.atention=dense"],
-            "did you mean 'attention'",
-        ),
-        (["experiments.train", "--config=configs/train.py", "--config.train.batch_size=many"], "batch_size"),
-        (
-            ["experiments.train", "--config=configs/trian.py", "--workdir=x"],
-            "did you mean 'configs/train.py'",
-        ),
-        (["experiments.train", "--config=configs/train.py"], "--workdir is missing"),
-        (["experiments.train", "--workdir=x"], "--config is missing"),
-        (["experiments.sweep", "--config=configs/train.py", "--list"], "get_sweep"),
-        (["experiments.sweep", "--confg=configs/train.py"], "confg"),
-        (["experiments.study", "--config=configs/smoke.py", "--config.seed=1.5", "--workdir=x"], "seed"),
-    ],
-)
-def test_mistakes_are_one_line_and_exit_code_2(arguments, message):
-    done = run_binary(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+TRAIN, QUICKSTART = "--config=configs/train.py", "--config=configs/quickstart.py"
+MISTAKES = [
+    (["train", TRAIN, "--config.model.atention=dense"], "did you mean 'model.attention'"),
+    (["train", TRAIN, "--config.train.batch_size=many"], "train.batch_size='many' must be a whole number"),
+    (["train", TRAIN, "--config.train.learning_rate=nan"], "train.learning_rate=nan must be a number above 0"),
+    (["train", TRAIN, "--config.train.steps=('a',)"], "train.steps=('a',) must be a tuple, each a whole number"),
+    (["train", TRAIN, "--config.name=../x"], "name='../x' must be text matching"),
+    (["train", TRAIN, "--config.model=dense"], "model='dense' is a section"),
+    (["train", TRAIN, "--config.model.remat"], "--config.model.remat lacks its value"),
+    (["train", "--config", "configs/trian.py", "--workdir=x"], "did you mean 'configs/train.py'"),
+    (["train", TRAIN], "--workdir is missing"),
+    (["train", "--workdir=x"], "--config is missing"),
+    (["train", "--config.seed=1"], "--config is missing; give --config=FILE.py before --config.seed"),
+    (["sweep", TRAIN, "--list"], "get_sweep"),
+    (["sweep", "--confg=configs/train.py"], "confg"),
+    (["sweep", QUICKSTART, "--population=0", "--list"], "population"),
+    (["sweep", QUICKSTART, "--config.model.d_ff=9", "--list"], "model.d_ff is varied by the sweep itself, in 25 of"),
+    (["sweep", QUICKSTART, "--config.mesh.data=3", "--list"], "run monolingual-small: mesh"),
+    (["sweep", QUICKSTART, "--config.model.k_base=99", "--list"], "model.k_base=99 must lie"),
+    (["study", "--config=configs/smoke.py", "--config.train.steps=1.5", "--workdir=x"], "train.steps"),
+    (["compare_attention", "--config=configs/attention_comparison.py", "--config.data.tasks=()"], "name the languages"),
+]
+WITH_CONFIG = ["train", "sweep", "study", "compare_attention"]
+WITHOUT = ["prepare", "fit", "plan"]
 
 
-@pytest.mark.parametrize("name", ["study", "prepare", "train", "sweep", "fit", "plan", "compare_attention"])
-def test_help_shows_the_flags(name):
-    done = run_binary(f"experiments.{name}", "--help")
-    assert done.returncode == 0
-    assert f"python -m experiments.{name}" in done.stdout
-    assert "--workdir" in done.stdout or name == "plan"
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """A config file that counts how often it is executed."""
+    directory = tmp_path_factory.mktemp("once")
+    text = "import pathlib\nfrom configs.smoke import *\n"
+    count = f"with pathlib.Path({str(directory / 'count')!r}).open('a') as file:\n    file.write('x')\n"
+    (directory / "config.py").write_text(text + count)
+    return directory
 
 
-def test_listing_the_paper_counts_774_runs():
-    done = run_binary("experiments.sweep", "--config=configs/atlas_paper.py", "--list")
-    assert done.returncode == 0
-    assert done.stdout.rstrip().endswith("774 runs")
+@pytest.fixture(scope="module")
+def done(once):
+    """All commands of this module, by their words."""
+    commands = [
+        *(arguments for arguments, _ in MISTAKES),
+        *([name, "--help"] for name in (*WITH_CONFIG, *WITHOUT)),
+        ["train", TRAIN, "--config.model.k_rule", "inverse", "--helpshort"],
+        ["sweep", f"--config={once / 'config.py'}", "--list"],
+        ["sweep", "--config", "configs/smoke.py", "--list"],
+        ["sweep", "--config", "configs/smoke.py", "--config.model.k_rule=inverse", "--list"],
+        ["sweep", "--config=configs/atlas_paper.py", "--list"],
+    ]
+    results = run_binaries(*([f"experiments.{name}", *arguments] for name, *arguments in commands))
+    return {" ".join(command): result for command, result in zip(commands, results, strict=True)}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_mistakes_are_one_line_and_exit_code_2(done, arguments, message):
+    result = done[" ".join(arguments)]
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [*WITH_CONFIG, *WITHOUT])
+def test_help_shows_the_flags_and_the_settings_of_the_config(done, name):
+    result = done[f"{name} --help"]
+    assert result.returncode == 0
+    assert f"python -m experiments.{name}" in result.stdout
+    assert "--workdir" in result.stdout or name == "plan"
+    if name in WITH_CONFIG:
+        assert all(f"  --config.{line}\n" in result.stdout for line in describe(RunConfig()))
+    if name == "prepare":
+        assert "--synthetic_tokens: default 1000000 [bytes]" in result.stdout
+
+
+def test_help_shows_the_values_of_the_file_and_of_the_user(done):
+    result = done[f"train {TRAIN} --config.model.k_rule inverse --helpshort"]
+    assert "--config.train.steps=(300,) [steps]: " in result.stdout
+    assert "--config.model.k_rule='inverse': " in result.stdout
+
+
+def test_listing_the_paper_counts_774_runs(done):
+    result = done["sweep --config=configs/atlas_paper.py --list"]
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.rstrip().endswith("774 runs")
+
+
+def test_config_files_are_executed_once(done, once):
+    listed = done[f"sweep --config={once / 'config.py'} --list"]
+    assert listed.stdout == done["sweep --config configs/smoke.py --list"].stdout
+    assert (once / "count").read_text() == "x"
+
+
+def test_an_override_of_the_base_makes_other_runs(done):
+    plain, varied = (
+        {line.split()[0] for line in done[f"sweep --config configs/smoke.py {flag}--list"].stdout.splitlines()[1:14]}
+        for flag in ("", "--config.model.k_rule=inverse ")
+    )
+    assert len(plain) == len(varied) == 13
+    assert not plain & varied

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 
@@ -8,36 +9,38 @@ import pytest
 from atlas.errors import UserError
 from atlas.studies import attention_comparison as comparison
 from atlas.studies.attention_comparison import RATES
-from atlas.training import RunConfig, run_id
+from atlas.training import Study, run_id
+from checked import overlay
 from configs import attention_comparison
 from models.config import ATTENTION_KINDS, count_params
 
 KINDS = ("dense", "gated_sparse")  # between them they have every number
 
 
-def tiny() -> comparison.ComparisonConfig:
-    """The config of the experiment at a size that trains in seconds, with one rate at which nothing holds."""
-    config = attention_comparison.get_config()
-    config.seeds, config.learning_rates, config.rate_steps, config.measured_windows = 2, (1e6,), 20, 8
-    config.data.window, config.data.synthetic_tokens, config.data.languages = 32, 40_000, ("a1",)
-    model, train = config.model, config.train
-    model.d_model, model.d_ff, model.layers, model.heads, model.kv_heads, model.indexer_heads = 16, 64, 1, 1, 1, 1
-    model.k_base, model.k_min, model.k_max = 8, 2, 16
-    train.batch_size, train.steps, train.warmup_steps, train.evaluation_windows = 4, (40,), 2, 8
-    return config
+TINY = {
+    "data": {"window": 32, "synthetic_tokens": 40_000, "languages": ("a1",)},
+    "model": {"d_model": 16, "d_ff": 64, "layers": 1, "heads": 1, "kv_heads": 1, "indexer_heads": 1}
+    | {"k_base": 8, "k_min": 2, "k_max": 16},
+    "train": {"batch_size": 4, "steps": (40,), "warmup_steps": 2, "evaluation_windows": 8},
+}
 
 
-def some_runs(config: comparison.ComparisonConfig) -> list[RunConfig]:
-    """The runs of KINDS, and the rates of the first: compiling is what takes the time."""
-    runs = attention_comparison.get_sweep(config)
-    return [run for run in runs if run.model.attention in KINDS and (run.group != RATES or run.model == runs[0].model)]
+def tiny() -> Study:
+    """The experiment at a size that trains in seconds, with one rate at which nothing holds.
+
+    Of the runs those of KINDS, and the rates of the first: compiling is what takes the time.
+    """
+    base = overlay(attention_comparison.get_config(), TINY)
+    study = attention_comparison.get_sweep(base, seeds=2, learning_rates=(1e6,), rate_steps=20)
+    kinds = {True: KINDS[:1], False: KINDS}
+    some = [o for o in study.overlays if o["model.attention"] in kinds[o["group"] == RATES]]
+    return dataclasses.replace(study, overlays=some)
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     directory = tmp_path_factory.mktemp("comparison")
-    config = tiny()
-    text = comparison.run_comparison(config, some_runs(config), directory, "a command")
+    text = comparison.run_comparison(tiny(), directory, "a command", measured_windows=8)
     assert all(kind in text for kind in KINDS)
     return directory
 
@@ -70,7 +73,6 @@ def test_table_has_every_kind_and_number(workdir):
 
 @pytest.mark.thorough
 def test_numbers_are_those_of_the_runs(workdir):
-    config = tiny()
     table = pd.read_csv(workdir / "table.csv", index_col="kind")
     runs = pd.read_csv(workdir / "runs.csv").query("language == 'a1' and step == 40 and model == 'gated_sparse'")
     assert len(runs) == 2
@@ -82,7 +84,7 @@ def test_numbers_are_those_of_the_runs(workdir):
     np.testing.assert_allclose(table.multikey["dense"], accuracy.accuracy.mean(), rtol=1e-5)
     curves = pd.read_csv(workdir / "curves.csv")
     assert sorted(curves.step.unique()) == [20, 40]
-    run = next(run for run in attention_comparison.get_sweep(config) if run.model.attention == "dense")
+    run = next(run for run in tiny().runs if run.model.attention == "dense")
     losses = [json.loads(line)["loss"] for line in (workdir / "runs" / run_id(run) / "metrics.jsonl").open()]
     np.testing.assert_allclose(
         curves.query("kind == 'dense' and seed == 0").loss.iloc[0], np.mean(losses[:20]), rtol=1e-5
@@ -109,42 +111,36 @@ def test_finished_comparison_trains_and_measures_nothing(workdir, monkeypatch):
         raise AssertionError("a finished run was read again")
 
     monkeypatch.setattr(comparison, "load_model", fail)
-    config = tiny()
     before = (workdir / "table.csv").read_text()
-    comparison.run_comparison(config, some_runs(config), workdir)
+    comparison.run_comparison(tiny(), workdir, measured_windows=8)
     assert (workdir / "table.csv").read_text() == before
 
 
 def test_sweep_trains_every_kind_at_equal_parameters_and_data():
     config = attention_comparison.get_config()
-    runs = attention_comparison.get_sweep(config)
+    runs = attention_comparison.get_sweep(config).plan
     full = [run for run in runs if run.group != RATES]
     assert [run.model.attention for run in full] == [kind for kind in ATTENTION_KINDS for _ in range(3)]
-    assert len(runs) - len(full) == len(ATTENTION_KINDS) * len(config.learning_rates)
+    assert len(runs) - len(full) == len(ATTENTION_KINDS) * len(attention_comparison.LEARNING_RATES)
     counts = [count_params(run.model)["non_embedding"] for run in full]
     assert max(counts) / min(counts) < 1.01
     assert len({(run.mixture, str(run.train), str(run.data)) for run in full}) == 1
     weights = {name: float(share) for name, share in (part.split(":") for part in full[0].mixture.split(","))}
     assert sum(weights.values()) == pytest.approx(1)
-    assert sum(weights[name] for name in config.data.languages) == pytest.approx(config.text_share)
+    assert sum(weights[name] for name in config.data.languages) == pytest.approx(attention_comparison.TEXT_SHARE)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text_share": 1.0}, "text_share=1.0"),
         ({"data.languages": ()}, "name the languages"),
         ({"data.tasks": ()}, "name the languages"),
         ({"model.d_ff": 8}, "d_ff=8"),
     ],
 )
 def test_mistakes_of_the_config(change, message):
-    config = attention_comparison.get_config()
-    for key, value in change.items():
-        *parents, last = key.split(".")
-        setattr(getattr(config, parents[0]) if parents else config, last, value)
     with pytest.raises(UserError, match=message):
-        attention_comparison.get_sweep(config)
+        attention_comparison.get_sweep(overlay(attention_comparison.get_config(), change))
 
 
 def test_table_is_mean_and_deviation_over_seeds():

@@ -11,8 +11,7 @@ from configs import smoke
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     directory = tmp_path_factory.mktemp("study")
-    config = smoke.get_config()
-    study.run_study(config, smoke.get_sweep(config), directory, "a command")
+    study.run_study(smoke.get_sweep(smoke.get_config()), directory, "a command")
     return directory
 
 
@@ -30,7 +29,7 @@ def test_leaves_every_output(workdir):
 def test_table_has_a_row_for_every_language_of_every_branch(workdir):
     config = smoke.get_config()
     table = pd.read_csv(workdir / "runs.csv")
-    assert len(table) == len(smoke.get_sweep(config)) * len(config.train.steps) * len(config.data.languages)
+    assert len(table) == len(smoke.get_sweep(config).overlays) * len(config.train.steps) * len(config.data.languages)
     tokens = table[[f"tokens.{name}" for name in config.data.languages]].sum(axis=1)
     assert set(tokens) == {steps * config.train.batch_size * config.data.window for steps in config.train.steps}
 
@@ -41,7 +40,6 @@ def test_finished_study_returns_at_once(workdir, monkeypatch):
         raise AssertionError("a finished study was analysed again")
 
     monkeypatch.setattr(study, "analyse", fail)
-    config = smoke.get_config()
-    summary = study.run_study(config, smoke.get_sweep(config), workdir)
+    summary = study.run_study(smoke.get_sweep(smoke.get_config()), workdir)
     assert "transfer matrix" in summary
     assert str(workdir / "report.html") in summary

@@ -139,15 +139,3 @@ def test_continues_from_another_run(tmp_path, corpus, attention):
     first = next(r for r in JsonLines(tmp_path / "runs" / run_id(config_of(changes)) / "metrics.jsonl").read())
     scratch = next(r for r in JsonLines(tmp_path / "runs" / run_id(parent) / "metrics.jsonl").read())
     assert first["loss"] < scratch["loss"] - 0.05
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"mixture": "a1:0.5,a2:0.4"}, "sum to"),
-        ({"mixture": "a9"}, "unknown language 'a9'"),
-    ],
-)
-def test_bad_mixtures(tmp_path, corpus, changes, message):
-    with pytest.raises(UserError, match=message):
-        train([config_of(changes)], corpus, tmp_path)

@@ -2,17 +2,16 @@ import pytest
 
 from atlas.errors import UserError
 from atlas.training import run_id, run_sweep, runs_table, status, sweep
+from checked import overlay
 from tests.atlas.training.worker import config_of
 
-RUNS = [
-    config_of({"mixture": mixture, "seed": seed, "train.steps": [2, 4], "train.evaluate_every": 0})
-    for mixture in ("a1", "uniform(*)")
-    for seed in (0, 1)
-]
+# Small in all that takes time to compile: what is tested here is which runs train, and when.
+SMALL = {"train.steps": [2, 4], "train.evaluate_every": 0, "model.attention": "gated", "model.layers": 1}
+RUNS = [config_of(SMALL | {"mixture": mixture, "seed": seed}) for mixture in ("a1", "uniform(*)") for seed in (0, 1)]
 
 
 def test_populations_hold_runs_of_one_shape():
-    wide = [config_of({"model.d_ff": 48}), config_of({"model.d_ff": 48, "seed": 1})]
+    wide = [config_of(SMALL | {"model.d_ff": 48, "seed": seed}) for seed in (0, 1)]
     units = sweep.populations([RUNS[0], wide[0], *RUNS[1:], wide[1]], size=3)
     assert [[run_id(config) for config in unit] for unit in units] == [
         [run_id(config) for config in unit] for unit in (RUNS[:3], RUNS[3:], wide)
@@ -20,7 +19,7 @@ def test_populations_hold_runs_of_one_shape():
 
 
 def test_continued_runs_come_last():
-    child = config_of({"initialize": run_id(RUNS[0])})
+    child = config_of(SMALL | {"initialize": run_id(RUNS[0])})
     assert sweep.populations([child, RUNS[0]], size=2) == [[RUNS[0]], [child]]
 
 
@@ -70,6 +69,37 @@ def test_workdir_of_another_sweep(tmp_path):
         sweep.claim(tmp_path, RUNS[:3])
 
 
-def test_run_listed_twice():
-    with pytest.raises(UserError, match="twice"):
-        sweep.check_ids([RUNS[0], RUNS[0]])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "twice"),
+        ({"mixture": "a9"}, "unknown language 'a9'"),
+        ({"mixture": "a1:0.5,a2:0.4"}, "sum to"),
+        ({"mesh.tensor": 64}, "tensor=64 .* there are"),
+        ({"model.dtype": "float64"}, "JAX_ENABLE_X64"),
+        ({"initialize": "none"}, "is no run before it"),
+        ({"initialize": RUNS[0].name, "model.layers": 3}, "another shape"),
+        ({"initialize": RUNS[0].name, "model.attention": "dense"}, "another shape or attention kind"),
+    ],
+)
+def test_what_would_stop_any_run_is_named_before_the_first_trains(tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(sweep, "prepare_corpus", None)
+    bad = overlay(RUNS[0], {"name": "bad"} | changes) if changes else RUNS[0]
+    with pytest.raises(UserError, match=f"run {bad.name}: .*{message}") as error:
+        run_sweep([RUNS[0], bad], tmp_path, shard="0/1")
+    assert "\n" not in str(error.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_populations_must_divide_over_the_mesh():
+    """On the one device of this process only batches can fail; the rule itself is tested with the mesh."""
+    with pytest.raises(UserError, match=r"run one: mesh run=2"):
+        sweep.check_runs([overlay(RUNS[0], {"name": "one", "mesh.run": 2})], population=1)
+
+
+def test_runs_to_continue_from_are_accepted(tmp_path):
+    child = overlay(RUNS[0], {"name": "child", "initialize": run_id(RUNS[0]), "seed": 7})
+    sweep.check_runs([RUNS[0], child], workdir=tmp_path)
+    sweep.check_runs([overlay(child, {"initialize": "elsewhere"})])
+    (tmp_path / "runs" / "elsewhere" / "model").mkdir(parents=True)
+    sweep.check_runs([overlay(child, {"initialize": "elsewhere"})], workdir=tmp_path)

@@ -11,7 +11,8 @@ import subprocess
 import sys
 
 from atlas.data import DataConfig, prepare
-from atlas.training import RunConfig, TrainConfig, initialize_distributed, train, vary
+from atlas.training import RunConfig, TrainConfig, initialize_distributed, train
+from checked import overlay
 from models import ModelConfig
 
 DATA = DataConfig(source="synthetic", languages=("a1", "a2", "b1"), window=32, synthetic_tokens=40_000)
@@ -43,8 +44,8 @@ BASE = RunConfig(
 
 
 def config_of(changes: dict) -> RunConfig:
-    """The base run with dotted changes; lists of JSON become tuples."""
-    return vary(BASE, {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()})
+    """The base run with dotted changes."""
+    return overlay(BASE, changes)
 
 
 def run_worker(workdir: pathlib.Path, changes: dict, **options: int) -> int:

@@ -65,7 +65,7 @@ def test_13_counts_of_best_sources_lie_within_what_ties_allow():
 
 def test_16_and_17_tokens_of_the_pairs_and_of_a_test_set():
     config = atlas_paper.get_config()
-    pair = next(run for run in atlas_paper.get_sweep(config) if run.group == "pair_bilingual")
+    pair = next(run for run in atlas_paper.get_sweep(config).plan if run.group == "pair_bilingual")
     anchor = 10_000 * pair.train.batch_size * pair.data.window
     assert 10_000 in pair.train.steps
     assert anchor == 2048 * 2048 * 10_000 and round(anchor / 1e9) == 42

@@ -1,0 +1,42 @@
+"""Runs binaries in children of one process that has imported what takes seconds to import."""
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[2]
+_DRIVER = """
+import json, os, runpy, sys, tempfile
+import jax, pandas, atlas.studies.attention_comparison, atlas.studies.scaling_study
+results = []
+for module, *arguments in json.load(sys.stdin):
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = os.fork()
+        if not child:
+            os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+            sys.argv = [module, *arguments]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        out.seek(0), err.seek(0)
+        results.append((code, out.read().decode(), err.read().decode()))
+json.dump(results, sys.stdout)
+"""
+
+
+class Done(NamedTuple):
+    """What a finished binary leaves."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_binaries(*commands: list[str]) -> list[Done]:
+    """Runs `python -m` with each command, one after the other."""
+    call = [sys.executable, "-c", _DRIVER]
+    done = subprocess.run(call, input=json.dumps(commands), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [Done(*result) for result in json.loads(done.stdout)]
