@@ -47,8 +47,8 @@ def assert_trees_close(actual, expected, **tolerance):
 @pytest.mark.parametrize(
     "attention, k_rule",
     [
-        ("dense", ""),
-        ("gated", ""),
+        ("dense", "fixed"),
+        ("gated", "fixed"),
         ("sparse", "paper"),
         ("gated_sparse", "paper"),
         ("gated_sparse", "inverse"),
