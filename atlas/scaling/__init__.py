@@ -33,7 +33,7 @@ from atlas.scaling.planning.documents import describe_fit, fit_document
 from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expand, expansion_table, iso_loss
 from atlas.scaling.planning.mixtures import MixturePlan, TrustRegion, optimal_mixture, plan_mixture
 from atlas.scaling.planning.next_runs import candidate_runs, goal_of, next_runs
-from atlas.scaling.planning.practice import advice
+from atlas.scaling.planning.practice import advice, borrow
 from atlas.scaling.single.bootstrap import bootstrap
 from atlas.scaling.single.comparison import compare
 from atlas.scaling.single.fit import OBJECTIVES, Fit, fit
@@ -77,6 +77,7 @@ __all__ = [
     "answers",
     "bilingual_transfer_scores",
     "bootstrap",
+    "borrow",
     "candidate_runs",
     "compare",
     "complete",

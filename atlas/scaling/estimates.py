@@ -59,6 +59,10 @@ def r2(loss: np.ndarray, predicted: np.ndarray) -> float:
     return float(1.0 - np.sum((loss - predicted) ** 2) / spread) if spread > 0 else float("nan")
 
 
+_DISTINCT, _DECIMALS = 3, 2  # values that an exponent needs; sizes within 1 % of one another count as one
+_RATIO_SPREAD = 0.03  # of log D/N: below it the two terms of a power law are one
+
+
 def diagnose_sizes(N: np.ndarray, D: np.ndarray) -> dict[str, str]:
     """Parameters of E + A/N^α + B/D^β that this design leaves open even without noise, with the reason.
 
@@ -70,11 +74,11 @@ def diagnose_sizes(N: np.ndarray, D: np.ndarray) -> dict[str, str]:
         (N, ("E", "A", "alpha"), "model sizes"),
         (D, ("E", "B", "beta"), "token counts"),
     ):
-        distinct = len(np.unique(np.log(values).round(2)))
-        if distinct < 3:
-            reason = f"{distinct} distinct {what} cannot give an exponent; 3 or more can"
+        distinct = len(np.unique(np.log(values).round(_DECIMALS)))
+        if distinct < _DISTINCT:
+            reason = f"{distinct} distinct {what} cannot give an exponent; {_DISTINCT} or more can"
             found |= {name: found.get(name, reason) for name in names}
-    if not found and np.std(np.log(D / N)) < 0.03:
+    if not found and np.std(np.log(D / N)) < _RATIO_SPREAD:
         found = dict.fromkeys(("A", "alpha", "B", "beta"), "tokens are always the same multiple of parameters; vary it")
     return found
 

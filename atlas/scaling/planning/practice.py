@@ -23,6 +23,8 @@ _AGREEING = 1.1  # ratio of objectives up to which runs agree with a prior
 _ENOUGH_SIZES = 5  # of models, from which the guide's errors fall to a few per cent
 _CORRELATED = 0.3  # within a run: from here ten checkpoints tell no more than three independent ones
 _AHEAD = 30.0  # times the compute of the largest run, for which a plan is judged: beyond any that the budget affords
+_LEAST_SIZE, _BISECTIONS = 1e-3, 60  # of the smallest model, where a search for affordable sizes begins; it ends exact
+_FIRST = 0.2  # part of a planned run after which it is evaluated first: behind the warm-up
 _MODELS, _RATIOS = (1, 3, 5), (20.0, 100.0)  # planned models, and their tokens per parameter: optimal and over-trained
 
 
@@ -163,8 +165,8 @@ def _affordable(models: int, ratio: float, budget: float, smallest: float) -> np
     """Sizes, spaced evenly in log N, whose runs at `ratio` tokens per parameter use the budget."""
     if not models:
         return np.zeros(0)
-    low, high = 1e-3 * smallest, np.sqrt(budget / (FLOPS_PER_PARAMETER_TOKEN * ratio))
-    for _ in range(60):
+    low, high = _LEAST_SIZE * smallest, np.sqrt(budget / (FLOPS_PER_PARAMETER_TOKEN * ratio))
+    for _ in range(_BISECTIONS):
         middle = np.sqrt(low * high)
         sizes = np.geomspace(min(smallest, middle), middle, models) if models > 1 else np.array([middle])
         low, high = (middle, high) if np.sum(FLOPS_PER_PARAMETER_TOKEN * ratio * sizes**2) <= budget else (low, middle)
@@ -172,7 +174,7 @@ def _affordable(models: int, ratio: float, budget: float, smallest: float) -> np
 
 
 def _planned(index: int, N: float, ratio: float, rows: int) -> pd.DataFrame:
-    tokens = N * ratio * np.linspace(0.2, 1.0, rows) if rows > 1 else np.array([N * ratio])
+    tokens = N * ratio * np.linspace(_FIRST, 1.0, rows) if rows > 1 else np.array([N * ratio])
     return pd.DataFrame({"num_params": N, "tokens": tokens, "run": f"planned {index}"})
 
 

@@ -16,7 +16,10 @@ _WIDEST = 3.0  # median residuals: a first corner that hardly clips, so that the
 _ROUGH = 1e-3  # Newton decrement over objective at which a wider corner has served
 _STEPS = 100  # of a descent at most; 5 to 30 are usual
 OPTIMAL = 1e-10  # Newton decrement over objective below which a gradient counts as zero
-_ROUNDING = 1e-17  # of the weights' sum: what rounding does to residuals of order 1, squared or at a small corner
+LEAST_OBJECTIVE = 1e-12  # below which losses are the law's to rounding, and an optimum is one whatever its gradient
+# Times a residual, of _ORDINARY size or clipped at the corner: gain per row, far below a log loss's rounding, that ends
+# a descent.
+_ROUNDING, _ORDINARY = 1e-17, 1e-2
 _AGREEING = 1e-6  # relative gap of objectives within which two starts found one optimum
 _RIDGE = 1e-13  # of a Hessian's largest diagonal: keeps what no row determines from a division by zero
 _RANK = 1e-12  # of the largest eigenvalue: below it a direction is open
@@ -131,7 +134,7 @@ def descend(
         hessian, (found, gradient) = jax.jacfwd(slope, has_aux=True)(x)
         return found, gradient, hessian
 
-    rounding = _ROUNDING * jnp.sum(problem.weight) * jnp.minimum(problem.corner, 1e-2)
+    rounding = _ROUNDING * jnp.sum(problem.weight) * jnp.minimum(problem.corner, _ORDINARY)
     return levenberg_marquardt(evaluate, _newton, x, steps, jnp.maximum(tolerance, rounding))
 
 
@@ -177,7 +180,7 @@ def solve(law: Law, raw: bool, problem: Problem) -> Solution:
 
 
 def _solution(law: Law, raw: bool, end: Optimum, problem: Problem, scale: jax.Array, agreeing: jax.Array) -> Solution:
-    converged = end.decrement <= OPTIMAL * jnp.maximum(end.value, 1e-12)
+    converged = end.decrement <= OPTIMAL * jnp.maximum(end.value, LEAST_OBJECTIVE)
     return Solution(end.x, objective(law, raw, end.x, problem), scale, end.decrement, converged, agreeing)
 
 

@@ -343,7 +343,7 @@ def _report(law, raw, runs, open_, tokens, problem, solution, spread) -> Fit:
         n_runs=len(runs.run_ids),
         warnings=tuple(notes),
         diagnostics=Diagnostics(
-            decrement=float(solution.decrement / max(float(solution.objective), 1e-12)),
+            decrement=float(solution.decrement / max(float(solution.objective), estimator.LEAST_OBJECTIVE)),
             condition=float(spread.condition),
             sigma=float(spread.sigma),
             correlation=float(spread.correlation),

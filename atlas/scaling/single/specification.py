@@ -18,11 +18,13 @@ from atlas.scaling.table.runs import Runs
 Params = Mapping[str, jax.Array]
 Batch = Mapping[str, jax.Array]
 
-EXPONENTS = tuple(np.geomspace(0.05, 1.6, 12))
-_BEST = 6  # points of the grid from which the fit descends
-_LOW = 0.1  # part of the mean loss below which a level's coordinate turns into its logarithm
-_STEEP = 0.3  # inverse of the exponent from which its coordinate turns into its logarithm
-_FLOOR = 1e-3  # least share of the mean loss that a term has at a start
+EXPONENTS = tuple(np.geomspace(0.05, 1.6, 12))  # published ones lie between 0.15 and 0.75
+_BEST = 6  # points of the grid from which the fit descends: enough to see whether they agree
+# Where coordinates turn into logarithms, which keep levels and exponents positive: below and beyond what is published.
+_LOW = 0.1  # level over the mean loss
+_STEEP = 0.3  # inverse of the exponent
+_FLOOR = 1e-3  # least share of the mean loss that a term has at a start: none may begin with a logarithm of 0
+_RIDGE = 1e-10  # relative: terms that the design cannot tell apart share their coefficient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +209,7 @@ class Law:
             design = terms / size * (weight / loss)[:, None]
             normal = design.T @ design
             target = design.T @ weight
-            coefficients = jnp.linalg.solve(normal + 1e-10 * jnp.diag(jnp.diagonal(normal)), target)
+            coefficients = jnp.linalg.solve(normal + _RIDGE * jnp.diag(jnp.diagonal(normal)), target)
             found = dict(zip(self.linear, jnp.maximum(coefficients, _FLOOR * mean) / size, strict=True))
             misfit = jnp.sum(weight * jnp.abs(jnp.log(losses(found) / loss)))
             values = middle | point | found

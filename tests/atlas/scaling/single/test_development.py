@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.scaling import fit, load_runs
-from atlas.scaling.planning.practice import borrow
+from atlas.scaling import borrow, fit, load_runs
 from atlas.scaling.single.comparison import criteria
 from atlas.scaling.single.library import LAWS
 from atlas.scaling.table.runs import Runs
