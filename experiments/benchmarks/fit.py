@@ -9,16 +9,15 @@ compiler.
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from atlas.scaling import Runs, bootstrap, fit, load_runs, simulation
+from experiments.benchmarks.timing import seconds
 
 _RUNS = 240  # as many as Hoffmann et al.'s
 _ROUNDS = 20
@@ -45,13 +44,13 @@ def run(table: str = "") -> tuple[list[dict[str, Any]], dict[str, Any]]:
       The rows (SciPy's are left out where it is not installed), and what was fitted.
     """
     runs = load_runs(table or simulation.series(_RUNS, 0))
-    compile_fit = _seconds(lambda: fit("chinchilla", runs))[0]
+    _, compile_fit = seconds(lambda: fit("chinchilla", runs))
     law = fit("chinchilla", runs)
-    compile_bootstrap = _seconds(lambda: bootstrap(law, 64))[0]
+    _, compile_bootstrap = seconds(lambda: bootstrap(law, 64))
     rows = [
-        _row("fit", "atlas", lambda: fit("chinchilla", runs), _ROUNDS, 1.0, compile_fit, law.objective),
-        _row("4000 resamples", "atlas", lambda: bootstrap(law, _RESAMPLES), 1, 1.0, compile_bootstrap, None),
-        _cold_row([table] if table else []),
+        _row("fit", "atlas", lambda: fit("chinchilla", runs), _ROUNDS, compiling=compile_fit, objective=law.objective),
+        _row("4000 resamples", "atlas", lambda: bootstrap(law, _RESAMPLES), compiling=compile_bootstrap),
+        _row("cold start", "atlas", lambda: _start_cold([table] if table else []), _COLD_ROUNDS),
     ]
     try:
         import scipy.optimize
@@ -59,8 +58,8 @@ def run(table: str = "") -> tuple[list[dict[str, Any]], dict[str, Any]]:
         return rows, _facts(runs, "none: SciPy is not installed")
     peer = _Peer(runs, scipy.optimize.minimize)
     rows += [
-        _row("fit", "scipy", peer.fit, _ROUNDS, 1.0, 0.0, peer.fit()[1]),
-        _row("4000 resamples", "scipy", peer.resample, 1, _RESAMPLES / _PEER_RESAMPLES, 0.0, None),
+        _row("fit", "scipy", peer.fit, _ROUNDS, objective=peer.fit()[1]),
+        _row("4000 resamples", "scipy", peer.resample, scale=_RESAMPLES / _PEER_RESAMPLES),
     ]
     theirs = {row["task"]: row["cpu_seconds"] for row in rows if row["path"] == "scipy"}
     for row in rows:
@@ -72,42 +71,26 @@ def _facts(runs: Runs, peer: str) -> dict[str, Any]:
     return {"rows": len(runs), "objective": f"sum of huber(log residual), delta {_DELTA}", "peer": peer}
 
 
-def _cold_row(arguments: list[str]) -> dict[str, Any]:
-    """Of a fresh process without a cache of compiled programs."""
+def _start_cold(arguments: list[str]) -> None:
+    """A fresh process without a cache of compiled programs."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
-    times = []
-    for _ in range(_COLD_ROUNDS):
-        wall, cpu = time.perf_counter(), _children()
-        subprocess.run([sys.executable, "-c", _COLD, *arguments], env=environment, check=True)
-        times.append((time.perf_counter() - wall, _children() - cpu))
-    seconds, cpu_seconds = np.median(times, 0).tolist()
-    return {"task": "cold start", "path": "atlas", "seconds": seconds, "cpu_seconds": cpu_seconds}
-
-
-def _children() -> float:
-    """CPU seconds of the processes that this one has started and seen end."""
-    times = os.times()
-    return times.children_user + times.children_system
-
-
-def _seconds(function: Callable[[], Any]) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    function()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    subprocess.run([sys.executable, "-c", _COLD, *arguments], env=environment, check=True)
 
 
 def _row(
-    task: str, path: str, function: Callable[[], Any], rounds: int, scale: float, compiling: float, objective: Any
+    task: str,
+    path: str,
+    function: Callable[[], Any],
+    rounds: int = 1,
+    *,
+    scale: float = 1.0,
+    compiling: float = 0.0,
+    objective: float | None = None,
 ) -> dict[str, Any]:
-    times = np.array([_seconds(function) for _ in range(rounds)]) * scale
-    return {
-        "task": task,
-        "path": path,
-        "seconds": statistics.median(times[:, 0]),
-        "cpu_seconds": statistics.median(times[:, 1]),
-        "compile_seconds": compiling,
-        "objective": objective,
-    }
+    """Medians over the rounds, times `scale`."""
+    cpu, wall = (scale * np.median([seconds(function) for _ in range(rounds)], 0)).tolist()
+    known = {"task": task, "path": path, "seconds": wall, "cpu_seconds": cpu}
+    return known | {"compile_seconds": compiling, "objective": objective}
 
 
 class _Peer:

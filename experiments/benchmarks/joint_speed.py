@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from atlas.scaling import JointFit, fit_joint, load_runs, plan_mixture, refit, simulation
+from experiments.benchmarks.timing import seconds
 
 # Languages -> monolingual runs of each, runs of every pair, even and Dirichlet mixtures; and the bars in seconds.
 _SIZES = {10: (5, 2, 20, 0), 40: (5, 1, 20, 280)}
@@ -35,8 +35,8 @@ def _times(L: int, design: tuple[int, ...], times: int) -> Iterator[dict[str, An
     runs = load_runs(simulation.table(truth, plan, 0, rho=0.3))
     study = f"{L} languages, {len(runs)} rows"
     jax.clear_caches()
-    first = _seconds(lambda: fit_joint(runs, truth.families))
-    fits = [_seconds(lambda: fit_joint(runs, truth.families)) for _ in range(times)]
+    first = seconds(lambda: fit_joint(runs, truth.families))
+    fits = [seconds(lambda: fit_joint(runs, truth.families)) for _ in range(times)]
     found = fit_joint(runs, truth.families)
     yield _row("fit: priors, noise and law", study, _BARS[L]["fit"], fits)
     yield _row("compiling it", study, _COMPILE, [_minus(first, fits)])
@@ -70,22 +70,15 @@ def _resampler(found: JointFit) -> Callable[[], Any]:
 def _warm(function: Callable[[], Any], times: int) -> list[tuple[float, float]]:
     if times > 1:
         function()
-    return [_seconds(function) for _ in range(times)]
-
-
-def _seconds(function: Callable[[], Any]) -> tuple[float, float]:
-    """Of CPU, and of wall time."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    function()
-    return time.process_time() - cpu, time.perf_counter() - wall
+    return [seconds(function) for _ in range(times)]
 
 
 def _minus(first: tuple[float, float], later: list[tuple[float, float]]) -> tuple[float, float]:
     return tuple(a - statistics.median(b) for a, b in zip(first, zip(*later, strict=True), strict=True))
 
 
-def _row(line: str, study: str, bar: float, seconds: list[tuple[float, float]]) -> dict[str, Any]:
-    cpu, wall = np.median(seconds, 0).tolist()
+def _row(line: str, study: str, bar: float, times: list[tuple[float, float]]) -> dict[str, Any]:
+    cpu, wall = np.median(times, 0).tolist()
     return {
         "line": line,
         "study": study,
@@ -93,6 +86,6 @@ def _row(line: str, study: str, bar: float, seconds: list[tuple[float, float]]) 
         "bar": f"<= {bar:g}",
         "measured": cpu,
         "wall": wall,
-        "studies": len(seconds),
+        "studies": len(times),
         "reached": "yes" if cpu <= bar else "no",
     }
