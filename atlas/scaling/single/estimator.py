@@ -33,6 +33,9 @@ _WIDE, _NEAR, _FAR = 1.5, 0.7, 5.0
 _LEVERAGE = 0.9  # of a run, at most: what a run that alone determines something counts for
 _OUTLYING = 3.0  # σ at which residuals are clipped before their correlation is judged
 _SOFT = 1.5  # corner in σ from which clipped residuals correlate as the residuals themselves
+# What so few runs share, a level, a coefficient and an exponent take up whole: correlation cannot be told, and must be
+# assumed lest checkpoints pass for independent runs.
+_ABSORBED = 3
 _RHO_GRID = np.linspace(0.0, 0.98, 50)  # correlations within runs to try: steps below what any table tells apart
 
 
@@ -264,7 +267,8 @@ def _noise(residual: jax.Array, jacobian: jax.Array, groups: noise.Groups) -> tu
     # In units of σ, so that exact losses have noise too; clipped, so that a row astray cannot pass for its run.
     unit = jnp.clip(residual / jnp.maximum(sigma, _TINY), -_OUTLYING, _OUTLYING)
     sums = noise.sums(unit, jacobian, groups)
-    return sigma, noise.estimate(sums, groups, noise.solve_freely, _RHO_GRID, jnp.float64(1.0)).rho, sums
+    told = noise.estimate(sums, groups, noise.solve_freely, _RHO_GRID, jnp.float64(1.0)).rho
+    return sigma, jnp.where(jnp.sum(groups.size > 0) > _ABSORBED, told, _RHO_GRID[-1]), sums
 
 
 def _score_correlation(correlation: jax.Array, corner: jax.Array) -> jax.Array:

@@ -36,3 +36,9 @@ def test_a_run_with_leverage_is_not_believed_to_be_as_exact_as_it_looks():
         law = fit("chinchilla", load_runs(frame), objective="least_squares")
         errors.append(np.log(law.values["alpha"] / alpha) / np.sqrt(law.covariance[2, 2]))
     assert 0.8 < np.std(errors) < 1.28
+
+
+def test_checkpoints_of_two_runs_do_not_pass_for_independent_rows():
+    # Two sizes leave open what their runs share: the law takes it up.
+    few = fit("chinchilla", load_runs(simulation.series(2, 0, 100, rho=0.5)))
+    assert few.diagnostics.independent_rows < 3
