@@ -25,15 +25,12 @@ from atlas.scaling.joint.influence import influence as joint_influence
 from atlas.scaling.joint.influence import objective as joint_objective
 from atlas.scaling.joint.influence import parameter_gradients, prediction_gradients, refit
 from atlas.scaling.joint.prior import LAMBDA_KINDS, TAU_PRIORS, Hyperprior
-from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
+from atlas.scaling.law import JointLaw
 from atlas.scaling.planning import answers
-from atlas.scaling.planning.allocation import compute_optimal
-from atlas.scaling.planning.crossover import measured_crossovers
 from atlas.scaling.planning.documents import describe_fit, fit_document
 from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expand, expansion_table, iso_loss
-from atlas.scaling.planning.mixtures import MixturePlan, TrustRegion, optimal_mixture, plan_mixture
-from atlas.scaling.planning.next_runs import candidate_runs, goal_of, next_runs
-from atlas.scaling.planning.practice import advice, borrow
+from atlas.scaling.planning.mixtures import MixturePlan, plan_mixture
+from atlas.scaling.planning.practice import borrow
 from atlas.scaling.single.bootstrap import bootstrap
 from atlas.scaling.single.comparison import compare
 from atlas.scaling.single.fit import OBJECTIVES, Fit, fit
@@ -43,7 +40,6 @@ from atlas.scaling.table.labels import labels
 from atlas.scaling.table.runs import COOLDOWN, Runs, load_runs, read_table
 from atlas.scaling.table.splits import SPLITS
 from atlas.scaling.transfer.capacity import CapacityExponents, CapacityFit, fit_capacity
-from atlas.scaling.transfer.completion import complete
 from atlas.scaling.transfer.scores import (
     bilingual_transfer_scores,
     latest_scores,
@@ -55,7 +51,6 @@ from atlas.scaling.transfer.scores import (
 
 __all__ = [
     "COOLDOWN",
-    "FLOPS_PER_PARAMETER_TOKEN",
     "LAMBDA_KINDS",
     "LAWS",
     "OBJECTIVES",
@@ -72,16 +67,11 @@ __all__ = [
     "JointLaw",
     "MixturePlan",
     "Runs",
-    "TrustRegion",
-    "advice",
     "answers",
     "bilingual_transfer_scores",
     "bootstrap",
     "borrow",
-    "candidate_runs",
     "compare",
-    "complete",
-    "compute_optimal",
     "describe_fit",
     "expand",
     "expansion_table",
@@ -90,7 +80,6 @@ __all__ = [
     "fit_capacity",
     "fit_document",
     "fit_joint",
-    "goal_of",
     "heldout",
     "heldout_predictions",
     "iso_loss",
@@ -100,9 +89,6 @@ __all__ = [
     "labels",
     "latest_scores",
     "load_runs",
-    "measured_crossovers",
-    "next_runs",
-    "optimal_mixture",
     "parameter_gradients",
     "plan_mixture",
     "prediction_gradients",
