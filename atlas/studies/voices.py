@@ -1,6 +1,6 @@
 """Trained models with their tokenizers, ready to write: runs of ours and Hugging Face directories."""
 
-import json
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -8,11 +8,10 @@ import jax.numpy as jnp
 
 from atlas.data import tokenizers
 from atlas.errors import UserError
-from atlas.training.loop import MODEL, load_model
+from atlas.training.loop import MODEL, load_model, load_model_config
 from atlas.training.step import Skeleton
-from checked import overlay
-from models import ModelConfig
 from models.decoding import ByteView, Voice, load_tokenizer, make_voice
+from models.files import read_json
 from models.pretrained import load_pretrained
 
 
@@ -30,8 +29,8 @@ def load_voice(path: pathlib.Path | str, dtype: str = "float32") -> Voice:
     path = pathlib.Path(path)
     if not path.is_dir():
         raise UserError(f"model directory {str(path)!r} does not exist; give a run (WORKDIR/runs/RUN) or a checkpoint")
-    description = _description(path)
     try:
+        description = read_json(path / "config.json")
         if "config" in description and "weights" in description:
             return _own(path, description["config"], dtype)
         pretrained = load_pretrained(path, dtype)
@@ -41,19 +40,13 @@ def load_voice(path: pathlib.Path | str, dtype: str = "float32") -> Voice:
         raise UserError(str(error)) from error
 
 
-def _description(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path / 'config.json'} cannot be read ({error}); give the directory of a model") from error
-
-
 def _own(path: pathlib.Path, config: dict[str, Any], dtype: str) -> Voice:
-    arrays = load_model(path.parent.parent, path.name)
+    workdir = path.parent.parent
+    arrays = load_model(workdir, path.name)
     rows = arrays["params"]["embedding"].shape[0]
-    model = overlay(ModelConfig(), config["model"] | {"vocab_size": rows, "dtype": dtype})
+    settings = dataclasses.replace(load_model_config(workdir, path.name), vocab_size=rows, dtype=dtype)
     arrays = {part: {name: jnp.asarray(a) for name, a in values.items()} for part, values in arrays.items()}
-    decoder = Skeleton(model).merge(arrays["params"], arrays["buffers"])
+    decoder = Skeleton(settings).merge(arrays["params"], arrays["buffers"])
     return make_voice(decoder, _own_tokenizer(path, config["data"]["tokenizer"]), config["data"]["window"])
 
 

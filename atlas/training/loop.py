@@ -29,7 +29,8 @@ from atlas.training.mesh import make_mesh
 from atlas.training.metrics import Buffered, JsonLines, Record
 from atlas.training.program import Program, make_program
 from atlas.training.step import NO_COOLDOWN, Arrays, Cooldown, TrainState
-from models import count_params
+from checked import overlay
+from models import ModelConfig, count_params
 
 TRUNK, COOLDOWN = "trunk", "cooldown"
 DONE, METRICS, EVALUATIONS, MODEL = "done.json", "metrics.jsonl", "evaluations.jsonl", "model"
@@ -268,13 +269,23 @@ class Population:
 
 def load_model(workdir: pathlib.Path, name: str) -> dict[str, Arrays]:
     """The final parameters and buffers of a run, as {"params": …, "buffers": …} of arrays without the run axis."""
-    directory = workdir / "runs" / name / MODEL
-    if not checkpoint.steps(directory):
+    return {"params": {}, "buffers": {}} | checkpoint.load(_trained(workdir, name) / MODEL, 0)
+
+
+def load_model_config(workdir: pathlib.Path, name: str) -> ModelConfig:
+    """What a trained run's model was made of; what is younger than the run has its default."""
+    description = json.loads((_trained(workdir, name) / "config.json").read_text(encoding="utf-8"))
+    return overlay(ModelConfig(), description["config"]["model"])
+
+
+def _trained(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    """The directory of a run that has a model; UserError where there is none."""
+    if not checkpoint.steps(workdir / "runs" / name / MODEL):
         done = sorted(path.parent.name for path in (workdir / "runs").glob(f"*/{MODEL}"))
         raise UserError(
             f"run {name!r} has no trained model in {workdir}; train it first (trained: {', '.join(done) or 'none'})"
         )
-    return {"params": {}, "buffers": {}} | checkpoint.load(directory, 0)
+    return workdir / "runs" / name
 
 
 def _writes() -> bool:

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import pandas as pd
@@ -16,13 +16,23 @@ from atlas.data import Corpus, DataConfig, languages_of, mixtures, prepare
 from atlas.errors import UserError
 from atlas.files import write_atomically
 from atlas.training.config import MeshConfig, RunConfig, corpus_key, run_id, shape_of
-from atlas.training.loop import DONE, EVALUATIONS, METRICS, MODEL, train
+from atlas.training.loop import DONE, EVALUATIONS, METRICS, load_model_config, train
 from atlas.training.mesh import check_divisible, first_process_first, make_mesh
 from atlas.training.metrics import JsonLines
 
 PLAN = "sweep.json"
 # Settings that decide which arrays a model has.
-_ARRAYS = ("d_model", "layers", "heads", "kv_heads", "head_width", "d_ff", "attention", "output_gate", "value_gate")
+_ARRAYS: tuple[str, ...] = (
+    "d_model",
+    "layers",
+    "heads",
+    "kv_heads",
+    "head_width",
+    "d_ff",
+    "attention",
+    "output_gate",
+    "value_gate",
+)
 _ARRAYS += ("indexer_heads", "indexer_width", "indexer_gate_bias", "scan_layers", "architecture")
 
 
@@ -91,7 +101,7 @@ def check_runs(runs: Sequence[RunConfig], population: int = 1, workdir: pathlib.
     runs to continue from against the others, or against `workdir`. Text is looked at only for names of languages.
     """
     names = functools.cache(languages_of)
-    before: dict[str, RunConfig] = {}
+    before: list[RunConfig] = []
     seen: set[RunConfig] = set()
     for unit in populations(runs, population):
         for run in unit:
@@ -101,24 +111,24 @@ def check_runs(runs: Sequence[RunConfig], population: int = 1, workdir: pathlib.
                     raise UserError("the sweep lists it twice; give the copies different seeds")
                 seen.add(unlabelled)
                 mixtures.parse(run.mixture, _Names(names(run.data)), run.tokens)
-                if run.model.dtype == "float64" and not jax.config.jax_enable_x64:
+                if run.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
                     raise UserError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
                 if run.initialize:
                     _check_parent(run, before, workdir)
-                before[run.name] = run
+                before.append(run)
         with _naming(unit[0]):
             check_divisible(make_mesh(unit[0].mesh), unit[0].train.batch_size, len(unit))
 
 
-def _check_parent(run: RunConfig, before: Mapping[str, RunConfig], workdir: pathlib.Path | None) -> None:
-    """`initialize` is a name in `before`, or the id of one of these, or a trained run of the workdir."""
-    parent = before.get(run.initialize) or next((r for r in before.values() if run_id(r) == run.initialize), None)
-    if parent is not None:
-        shapes = [[getattr(r.model, name) for name in _ARRAYS] for r in (run, parent)]
-        if shapes[0] != shapes[1]:
-            raise UserError(f"initialize={run.initialize!r} is a model of another shape or attention kind")
-    elif workdir is not None and not (workdir / "runs" / run.initialize / MODEL).exists():
-        raise UserError(f"initialize={run.initialize!r} is no run before it, and no trained one in {workdir}")
+def _check_parent(run: RunConfig, before: Sequence[RunConfig], workdir: pathlib.Path | None) -> None:
+    """`initialize` is the name or the id of a run in `before`, or the id of a trained run of the workdir."""
+    models = [r.model for r in before if r.name == run.initialize]
+    models += [r.model for r in before if not models and run_id(r) == run.initialize]
+    if not models and workdir is None:
+        return
+    models = models or [load_model_config(workdir, run.initialize)]
+    if any(getattr(run.model, name) != getattr(models[0], name) for name in _ARRAYS):
+        raise UserError(f"initialize={run.initialize!r} is a model of another shape or attention kind")
 
 
 @contextlib.contextmanager

@@ -1,3 +1,6 @@
+import dataclasses
+import json
+
 import pytest
 
 from atlas.errors import UserError
@@ -77,7 +80,7 @@ def test_workdir_of_another_sweep(tmp_path):
         ({"mixture": "a1:0.5,a2:0.4"}, "sum to"),
         ({"mesh.tensor": 64}, "tensor=64 .* there are"),
         ({"model.dtype": "float64"}, "JAX_ENABLE_X64"),
-        ({"initialize": "none"}, "is no run before it"),
+        ({"initialize": "none"}, "has no trained model"),
         ({"initialize": RUNS[0].name, "model.layers": 3}, "another shape"),
         ({"initialize": RUNS[0].name, "model.attention": "dense"}, "another shape or attention kind"),
     ],
@@ -99,7 +102,13 @@ def test_populations_must_divide_over_the_mesh():
 
 def test_runs_to_continue_from_are_accepted(tmp_path):
     child = overlay(RUNS[0], {"name": "child", "initialize": run_id(RUNS[0]), "seed": 7})
-    sweep.check_runs([RUNS[0], child], workdir=tmp_path)
-    sweep.check_runs([overlay(child, {"initialize": "elsewhere"})])
-    (tmp_path / "runs" / "elsewhere" / "model").mkdir(parents=True)
-    sweep.check_runs([overlay(child, {"initialize": "elsewhere"})], workdir=tmp_path)
+    sweep.check_runs([RUNS[0], RUNS[1], child], workdir=tmp_path)
+    elsewhere = overlay(child, {"initialize": "elsewhere"})
+    sweep.check_runs([elsewhere])
+    (tmp_path / "runs" / "elsewhere" / "model" / "0").mkdir(parents=True)
+    config = tmp_path / "runs" / "elsewhere" / "config.json"
+    config.write_text(json.dumps({"config": dataclasses.asdict(RUNS[1])}))
+    sweep.check_runs([elsewhere], workdir=tmp_path)
+    config.write_text(json.dumps({"config": dataclasses.asdict(overlay(RUNS[1], {"model.d_ff": 99}))}))
+    with pytest.raises(UserError, match="run child: initialize='elsewhere' is a model of another shape"):
+        sweep.check_runs([elsewhere], workdir=tmp_path)
