@@ -75,6 +75,7 @@ def field(
     return dataclasses.field(default=default, metadata={"help": help, "unit": unit} | rules)
 
 
+@dataclasses.dataclass(frozen=True)
 class Checked:
     """Base of frozen dataclasses whose fields are made by `field`; section: what precedes their names in messages.
 
@@ -107,7 +108,9 @@ def overlay(config: C, changes: Mapping[str, Any]) -> C:
     changes: values by dotted name; a mapping changes a whole section, as JSON spells it. Raises UserError for a name
     that does not exist, and for what the config refuses.
     """
-    fields, direct, nested = _fields(type(config)), {}, {}
+    fields = _fields(type(config))
+    direct: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
         name, _, rest = key.partition(".")
         if name not in fields or (rest and not _is_section(fields[name][0])):
@@ -160,7 +163,7 @@ def _leaves(config: Checked) -> Iterator[tuple[str, tuple[Checked, str]]]:
 
 
 @functools.cache
-def _fields(cls: type) -> dict[str, tuple[Any, Mapping[str, Any]]]:
+def _fields(cls: Any) -> dict[str, tuple[Any, Mapping[str, Any]]]:
     """Annotation and statement of each field by name."""
     hints = typing.get_type_hints(cls)
     return {f.name: (hints[f.name], f.metadata) for f in dataclasses.fields(cls)}
@@ -193,7 +196,9 @@ def _allows(kind: type, spec: Mapping[str, Any], value: Any) -> bool:
     if spec["choices"] and value not in spec["choices"]:
         return False
     if kind in (bool, str):
-        return isinstance(value, kind) and (not spec["pattern"] or bool(re.fullmatch(spec["pattern"], value)))
+        return isinstance(value, kind) and (
+            not spec["pattern"] or re.fullmatch(spec["pattern"], str(value)) is not None
+        )
     number = {int: numbers.Integral, float: numbers.Real}[kind]
     if isinstance(value, bool) or not isinstance(value, number) or not math.isfinite(value):
         return False

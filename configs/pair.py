@@ -4,9 +4,9 @@
     python -m experiments.train --config=configs/pair.py:draft --workdir=DIR/draft
     python -m experiments.generate --target=DIR/target/runs/RUN --draft=DIR/draft/runs/RUN --prompt='…' --compare
 
-Both read the same text, synthetic unless --config.data.source and --config.data.input say otherwise. Time: ten minutes
-for the target and two for the draft on two CPU cores. Expect texts that are those of the target alone; what drafts
-save depends on how well the two agree, and so on how long they were trained.
+Both read the same text, synthetic unless --config.data.source and --config.data.input say otherwise. Time: half an hour
+for both on two busy CPU cores. Expect texts that are those of the target alone; what drafts save depends on how well
+the two agree, and so on how long they were trained: experiments/results/decoding/ has an example.
 """
 
 from atlas.data import DataConfig

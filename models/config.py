@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import importlib.resources
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from checked import Checked, UserError, field
 
@@ -165,7 +165,7 @@ def shape_table() -> tuple[dict[str, int], ...]:
     return tuple({k: int(v) for k, v in row.items()} for row in csv.DictReader(text.splitlines()))
 
 
-def shape(scale: int) -> dict[str, int]:
+def shape(scale: int) -> dict[str, Any]:
     """The fields of ModelConfig that an ATLAS scale sets, with the paper's vocabulary of 64,512.
 
     As in the table every head has its own key and value. The indexer's width is in proportion to that of

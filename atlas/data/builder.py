@@ -1,6 +1,6 @@
 """The TFDS data set behind a corpus; a module of its own, so that TFDS is imported only to build."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ with tfds.core.registered.skip_registration():
 
         VERSION = tfds.core.Version("1.0.0")
 
-        def __init__(self, directory: Path, language: str, window: int, splits: dict[str, Iterable[np.ndarray]]):
+        def __init__(self, directory: Path, language: str, window: int, splits: Mapping[str, Iterable[np.ndarray]]):
             """Writes below `directory` what `splits` yields: int32 windows [T+1] by split."""
             self._window, self._splits = window, splits
             config = tfds.core.BuilderConfig(name=language)

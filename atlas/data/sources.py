@@ -7,7 +7,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import fsspec
 
@@ -48,6 +48,7 @@ def open_source(config: DataConfig, on_read: Callable[[int], object] = lambda _:
     Raises:
       UserError: an unknown or missing language, no such input.
     """
+    source: Source
     if config.source == "synthetic":
         source = SyntheticSource(config)
     elif config.source == "tfds":
@@ -248,7 +249,7 @@ class TfdsSource:
         if "{language}" not in config.input and len(config.languages) > 1:
             raise UserError(f"data.input={config.input!r} is one data set; write {{language}} where it varies")
         self.languages, self._input = tuple(config.languages), config.input
-        self._builders: dict[str, object] = {}
+        self._builders: dict[str, Any] = {}
 
     def identity(self) -> dict[str, object]:
         # Name, config and version, which TFDS promises to mean one content.
@@ -269,7 +270,7 @@ class TfdsSource:
             [name for name in _HELD_OUT_SHARES if name not in splits],
         )
 
-    def _read(self, builder: object, split: str, key: str) -> Iterator[str]:
+    def _read(self, builder: Any, split: str, key: str) -> Iterator[str]:
         import numpy as np
 
         examples = builder.as_data_source(split=split)
@@ -277,7 +278,7 @@ class TfdsSource:
             for example in examples.__getitems__(np.arange(start, min(start + 1000, len(examples))).tolist()):
                 yield _clean(example[key].decode(errors="replace"))
 
-    def _find(self, language: str) -> object:
+    def _find(self, language: str) -> Any:
         if language not in self._builders:
             self._builders[language] = _tfds_builder(self._input.format(language=language))
         return self._builders[language]
@@ -350,7 +351,7 @@ def _tfds_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def _tfds_builder(name: str) -> object:
+def _tfds_builder(name: str) -> Any:
     import tensorflow_datasets as tfds
 
     with _tfds_errors(name):
@@ -362,13 +363,13 @@ def _tfds_builder(name: str) -> object:
         return tfds.builder(name)
 
 
-def _tfds_prepare(builder: object) -> None:
+def _tfds_prepare(builder: Any) -> None:
     if not builder.is_prepared():
         with _tfds_errors(builder.info.full_name):
             builder.download_and_prepare(file_format="array_record")
 
 
-def _text_feature(builder: object) -> str:
+def _text_feature(builder: Any) -> str:
     import tensorflow_datasets as tfds
 
     names = [name for name, feature in builder.info.features.items() if isinstance(feature, tfds.features.Text)]

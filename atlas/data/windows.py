@@ -3,7 +3,7 @@
 import contextlib
 import io
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -91,7 +91,7 @@ class StoredWindows:
 WindowSource = ArrayWindows | StoredWindows
 
 
-def write(directory: Path, name: str, window: int, splits: dict[str, Iterable[np.ndarray]]) -> None:
+def write(directory: Path, name: str, window: int, splits: Mapping[str, Iterable[np.ndarray]]) -> None:
     """Builds a language's TFDS data set from windows by split; it gets its name when it is whole."""
     import tensorflow_datasets as tfds
 

@@ -48,7 +48,7 @@ def _joined(overlays: Sequence[Overlay]) -> Overlay:
             if key in joined and key != "name":
                 raise UserError(f"two parts of a sweep set {key}; leave it to one of them")
         names = [names["name"] for names in (joined, part) if "name" in names]
-        joined |= part | ({"name": "-".join(names)} if names else {})
+        joined |= dict(part) | ({"name": "-".join(names)} if names else {})
     return joined
 
 

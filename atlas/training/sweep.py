@@ -124,10 +124,9 @@ def _check_parent(run: RunConfig, before: Sequence[RunConfig], workdir: pathlib.
     """`initialize` is the name or the id of a run in `before`, or the id of a trained run of the workdir."""
     models = [r.model for r in before if r.name == run.initialize]
     models += [r.model for r in before if not models and run_id(r) == run.initialize]
-    if not models and workdir is None:
-        return
-    models = models or [load_model_config(workdir, run.initialize)]
-    if any(getattr(run.model, name) != getattr(models[0], name) for name in _ARRAYS):
+    if workdir and not models:
+        models = [load_model_config(workdir, run.initialize)]
+    if any(getattr(run.model, name) != getattr(model, name) for model in models[:1] for name in _ARRAYS):
         raise UserError(f"initialize={run.initialize!r} is a model of another shape or attention kind")
 
 
