@@ -33,7 +33,7 @@ def compare(
       A row per law, best first: law, are (held-out mean absolute relative error), r2, excess (are less the
       least), excess_se, aicc, bic (less the least of each), parameters, converged, agreeing.
 
-    >>> compare(["chinchilla"], None)
+    >>> compare(["chinchilla"], None)  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
     atlas.errors.UserError: a comparison needs two laws or more
     """
