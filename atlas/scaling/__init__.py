@@ -18,7 +18,7 @@ and to the law of all languages:
 
 from atlas.scaling import simulation
 from atlas.scaling.estimates import Z90, Estimate, finite
-from atlas.scaling.holdout import heldout, heldout_predictions
+from atlas.scaling.holdout import heldout
 from atlas.scaling.joint.draws import joint_draws
 from atlas.scaling.joint.fit import JointFit, fit_joint
 from atlas.scaling.joint.influence import influence as joint_influence
@@ -81,7 +81,6 @@ __all__ = [
     "fit_document",
     "fit_joint",
     "heldout",
-    "heldout_predictions",
     "iso_loss",
     "joint_draws",
     "joint_influence",

@@ -29,7 +29,7 @@ def heldout(
     held: Iterable[str] = (),
     seed: int = 0,
     **options: Any,
-) -> dict:
+) -> tuple[dict, pd.DataFrame]:
     """Fits a law without some runs and scores its predictions of them.
 
     R² is taken within each language and averaged, since pooling languages of different loss hides failures.
@@ -42,14 +42,24 @@ def heldout(
       options: for `fit_joint` or `fit`.
 
     Returns:
-      {"split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout" (rows), "runs" (ids held out),
+      Scores: {"split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout" (rows), "runs" (ids held out),
       "languages": {language: {"r2", "are", "rmse_log", "n"}}}; are is the mean absolute relative error; r2 is
-      NaN where the held-out losses of a language are all alike.
+      NaN where the held-out losses of a language are all alike. And the rows held out: run, language, loss,
+      predicted (NaN where training lacks the language).
 
     Raises:
       UserError: unknown split or law, or nothing left to train on or to predict.
     """
-    train, frame = _predicted(runs, split, law, held, seed, options)
+    if law not in ("atlas", *_BASELINES):
+        raise unknown("law", law, ("atlas", *_BASELINES))
+    train, test = split_runs(runs, split, held=held, seed=seed)
+    columns = {
+        "run": np.asarray(test.run_ids)[test.run],
+        "language": np.asarray(test.languages)[test.target],
+        "loss": test.loss,
+        "predicted": _predicted(train, test, law, options),
+    }
+    frame = pd.DataFrame(columns)
     known = frame[np.isfinite(frame["predicted"])]
     scores = {
         name: _score(rows["loss"].to_numpy(), rows["predicted"].to_numpy())
@@ -60,43 +70,18 @@ def heldout(
         raise UserError(f"split {split!r} leaves no language both to train on and to predict")
     means = {key: _mean([score[key] for score in scores.values()]) for key in ("r2", "are", "rmse_log")}
     sizes = {"n_train": len(train), "n_heldout": len(known), "runs": list(frame["run"].unique())}
-    return {"split": split, "law": law, **means, **sizes, "languages": scores}
+    return {"split": split, "law": law, **means, **sizes, "languages": scores}, frame
 
 
-def heldout_predictions(
-    runs: Runs,
-    split: str = "largest_n",
-    law: str = "atlas",
-    *,
-    held: Iterable[str] = (),
-    seed: int = 0,
-    **options: Any,
-) -> pd.DataFrame:
-    """The rows that `heldout` scores: run, language, loss, predicted (NaN where training lacks the language)."""
-    return _predicted(runs, split, law, held, seed, options)[1]
-
-
-def _predicted(
-    runs: Runs, split: str, law: str, held: Iterable[str], seed: int, options: Mapping[str, Any]
-) -> tuple[Runs, pd.DataFrame]:
-    """Rows trained on, and the rows held out with their predictions."""
-    if law not in ("atlas", *_BASELINES):
-        raise unknown("law", law, ("atlas", *_BASELINES))
-    train, test = split_runs(runs, split, held=held, seed=seed)
-    if law == "atlas":
-        predicted, known = np.full(len(test), np.nan), np.isin(test.target, train.target)
-        if known.any():
-            predicted[known] = fit_joint(train, **options).predict_runs(test.where(known))[0]
-    else:
+def _predicted(train: Runs, test: Runs, law: str, options: Mapping[str, Any]) -> np.ndarray:
+    """Losses [rows of test] by a fit of `train`; NaN where that lacks the language."""
+    if law != "atlas":
         name, tokens = _BASELINES[law]
-        predicted = predict_others(name, train, test, **({"tokens": tokens} | options))
-    columns = {
-        "run": np.asarray(test.run_ids)[test.run],
-        "language": np.asarray(test.languages)[test.target],
-        "loss": test.loss,
-        "predicted": predicted,
-    }
-    return train, pd.DataFrame(columns)
+        return predict_others(name, train, test, **({"tokens": tokens} | options))
+    predicted, known = np.full(len(test), np.nan), np.isin(test.target, train.target)
+    if known.any():
+        predicted[known] = fit_joint(train, **options).predict_runs(test.where(known))[0]
+    return predicted
 
 
 def _score(loss: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

@@ -1,10 +1,11 @@
 """What a runs table tells: joint law, transfer, capacity law, held-out scores, the next mixture; as files and words."""
 
 import hashlib
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -17,6 +18,7 @@ from atlas.scaling import JointFit, Runs
 SUMMARY = "summary.txt"
 LAWS = ("atlas", "chinchilla_own", "chinchilla_total", "data_constrained")
 SPLITS = ("largest_n", "mixture")
+SCORES = ["split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout"]
 
 _STAMP = "study.json"
 
@@ -94,15 +96,15 @@ def analyse(
     fit = scaling.fit_joint(fitted, **options)
     once = attempt("transfer", runs.single_epoch)
     capacity = attempt("capacity", lambda: scaling.fit_capacity(runs.single_epoch()))
-    scores = [s for split in SPLITS for s in _scores(fitted, split, options, missing)]
+    scores, rows = _heldout(fitted, options, missing)
     return report.StudySummary(
         title=title,
         runs=runs,
         fit=fit,
         transfer=None if once is None else scaling.bilingual_transfer_scores(once),
         capacity=capacity,
-        heldout=pd.DataFrame(scores),
-        heldout_rows=_heldout_rows(fitted, [s["split"] for s in scores if s["law"] == "atlas"], options),
+        heldout=scores,
+        heldout_rows=rows,
         **(_published(runs.targets) if relatedness is None else {"relatedness": relatedness}),
         mixture=attempt("mixture", lambda: scaling.plan_mixture(fit.law, fitted)),
         facts=facts or {},
@@ -164,19 +166,21 @@ def describe(summary: report.StudySummary) -> str:
     return "\n".join(parts)
 
 
-def _scores(runs: Runs, split: str, options: Mapping[str, Any], missing: dict[str, str]) -> Iterable[dict]:
-    for law in LAWS:
+def _heldout(
+    runs: Runs, options: Mapping[str, Any], missing: dict[str, str]
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """A row per split and law with its scores, and the rows that the joint law predicted unseen."""
+    scores, rows = [], []
+    for split, law in itertools.product(SPLITS, LAWS):
         try:
-            score = scaling.heldout(runs, split, law, **(options if law == "atlas" else {}))
+            score, predicted = scaling.heldout(runs, split, law, **(options if law == "atlas" else {}))
         except UserError as error:
             missing[f"held-out score of {law} on {split}"] = str(error)
-        else:
-            yield {key: score[key] for key in ("split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout")}
-
-
-def _heldout_rows(runs: Runs, splits: Iterable[str], options: Mapping[str, Any]) -> pd.DataFrame | None:
-    parts = [scaling.heldout_predictions(runs, split, **options).assign(split=split) for split in splits]
-    return pd.concat(parts) if parts else None
+            continue
+        scores.append(score)
+        if law == "atlas":
+            rows.append(predicted.assign(split=split))
+    return pd.DataFrame(scores, columns=SCORES), pd.concat(rows) if rows else None
 
 
 def _skipped(frame: pd.DataFrame) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def fit_document(
     found = fit_joint(runs, **options) if law == "atlas" else fit(law, runs, **options)
     scores = None
     if holdout:
-        scores = heldout(runs, holdout, "chinchilla_own" if law == "chinchilla" else law, seed=seed, **options)
+        scores, _ = heldout(runs, holdout, "chinchilla_own" if law == "chinchilla" else law, seed=seed, **options)
     document = found.to_json(scores)
     if resamples:
         document["bootstrap"] = _resample(found, document["parameters"], resamples, seed)

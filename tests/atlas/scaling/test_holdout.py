@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from atlas.errors import UserError
-from atlas.scaling import heldout, heldout_predictions, load_runs
+from atlas.scaling import heldout, load_runs
 
 
 def study():
@@ -22,10 +22,9 @@ def study():
 
 def test_scores_are_taken_within_languages():
     runs = study()
-    scores = heldout(runs, "largest_n", "chinchilla_own")
+    scores, rows = heldout(runs, "largest_n", "chinchilla_own")
     assert scores["n_train"] == 60 and scores["n_heldout"] == 12 and len(scores["runs"]) == 3
     assert set(scores["languages"]) == {"a", "b"} and scores["r2"] > 0.9999 and scores["are"] < 1e-3
-    rows = heldout_predictions(runs, "largest_n", "chinchilla_own")
     lost = rows["predicted"].isna()
     np.testing.assert_array_equal(lost, rows["language"] == "c")
     np.testing.assert_allclose(rows["predicted"][~lost], rows["loss"][~lost], rtol=1e-3)
