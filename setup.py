@@ -29,6 +29,7 @@ setup(
         "numpy>=2.1",
         "fsspec>=2024.6",  # corpora on gs:// and other remote paths
         "pandas>=2.2",
+        "scipy>=1.13",  # jax requires it too: quantiles of Student's t, monotone regression and interpolation
         "absl-py>=2.1",
         "grain>=0.2.15,<0.3",
         "array-record>=0.8",

@@ -1,4 +1,4 @@
-"""Scaling laws: runs table, laws, fits, held-out scores, practice. Needs jax, numpy and pandas only.
+"""Scaling laws: runs table, laws, fits, held-out scores, practice. Needs jax, numpy, scipy and pandas only.
 
 From a table to a law of one language:
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -30,23 +29,6 @@ class Estimate:
         """A positive parameter whose logarithm is estimated: the interval is symmetric in the logarithm."""
         value, low, high = np.exp(np.clip(log_value + deviation * np.array([0.0, -quantile, quantile]), -700.0, 700.0))
         return cls(float(value), float(value * deviation), float(low), float(high), bool(identified))
-
-
-def t_quantile(probability: float, freedom: float) -> float:
-    """Quantile of Student's t by Cornish and Fisher's expansion: to .1 % from 4 degrees of freedom.
-
-    >>> round(t_quantile(0.95, 10), 3), round(t_quantile(0.95, float("inf")), 3)
-    (1.812, 1.645)
-    """
-    z, u = NormalDist().inv_cdf(probability), 1.0 / freedom
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return sum(term * u**order for order, term in enumerate(terms))
 
 
 def r2(loss: np.ndarray, predicted: np.ndarray) -> float:
@@ -96,8 +78,6 @@ def document(law: str, fit: Any, holdout: Mapping | None) -> dict:
         "holdout": dict(holdout or {}),
         "warnings": list(fit.warnings),
     }
-    if hasattr(fit, "diagnostics"):
-        plain["diagnostics"] = dataclasses.asdict(fit.diagnostics) | {"starts_agreeing": fit.starts_agreeing}
     return finite(plain)
 
 

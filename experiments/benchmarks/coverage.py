@@ -62,7 +62,7 @@ def measure_series(runs: int, checkpoints: int, objective: str, seed: int) -> Ou
     """Scores of Chinchilla's parameters and of an extrapolated loss; see `score`."""
     found = _fit_series(runs, checkpoints, objective, seed)
     loss, deviation = found.predict(**_LARGE)
-    bounds = found.interval(**_LARGE, noise=False)
+    bounds = found.interval(**_LARGE)
     return _series_scores(found.parameters, Estimate(float(loss), float(deviation), *map(float, bounds), True))
 
 

@@ -115,10 +115,10 @@ def expected_errors(
     sigma, rho = truth.diagnostics.sigma, truth.diagnostics.correlation
     shared = random.normal(size=(count, len(exact.run_ids)))[:, exact.run]
     single = random.normal(size=(count, len(exact)))
-    response = np.tile(np.asarray(start.problem.response), (count, 1))
-    response[:, : len(exact)] += sigma * (np.sqrt(rho) * shared + np.sqrt(1.0 - rho) * single)
-    weight = np.broadcast_to(start.problem.weight, response.shape)
-    ends, _ = refit(start, np.broadcast_to(start.x, (count, len(start.x))), weight, response)
+    log_loss = np.tile(start.problem.log_loss, (count, 1))
+    log_loss[:, : len(exact)] += sigma * (np.sqrt(rho) * shared + np.sqrt(1.0 - rho) * single)
+    weight = np.broadcast_to(start.problem.weight, log_loss.shape)
+    ends, _ = refit(start, np.broadcast_to(start.x, (count, len(start.x))), weight, log_loss)
     losses = losses_of(start, ends, start.batch(**target))
     return np.abs(losses / truth.predict(**target)[0] - 1.0).ravel()
 

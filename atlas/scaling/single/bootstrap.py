@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from atlas.errors import UserError
@@ -40,10 +41,10 @@ class Bootstrap:
         """Standard deviation of each parameter over the resamples."""
         return dict(zip(self.names, np.std(self.values, axis=0, ddof=1).tolist(), strict=True))
 
-    def interval(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
-        """Percentile interval of each parameter."""
-        low, high = np.quantile(self.values, [0.5 - 0.5 * level, 0.5 + 0.5 * level], axis=0)
-        return {name: (float(a), float(b)) for name, a, b in zip(self.names, low, high, strict=True)}
+    def interval(self) -> dict[str, tuple[float, float]]:
+        """90 % percentile interval of each parameter."""
+        low, high = np.quantile(self.values, [0.05, 0.95], axis=0).tolist()
+        return dict(zip(self.names, zip(low, high, strict=True), strict=True))
 
     def predict(self, fit: Fit, *columns, **named) -> np.ndarray:
         """Losses [B, …] of every resampled law at columns of the law."""
@@ -71,14 +72,9 @@ def bootstrap(fit: Fit, count: int = 1000, *, seed: int = 0) -> Bootstrap:
     draws = np.stack([np.bincount(random.choice(runs, runs), minlength=runs) for _ in range(count)])
     weights = padded((draws[:, fit.problem.run[: fit.n_rows]].T).astype(float), len(fit.problem.weight), 0.0).T
     ends, arrived = refit(fit, np.broadcast_to(fit.x, (count, len(fit.x))), weights)
-    fitted, positive = fitted_values(fit, ends), [parameter.positive for parameter in fit.model.parameters]
-    return Bootstrap(fit.model.names, np.exp(fitted, where=positive, out=fitted), ends, float(np.mean(arrived)))
-
-
-def fitted_values(fit: Fit, x: np.ndarray) -> np.ndarray:
-    """[B, p] fitted values (logarithms of positive parameters) at coordinates x [B, p]."""
     with jax.enable_x64(True):
-        return np.array(_fitted(fit.model, x, fit.problem.centre))
+        values = np.asarray(_natural(fit.model, ends, fit.problem.centre))
+    return Bootstrap(fit.model.names, values, ends, float(np.mean(arrived)))
 
 
 def losses_of(fit: Fit, x: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -88,9 +84,9 @@ def losses_of(fit: Fit, x: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.nd
 
 
 def refit(
-    fit: Fit, x: np.ndarray, weight: np.ndarray, response: np.ndarray | None = None
+    fit: Fit, x: np.ndarray, weight: np.ndarray, log_loss: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Descends from x [B, p] under other weights, or other responses, of the rows [B, n].
+    """Descends from x [B, p] under other weights, or other log losses, of the rows [B, n].
 
     Lanes that arrive make room for others, so that no resample waits for the slowest.
 
@@ -98,35 +94,33 @@ def refit(
       Coordinates [B, p] and whether each gradient vanished [B].
     """
     x, done = np.array(x), np.zeros(len(x), bool)
-    response = np.broadcast_to(fit.problem.response, weight.shape) if response is None else response
+    log_loss = np.broadcast_to(fit.problem.log_loss, weight.shape) if log_loss is None else log_loss
     for _ in range(_ROUNDS):
         waiting = np.flatnonzero(~done)
         for first in range(0, len(waiting), _LANES):
             some = waiting[first : first + _LANES]
             lanes = np.resize(some, _LANES)
             with jax.enable_x64(True):
-                end, arrived = _round(
-                    fit.model, fit.raw, x[lanes], fit.problem, weight[lanes], response[lanes], fit.scale
-                )
+                end, arrived = _round(fit.model, x[lanes], fit.problem, weight[lanes], log_loss[lanes], fit.scale)
             x[some], done[some] = np.asarray(end)[: len(some)], np.asarray(arrived)[: len(some)]
         if done.all():
             break
     return x, done
 
 
-@partial(jax.jit, static_argnames=("law", "raw"))
-def _round(law: Law, raw: bool, x, problem: Problem, weight, response, scale):
-    def lane(x, weight, response):
-        own = problem._replace(weight=weight, response=response)
-        end = estimator.descend(law, raw, x, own, scale, steps=_STEPS)
+@partial(jax.jit, static_argnames="law")
+def _round(law: Law, x, problem: Problem, weight, log_loss, scale):
+    def lane(x, weight, log_loss):
+        own = problem._replace(weight=weight, log_loss=log_loss)
+        end = estimator.descend(law, x, own, scale, steps=_STEPS)
         return end.x, end.decrement <= estimator.OPTIMAL * end.value
 
-    return jax.vmap(lane)(x, weight, response)
+    return jax.vmap(lane)(x, weight, log_loss)
 
 
 @partial(jax.jit, static_argnames="law")
-def _fitted(law: Law, x: jax.Array, centre: dict) -> jax.Array:
-    return jax.vmap(lambda x: law.fitted(x, centre))(x)
+def _natural(law: Law, x: jax.Array, centre: dict) -> jax.Array:
+    return jax.vmap(lambda x: jnp.stack([*law.natural(law.fitted(x, centre)).values()]))(x)
 
 
 @partial(jax.jit, static_argnames="law")

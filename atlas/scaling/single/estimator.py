@@ -44,16 +44,16 @@ class Problem(NamedTuple):
 
     Attributes:
       batch: columns of the law.
-      response: log loss, or loss where residuals are raw.
+      log_loss: observed.
       weight: how often a row counts.
       run: index of the row's run, below n.
       centre: geometric mean of each column, and of the loss.
-      corner: of the Huber loss, in the unit of the response.
+      corner: of the Huber loss.
       mean, precision: [p] and [p, p], a normal prior on the fitted values; precision 0 for none.
     """
 
     batch: dict[str, jax.Array]
-    response: jax.Array
+    log_loss: jax.Array
     weight: jax.Array
     run: jax.Array
     centre: dict[str, jax.Array]
@@ -92,32 +92,30 @@ def huber(residual: jax.Array, corner: jax.Array) -> jax.Array:
     return jnp.where(size <= corner, 0.5 * residual**2, corner * (size - 0.5 * corner))
 
 
-def residuals(law: Law, raw: bool, x: jax.Array, problem: Problem) -> jax.Array:
-    """[n] response − prediction."""
-    loss = law.predict(x, problem.centre, problem.batch)
-    return problem.response - (loss if raw else jnp.log(loss))
+def residuals(law: Law, x: jax.Array, problem: Problem) -> jax.Array:
+    """[n] observed less predicted log loss."""
+    return problem.log_loss - jnp.log(law.predict(x, problem.centre, problem.batch))
 
 
-def objective(law: Law, raw: bool, x: jax.Array, problem: Problem) -> jax.Array:
+def objective(law: Law, x: jax.Array, problem: Problem) -> jax.Array:
     """Weighted sum of Huber losses, without the prior."""
-    return jnp.sum(problem.weight * huber(residuals(law, raw, x, problem), problem.corner))
+    return jnp.sum(problem.weight * huber(residuals(law, x, problem), problem.corner))
 
 
-def penalised(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Array) -> jax.Array:
+def penalised(law: Law, x: jax.Array, problem: Problem, scale: jax.Array) -> jax.Array:
     """What a fit minimises: the objective and the prior in its unit."""
     away = law.fitted(x, problem.centre) - problem.mean
-    return objective(law, raw, x, problem) + 0.5 * scale * away @ problem.precision @ away
+    return objective(law, x, problem) + 0.5 * scale * away @ problem.precision @ away
 
 
-def prior_scale(law: Law, raw: bool, x: jax.Array, problem: Problem) -> jax.Array:
+def prior_scale(law: Law, x: jax.Array, problem: Problem) -> jax.Array:
     """Weighs a prior against the Huber sum as it would weigh against the likelihood it stands for."""
-    slope, square = _score_moments(residuals(law, raw, x, problem), problem)
+    slope, square = _score_moments(residuals(law, x, problem), problem)
     return square * jnp.sum(problem.weight) / jnp.maximum(jnp.sum(slope), _TINY)
 
 
 def descend(
     law: Law,
-    raw: bool,
     x: jax.Array,
     problem: Problem,
     scale: jax.Array,
@@ -127,7 +125,7 @@ def descend(
     """Newton descent of `penalised` from x [p], until a step promises less than `tolerance` or rounding."""
 
     def value(x: jax.Array) -> jax.Array:
-        return penalised(law, raw, x, problem, scale)
+        return penalised(law, x, problem, scale)
 
     def slope(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         found, slope = jax.value_and_grad(value)(x)
@@ -148,50 +146,49 @@ def _newton(hessian: jax.Array, gradient: jax.Array, damping: jax.Array) -> jax.
     return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(hessian + jnp.diag(ridge)), True), gradient)
 
 
-def _approach(law: Law, raw: bool, x: jax.Array, problem: Problem) -> tuple[Optimum, jax.Array]:
+def _approach(law: Law, x: jax.Array, problem: Problem) -> tuple[Optimum, jax.Array]:
     """Descends by way of wider corners, since a sharp one has too little curvature from afar.
 
     Returns the optimum and the weight of the prior there.
     """
-    size = jnp.abs(residuals(law, raw, x, problem))
+    size = jnp.abs(residuals(law, x, problem))
     spread = jnp.nanmedian(jnp.where(problem.weight > 0, size, jnp.nan))
     widest = jnp.maximum(_WIDEST * spread, problem.corner)
 
     def stage(state: tuple[Optimum, jax.Array], part: jax.Array):
         x = state[0].x
         wide = problem._replace(corner=widest ** (1.0 - part) * problem.corner**part)
-        scale = prior_scale(law, raw, x, problem)
-        tolerance = jnp.where(part < 1.0, _ROUGH * objective(law, raw, x, wide), 0.0)
-        return (descend(law, raw, x, wide, scale, tolerance), scale), None
+        scale = prior_scale(law, x, problem)
+        tolerance = jnp.where(part < 1.0, _ROUGH * objective(law, x, wide), 0.0)
+        return (descend(law, x, wide, scale, tolerance), scale), None
 
     zero = jnp.zeros_like(widest)
     start = Optimum(x, zero, jnp.zeros((x.size, x.size)), zero, jnp.int32(0)), zero
     return jax.lax.scan(stage, start, jnp.linspace(0.0, 1.0, _STAGES))[0]
 
 
-@partial(jax.jit, static_argnames=("law", "raw"))
-def solve(law: Law, raw: bool, problem: Problem) -> Solution:
+@partial(jax.jit, static_argnames="law")
+def solve(law: Law, problem: Problem) -> Solution:
     """The best optimum from the law's starts."""
-    loss = problem.response if raw else jnp.exp(problem.response)
-    starts = law.start(problem.batch, loss, problem.weight, problem.centre)
-    ends, scales = jax.vmap(lambda x: _approach(law, raw, x, problem))(starts)
+    starts = law.start(problem.batch, jnp.exp(problem.log_loss), problem.weight, problem.centre)
+    ends, scales = jax.vmap(lambda x: _approach(law, x, problem))(starts)
     values = jnp.where(jnp.isfinite(ends.value), ends.value, jnp.inf)
     best = jnp.argmin(values)
     agreeing = jnp.mean(values <= values[best] * (1.0 + _AGREEING))
     end = jax.tree.map(lambda a: a[best], ends)
-    return _solution(law, raw, end, problem, scales[best], agreeing)
+    return _solution(law, end, problem, scales[best], agreeing)
 
 
-def _solution(law: Law, raw: bool, end: Optimum, problem: Problem, scale: jax.Array, agreeing: jax.Array) -> Solution:
+def _solution(law: Law, end: Optimum, problem: Problem, scale: jax.Array, agreeing: jax.Array) -> Solution:
     converged = end.decrement <= OPTIMAL * jnp.maximum(end.value, LEAST_OBJECTIVE)
-    return Solution(end.x, objective(law, raw, end.x, problem), scale, end.decrement, converged, agreeing)
+    return Solution(end.x, objective(law, end.x, problem), scale, end.decrement, converged, agreeing)
 
 
-@partial(jax.jit, static_argnames=("law", "raw"))
-def polish(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Array) -> Solution:
+@partial(jax.jit, static_argnames="law")
+def polish(law: Law, x: jax.Array, problem: Problem, scale: jax.Array) -> Solution:
     """The optimum that a descent from one start x [p] reaches."""
-    end = descend(law, raw, x, problem, scale)
-    return _solution(law, raw, end, problem, scale, jnp.ones_like(scale))
+    end = descend(law, x, problem, scale)
+    return _solution(law, end, problem, scale, jnp.ones_like(scale))
 
 
 def _score_moments(residual: jax.Array, problem: Problem, near: bool = False):
@@ -214,8 +211,8 @@ def _score_moments(residual: jax.Array, problem: Problem, near: bool = False):
     return slope, square
 
 
-@partial(jax.jit, static_argnames=("law", "raw"))
-def spread(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Array) -> Spread:
+@partial(jax.jit, static_argnames="law")
+def spread(law: Law, x: jax.Array, problem: Problem, scale: jax.Array) -> Spread:
     """Covariance of an M-estimator's coordinates, with rows of one run correlated.
 
     Many runs show the covariance of their scores themselves (a sandwich clustered by run); of few, it is
@@ -223,8 +220,8 @@ def spread(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Array
     leave open gets the standard deviation _OPEN: both halves of the sandwich vanish there, and their ratio
     would pass for certainty.
     """
-    residual = residuals(law, raw, x, problem)
-    jacobian = jax.jacfwd(lambda x: residuals(law, raw, x, problem))(x) * problem.weight[:, None]
+    residual = residuals(law, x, problem)
+    jacobian = jax.jacfwd(lambda x: residuals(law, x, problem))(x) * problem.weight[:, None]
     groups = _groups(problem)
     slope, square = _score_moments(residual, problem, near=True)
     sigma, correlation, sums = _noise(residual, jacobian, groups)
@@ -247,8 +244,8 @@ def spread(law: Law, raw: bool, x: jax.Array, problem: Problem, scale: jax.Array
     many = jnp.sum(groups.size > 0) >= _RUNS_PER_PARAMETER * len(x)
     meat = jnp.where(many, by_run.T @ by_run, modelled)
     covariance = inverse @ (meat + scale**2 * prior) @ inverse + (vectors * jnp.where(open_, _OPEN**2, 0.0)) @ vectors.T
-    condition, response = values[-1] / jnp.maximum(values[0], _TINY), problem.response - residual
-    predicted, fitted = response if raw else jnp.exp(response), law.fitted(x, problem.centre)
+    condition, fitted = values[-1] / jnp.maximum(values[0], _TINY), law.fitted(x, problem.centre)
+    predicted = jnp.exp(problem.log_loss - residual)
     return Spread(covariance, sigma, correlation, rows, condition, fitted, to_fitted, predicted)
 
 

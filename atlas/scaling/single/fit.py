@@ -6,9 +6,10 @@ from functools import partial
 
 import jax
 import numpy as np
+from scipy.special import stdtrit
 
 from atlas.errors import UserError, unknown
-from atlas.scaling.estimates import Estimate, document, finite, r2, t_quantile
+from atlas.scaling.estimates import Estimate, document, finite, r2
 from atlas.scaling.padding import bucket, padded
 from atlas.scaling.single import estimator
 from atlas.scaling.single.estimator import Problem
@@ -17,7 +18,6 @@ from atlas.scaling.single.specification import Law
 from atlas.scaling.table.runs import Runs
 
 OBJECTIVES = ("huber", "least_squares", "lad")
-RESIDUALS = ("log", "raw")
 _LAD_DELTA = 1e-5  # a Huber corner this small is least absolute deviations for any real noise
 _NO_CORNER = 1e6  # one that no residual reaches: least squares
 _SAMPLE = 4096  # rows on which the starts of a longer table compete: enough to tell them apart, in a second
@@ -49,7 +49,7 @@ class Diagnostics:
     Attributes:
       decrement: gᵀH⁻¹g over the objective at the optimum, twice the relative gain that a further step promises.
       condition: of the curvature at the optimum, in centred coordinates.
-      sigma: standard deviation of a row's residual, by the median, in the unit of the residuals.
+      sigma: standard deviation of a row's log loss around the law, by the median.
       correlation: of residuals within a run.
       independent_rows: how many independent rows would tell as much.
       r2, are: coefficient of determination of the losses and mean absolute relative error, in sample.
@@ -79,7 +79,7 @@ class Fit:
       unit: of the losses, as the table names it; "" where it does not.
       warnings: what the runs cannot tell, and what was left out while reading.
       diagnostics: residual scale, curvature, in-sample scores.
-      model, raw, problem, x, scale, covariance_x: what was solved and where, for `influence` and `bootstrap`.
+      model, problem, x, scale, covariance_x: what was solved and where, for `bootstrap`.
     """
 
     law: str
@@ -95,7 +95,6 @@ class Fit:
     warnings: tuple[str, ...]
     diagnostics: Diagnostics
     model: Law = dataclasses.field(repr=False)
-    raw: bool = dataclasses.field(repr=False)
     problem: Problem = dataclasses.field(repr=False)
     x: np.ndarray = dataclasses.field(repr=False)
     scale: float = dataclasses.field(repr=False)
@@ -130,18 +129,11 @@ class Fit:
         deviation = np.sqrt(np.maximum(np.einsum("np,pk,nk->n", slope, self.covariance_x, slope), 0.0))
         return loss.reshape(shape), deviation.reshape(shape)
 
-    def interval(self, *columns, level: float = 0.9, noise: bool = True, **named) -> tuple[np.ndarray, np.ndarray]:
-        """Bounds within which a new run's loss (without `noise`: the law) lies with probability `level`.
-
-        A run's noise is the residuals', whose distribution is taken to be normal in the response.
-        """
+    def interval(self, *columns, **named) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds of the 90 % interval of the law's loss, without a run's noise; columns as for `predict`."""
         loss, deviation = self.predict(*columns, **named)
-        if not self.raw:
-            deviation = deviation / loss
-        reach = t_quantile(0.5 + 0.5 * level, self.freedom) * deviation
-        if noise:
-            reach = np.hypot(reach, t_quantile(0.5 + 0.5 * level, np.inf) * self.diagnostics.sigma)
-        return (loss - reach, loss + reach) if self.raw else (loss * np.exp(-reach), loss * np.exp(reach))
+        reach = stdtrit(self.freedom, 0.95) * deviation / loss
+        return loss * np.exp(-reach), loss * np.exp(reach)
 
     @property
     def freedom(self) -> float:
@@ -172,7 +164,9 @@ class Fit:
         coordinates = [f"log {p.name}" if p.positive else p.name for p in self.model.parameters]
         centre = {c.name: self.problem.centre[c.name] for c in self.model.columns if c.name in self.problem.centre}
         covariance = {"coordinates": coordinates, "matrix": self.covariance.tolist(), "centre": centre}
-        return document(self.law, self, holdout) | {"covariance": finite(covariance | {"freedom": self.freedom})}
+        diagnostics = dataclasses.asdict(self.diagnostics) | {"starts_agreeing": self.starts_agreeing}
+        extra = {"diagnostics": diagnostics, "covariance": covariance | {"freedom": self.freedom}}
+        return document(self.law, self, holdout) | finite(extra)
 
 
 def fit(
@@ -182,7 +176,6 @@ def fit(
     objective: str = "huber",
     delta: float = 1e-3,
     tokens: str | None = None,
-    residual: str = "log",
     prior: Prior | None = None,
 ) -> Fit:
     """Fits one law to all rows, which must evaluate one language.
@@ -195,30 +188,28 @@ def fit(
       law: the name of one in `atlas.scaling.single.library.LAWS`, or a `Law`.
       runs: rows of one target language.
       objective: "huber", "least_squares" or "lad".
-      delta: corner of the Huber loss, in log loss (in loss for raw residuals).
+      delta: corner of the Huber loss, in log loss.
       tokens: whether D is the "own" tokens of the evaluated language or the "total" of the mixture; the law's
         own choice by default.
-      residual: "log" losses or "raw" ones.
       prior: on the fitted values (logarithms of positive parameters), added to the law's own.
 
     Raises:
-      UserError: unknown law, objective, residual or tokens; a prior of another law or unit; several languages; rows
+      UserError: unknown law, objective or tokens; a prior of another law or unit; several languages; rows
         without tokens of their language; fewer rows than parameters.
     """
     model = LAWS.get(law) if isinstance(law, str) else law
     if model is None:
         raise unknown("law", law, LAWS)
     tokens = tokens or model.tokens
-    _check(model, runs, objective, delta, tokens, residual)
-    raw = residual == "raw"
+    _check(model, runs, objective, delta, tokens)
     corner = {"huber": delta, "least_squares": _NO_CORNER, "lad": _LAD_DELTA}[objective]
     columns = columns_of(model, runs, tokens)
     open_ = model.diagnose(columns)
     undetermined = any(p.role == "exponent" and p.name in open_ for p in model.parameters)
-    problem = _problem(model, columns, runs, raw, corner, _prior(model, prior, undetermined, _unit(runs)))
+    problem = _problem(columns, runs, corner, _prior(model, prior, undetermined, _unit(runs)))
     with jax.enable_x64(True):
-        solution, spread = _solve(model, raw, problem, len(runs))
-    return _report(model, raw, runs, open_, tokens, problem, solution, spread)
+        solution, spread = _solve(model, problem, len(runs))
+    return _report(model, runs, open_, tokens, problem, solution, spread)
 
 
 def columns_of(law: Law, runs: Runs, tokens: str) -> dict[str, np.ndarray]:
@@ -226,36 +217,34 @@ def columns_of(law: Law, runs: Runs, tokens: str) -> dict[str, np.ndarray]:
     return {column.name: np.asarray(column.of(runs, tokens), float) for column in law.columns}
 
 
-def _solve(law: Law, raw: bool, problem: Problem, rows: int) -> tuple[estimator.Solution, estimator.Spread]:
+def _solve(law: Law, problem: Problem, rows: int) -> tuple[estimator.Solution, estimator.Spread]:
     if rows > _SAMPLE:
         # The starts of a long table compete on some of its rows.
         some = np.random.default_rng(0).choice(rows, _SAMPLE, replace=False)
         picked = {name: values[some] for name, values in problem.batch.items()}
-        sample = {name: getattr(problem, name)[some] for name in ("response", "weight")}
-        near = estimator.solve(law, raw, problem._replace(batch=picked, run=np.zeros(_SAMPLE, int), **sample))
-        scale = estimator.prior_scale(law, raw, near.x, problem)
-        solution = estimator.polish(law, raw, near.x, problem, scale)._replace(agreeing=near.agreeing)
+        sample = {name: getattr(problem, name)[some] for name in ("log_loss", "weight")}
+        near = estimator.solve(law, problem._replace(batch=picked, run=np.zeros(_SAMPLE, int), **sample))
+        scale = estimator.prior_scale(law, near.x, problem)
+        solution = estimator.polish(law, near.x, problem, scale)._replace(agreeing=near.agreeing)
     else:
-        solution = estimator.solve(law, raw, problem)
-    spread = estimator.spread(law, raw, solution.x, problem, solution.scale)
+        solution = estimator.solve(law, problem)
+    spread = estimator.spread(law, solution.x, problem, solution.scale)
     if np.any(problem.precision):
         # Rows of a run tell less than as many independent ones: the prior counts for more beside them.
-        scale = estimator.prior_scale(law, raw, solution.x, problem) * (rows / spread.rows)
+        scale = estimator.prior_scale(law, solution.x, problem) * (rows / spread.rows)
         agreeing = solution.agreeing
-        solution = estimator.polish(law, raw, solution.x, problem, scale)._replace(agreeing=agreeing)
-        spread = estimator.spread(law, raw, solution.x, problem, scale)
+        solution = estimator.polish(law, solution.x, problem, scale)._replace(agreeing=agreeing)
+        spread = estimator.spread(law, solution.x, problem, scale)
     return jax.tree.map(np.asarray, (solution, spread))
 
 
-def _problem(
-    law: Law, columns: Mapping[str, np.ndarray], runs: Runs, raw: bool, corner: float, prior: Prior
-) -> Problem:
+def _problem(columns: Mapping[str, np.ndarray], runs: Runs, corner: float, prior: Prior) -> Problem:
     size = bucket(len(runs))
     size <<= (size.bit_length() - 1) % 2  # powers of four: a fit compiles for seconds and runs for milliseconds
     positive = [name for name, values in columns.items() if np.all(np.isfinite(values) & (values > 0))]
     return Problem(
         batch={name: padded(values, size, values[-1]) for name, values in columns.items()},
-        response=padded(runs.loss if raw else np.log(runs.loss), size, 1.0),
+        log_loss=padded(np.log(runs.loss), size, 1.0),
         weight=padded(np.ones(len(runs)), size, 0.0),
         run=padded(np.asarray(runs.run), size, 0),
         centre={name: np.exp(np.mean(np.log(columns[name]))) for name in positive}
@@ -287,12 +276,8 @@ def _prior(law: Law, given: Prior | None, undetermined: bool, unit: str) -> Prio
     return Prior(np.linalg.pinv(precision) @ (own.precision @ mean + given.precision @ given.mean), precision)
 
 
-def _check(law: Law, runs: Runs, objective: str, delta: float, tokens: str, residual: str) -> None:
-    for kind, name, valid in (
-        ("objective", objective, OBJECTIVES),
-        ("meaning of tokens", tokens, ("own", "total")),
-        ("residual", residual, RESIDUALS),
-    ):
+def _check(law: Law, runs: Runs, objective: str, delta: float, tokens: str) -> None:
+    for kind, name, valid in (("objective", objective, OBJECTIVES), ("meaning of tokens", tokens, ("own", "total"))):
         if name not in valid:
             raise unknown(kind, name, valid)
     if not (np.isfinite(delta) and delta > 0):
@@ -316,7 +301,7 @@ def _unit(runs: Runs) -> str:
     return str(named.iloc[0]) if len(named) else ""
 
 
-def _report(law, raw, runs, open_, tokens, problem, solution, spread) -> Fit:
+def _report(law, runs, open_, tokens, problem, solution, spread) -> Fit:
     fitted, predicted = spread.fitted, spread.predicted[: len(runs)]
     covariance = spread.to_fitted @ spread.covariance @ spread.to_fitted.T
     notes = list(runs.warnings)
@@ -324,7 +309,7 @@ def _report(law, raw, runs, open_, tokens, problem, solution, spread) -> Fit:
     if not solution.converged:
         notes.append("the fit did not reach an optimum: do not trust its parameters")
     freedom = max(float(spread.rows) - len(fitted), 1.0)
-    quantile = t_quantile(0.95, freedom)
+    quantile = stdtrit(freedom, 0.95)
     deviations = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
     estimates = {
         p.name: (Estimate.lognormal if p.positive else Estimate.normal)(value, deviation, p.name in told, quantile)
@@ -352,7 +337,6 @@ def _report(law, raw, runs, open_, tokens, problem, solution, spread) -> Fit:
             are=float(np.mean(np.abs(predicted / runs.loss - 1.0))),
         ),
         model=law,
-        raw=raw,
         problem=problem,
         x=solution.x,
         scale=float(solution.scale),

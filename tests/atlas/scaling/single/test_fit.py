@@ -64,6 +64,13 @@ def test_document_names_the_coordinates_of_its_covariance():
         assert np.sqrt(found["matrix"][i][i]) == pytest.approx(estimate["se"] / estimate["value"], rel=1e-6)
 
 
+def test_intervals_of_six_rows_are_those_of_one_degree_of_freedom():
+    law = fit("chinchilla", study(sigma=0.005).where(np.isin(np.arange(35), [0, 6, 10, 17, 28, 34])))
+    assert law.freedom == 1.0
+    beta = law.parameters["beta"]
+    assert np.log(beta.high / beta.value) / (beta.se / beta.value) == pytest.approx(6.3138, rel=1e-4)
+
+
 def test_outliers_move_huber_little():
     frame = study(sigma=0.002).frame
     frame.loc[3, "loss"] *= 1.2

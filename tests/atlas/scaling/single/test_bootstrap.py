@@ -1,12 +1,9 @@
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from atlas.errors import UserError
 from atlas.scaling import bootstrap, fit, load_runs
-from atlas.scaling.single.influence import influence, parameter_gradients, prediction_gradients
 
 POINT = {"N": 3e10, "D": 2e12}
 
@@ -22,40 +19,6 @@ def study(checkpoints: int = 1, sigma: float = 0.004, shared: float = 0.0, seed:
     effect = shared * random.normal(size=40)[table["run"].astype(int)]
     loss = 1.7 + 480.0 / table["num_params"] ** 0.35 + 2100.0 / table["tokens"] ** 0.37
     return load_runs(table.assign(loss=loss * np.exp(effect + sigma * random.normal(size=len(table)))))
-
-
-def fitted_values(law) -> np.ndarray:
-    return np.log(list(law.values.values()))
-
-
-@pytest.mark.parametrize("objective", ["huber", "least_squares"])
-def test_gradients_are_those_of_refits(objective):
-    runs = study()
-    law = fit("chinchilla", runs, objective=objective)
-    by_row, at_point = parameter_gradients(law), prediction_gradients(law, **POINT)
-    assert by_row.shape == (5, len(runs)) and at_point.shape == (1, len(runs))
-    row, step = int(np.argmax(np.abs(by_row[2]))), 1e-5
-    moved = []
-    for sign in (1.0, -1.0):
-        loss = runs.loss.copy()
-        loss[row] *= np.exp(sign * step)
-        again = fit("chinchilla", dataclasses.replace(runs, loss=loss), objective=objective)
-        moved.append(np.append(fitted_values(again), np.log(again.predict(**POINT)[0])))
-    numeric = (moved[0] - moved[1]) / (2 * step)
-    np.testing.assert_allclose(np.append(by_row[:, row], at_point[0, row]), numeric, rtol=2e-3)
-
-
-def test_leaving_out_a_run_is_refitting_without_it():
-    runs = study(checkpoints=3, shared=0.003)
-    law = fit("chinchilla", runs)
-    found = influence(law, **POINT)
-    for run in (0, 17, 39):
-        rest = fit("chinchilla", runs.where(runs.run != run))
-        change = np.log(rest.predict(**POINT)[0] / law.predict(**POINT)[0])
-        assert found["loss"][run] == pytest.approx(float(change), rel=1e-4, abs=1e-9)
-        np.testing.assert_allclose(
-            found.loc[run, list(law.values)], fitted_values(rest) - fitted_values(law), rtol=1e-3
-        )
 
 
 def test_resampling_runs_sees_what_their_rows_share():
@@ -77,7 +40,7 @@ def test_intervals_of_parameters_and_predictions_cover_the_truth(objective, desi
     inside = []
     for seed in range(100):
         law = fit("chinchilla", study(seed=seed, **design), objective=objective)
-        low, high = law.interval(**POINT, noise=False)
+        low, high = law.interval(**POINT)
         inside += [law.parameters[name].low <= value <= law.parameters[name].high for name, value in truth.items()]
         inside += [low <= loss <= high]
     assert 0.85 <= np.mean(inside) <= 0.95
@@ -90,5 +53,4 @@ def test_resampled_predictions_spread_as_the_fit_says():
     assert np.mean(losses) == pytest.approx(float(loss), rel=0.01)
     assert np.std(losses) == pytest.approx(float(deviation), rel=0.6)
     low, high = law.interval(**POINT)
-    bare = law.interval(**POINT, noise=False)
-    assert low < bare[0] < loss < bare[1] < high
+    np.testing.assert_allclose(np.quantile(losses, [0.05, 0.95]), [low, high], atol=0.6 * deviation)
