@@ -40,7 +40,9 @@ def grid(group: str, sizes: Sizes, mixtures: Sequence[str]) -> list[Overlay]:
     return cross([{"name": group, "group": group}], shapes, each("mixture", mixtures))
 
 
-def design(languages: Sequence[str], sizes: Sizes, middle: str, uneven: int, **subsets: Sequence[Sequence[str]]):
+def design(
+    languages: Sequence[str], sizes: Sizes, middle: str, uneven: int, **subsets: Sequence[Sequence[str]]
+) -> list[Overlay]:
     """The runs of a study.
 
     Every size trains each language alone, the even mixtures of `subsets` (group → sets of languages) and that of all;

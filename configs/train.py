@@ -2,7 +2,8 @@
 
     python -m experiments.train --config=configs/train.py --workdir=DIR
 
-Time: two minutes on two CPU cores for 0.6 million tokens. Expect the loss of every language in bits per byte, around 2.
+Time: 70 seconds of one CPU core for 0.6 million tokens. Expect the loss of every language in bits per byte: about 1.9
+for a1 and a2, 1.1 for b1 and b2.
 """
 
 from atlas.data import DataConfig

@@ -54,3 +54,11 @@ def test_a_run_continues_another_by_name():
     assert (child.initialize, other.initialize) == (run_id(parent), run_id(child))
     with pytest.raises(UserError, match="'parent' names several runs"):
         _ = Study("", RunConfig(), [plan[0], plan[0] | {"seed": 1}, plan[1]]).runs
+
+
+def test_ids_are_of_the_run_alone():
+    """A run of a sweep has the id that it would have on its own, however the study is called and executed."""
+    base = RunConfig(group="base")
+    alone = run_id(RunConfig(seed=3))
+    for study in (Study("one", base, [{"seed": 3}]), Study("other", base, [{"group": "x", "seed": 3}], population=8)):
+        assert [run_id(run) for run in study.runs] == [alone]

@@ -63,13 +63,7 @@ def start_worker(
     **environment: str,
 ) -> subprocess.Popen:
     """Starts the worker on so many host devices."""
-    own = {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        # Workers of one test session compile the same program once.
-        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    own = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", __name__, str(workdir), json.dumps(changes), str(die_at), str(int(die_by))]
     return subprocess.Popen(command, env=os.environ | own | environment)
 
@@ -85,7 +79,8 @@ def main(workdir: pathlib.Path, changes: dict, die_at: int, die_by: int) -> None
         if steps == die_at:
             os.kill(os.getpid(), die_by)
 
-    train([config_of(changes)], prepare(DATA, workdir / "corpus"), workdir, progress=progress)
+    corpus = prepare(DATA, workdir.parent / "corpus")  # one for the workers of all tests
+    train([config_of(changes)], corpus, workdir, progress=progress)
 
 
 if __name__ == "__main__":
