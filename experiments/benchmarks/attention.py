@@ -5,6 +5,9 @@ project's dense attention in linear memory. For the sparse paths `forward` is th
 its gradient with the indexer's loss; `index` is the scores, `index+select` ends with the selected sets, and
 `attend` is the rest of `forward`.
 
+`memory` reads the temporary memory of training from compiled programs, in an accelerator's heads and with k = 2048 by
+the paper's rule: gradients with respect to queries, keys, values and all that the indexer scores with.
+
 Inputs are structured like those of trained models, whose neighbouring queries select much the same keys:
 queries and keys drift, x[t] = ρ·x[t-1] + sqrt(1 - ρ²)·noise. `overlap` is the mean Jaccard index of the sets of
 neighbouring queries; 0.87 to 0.94 were measured on a trained model of another kind. White noise, like random
@@ -14,14 +17,12 @@ weights, makes neighbours share almost nothing, and says nothing about a trained
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from atlas.errors import UserError
-from experiments.benchmarks.timing import Program, measure
+from experiments.benchmarks.timing import Program, compile_program, measure
 from models.attention import streamed, tiles
 from models.attention.indexer import index_scores
 from models.attention.keys import Attended, IndexInputs, Reads, Selection, in_documents
@@ -29,12 +30,11 @@ from models.attention.selection import select_blocks, select_tokens
 
 _BLOCK = 64
 _CHUNK = 64
-_SHORTEST = 128
+_BLOCKS = {"token": 0, "block": _BLOCK}  # of the sparse paths; see `Selection`
 _QUERY_DRIFT, _KEY_DRIFT = 0.999, 0.9
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """Heads of a layer: H query heads, G key/value heads of E; J indexer heads of I."""
 
     heads: int
@@ -53,23 +53,31 @@ def run(lengths: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of `measure` with the columns length, pass, path and ratio (time of the peer over time of the path).
 
     Args:
-      lengths: T; none for 2K to 32K on a CPU, 4K to 128K elsewhere.
+      lengths: T, 128 or more; none for 2K to 32K on a CPU, 4K to 128K elsewhere.
 
     Returns:
       The rows, and what was measured: the shape and the overlap of neighbouring selections.
-
-    Raises:
-      UserError: a length is below 128.
     """
     on_cpu = jax.default_backend() == "cpu"
-    for T in lengths:
-        if T < _SHORTEST:
-            raise UserError(f"--lengths: {T} is too short; give at least {_SHORTEST}")
     shape = _CPU if on_cpu else _ACCELERATOR
     lengths = lengths or [2**i for i in (range(11, 16) if on_cpu else range(12, 18))]
     rows = [row for T in lengths for row in _with_ratios(_add_attend(measure(_programs(shape, T))))]
     facts = {"batch": 1, "k": "T/16", "block": _BLOCK, "chunk": _CHUNK, "overlap": _overlap(shape, min(lengths))}
-    return rows, vars(shape) | facts
+    return rows, shape._asdict() | facts
+
+
+def memory(lengths: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows with the columns length, path, temp_bytes and per_token (bytes), which is constant where memory is linear in
+    the length; without lengths for 4K to 128K. Nothing is run."""
+    rows = []
+    for path, block in _BLOCKS.items():
+        paper = Selection(_ACCELERATOR.indexer_width**-0.5, 0.25, "paper", 2048, k_min=256, k_max=4096, block=block)
+        attend = training(functools.partial(attend_sparsely, selection=paper))
+        for T in lengths or [2**i for i in range(12, 18)]:
+            inputs = jax.eval_shape(functools.partial(_inputs, _ACCELERATOR, T))
+            size = compile_program(Program({}, attend, inputs))[1]["temp_bytes"]
+            rows.append({"length": T, "path": path, "temp_bytes": size, "per_token": size / T})
+    return rows, _ACCELERATOR._asdict() | {"batch": 1, "tile": _CHUNK}
 
 
 def attend_sparsely(
@@ -85,9 +93,8 @@ def training(attend: Any) -> Any:
 
     def loss(arguments):
         out = attend(*arguments)
-        o, losses = (out.output, out.indexer_loss) if isinstance(out, Attended) else (out, None)
-        total = jnp.sum(o.astype(jnp.float32) ** 2)
-        return total if losses is None else total + jnp.sum(losses)
+        o, losses = (out.output, out.indexer_loss) if isinstance(out, Attended) else (out, 0.0)
+        return jnp.sum(o.astype(jnp.float32) ** 2) + jnp.sum(losses)
 
     return lambda *arguments: jax.value_and_grad(loss)(arguments)
 
@@ -96,30 +103,30 @@ def _programs(shape: Shape, T: int) -> list[Program]:
     q, k, v, index = _inputs(shape, T)
     implementation = "cudnn" if jax.default_backend() == "gpu" else "xla"
     dense = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation=implementation)
-    selections = {"token": _selection(shape, T, 0), "block": _selection(shape, T, _BLOCK)}
 
     def streamed_dense(q, k, v):
         return streamed.attend(q, k, v, _reads(T), chunk=_CHUNK).output
 
     programs = []
+
+    def add(kind: str, path: str, function: Any, *arguments: Any) -> None:
+        programs.append(Program({"length": T, "pass": kind, "path": path}, function, arguments))
+
     for path, attend in {f"dense ({implementation})": dense, "streamed dense": streamed_dense}.items():
-        programs.append(_program(T, "forward", path, attend, q, k, v))
-        programs.append(_program(T, "training", path, training(attend), q, k, v))
-    for path, selection in selections.items():
+        add("forward", path, attend, q, k, v)
+        add("training", path, training(attend), q, k, v)
+    for path, block in _BLOCKS.items():
+        selection = _selection(shape, T, block)
         attend = functools.partial(attend_sparsely, selection=selection)
-        programs.append(_program(T, "forward", path, lambda *a, attend=attend: attend(*a).output, q, k, v, index))
-        programs.append(_program(T, "training", path, training(attend), q, k, v, index))
+        add("forward", path, lambda *a, attend=attend: attend(*a).output, q, k, v, index)
+        add("training", path, training(attend), q, k, v, index)
         for kind, part in _parts(selection, T).items():
-            programs.append(_program(T, kind, path, part, index))
+            add(kind, path, part, index)
     return programs
 
 
 def _reads(T: int) -> Reads:
     return in_documents(jnp.zeros((1, T), jnp.int32))
-
-
-def _program(T: int, kind: str, path: str, function: Any, *arguments: Any) -> Program:
-    return Program({"length": T, "pass": kind, "path": path}, function, arguments)
 
 
 def _parts(selection: Selection, T: int) -> dict[str, Any]:
@@ -178,10 +185,9 @@ def _add_attend(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     peers = {row["pass"]: row for row in rows if row["path"].startswith("dense")}
     for row in rows:
-        peer = peers.get(row["pass"])
-        known = peer is not None and peer["runs"] and row["runs"]
-        row["ratio"] = peer["seconds"] / row["seconds"] if known else None
-        row["cpu_ratio"] = peer["cpu_seconds"] / row["cpu_seconds"] if known else None
+        peer = peers.get(row["pass"], {"runs": 0})
+        for ratio, time in {"ratio": "seconds", "cpu_ratio": "cpu_seconds"}.items():
+            row[ratio] = peer[time] / row[time] if peer["runs"] and row["runs"] else None
     return rows
 
 

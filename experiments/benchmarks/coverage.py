@@ -10,24 +10,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from atlas.scaling import Z90, Estimate, Fit, bootstrap, fit, fit_joint, load_runs, simulation
+from atlas.scaling import Z90, Estimate, bootstrap, fit, fit_joint, load_runs, simulation
 from experiments.benchmarks import recovery
 from experiments.benchmarks.studies import Outcome, outcomes
 
-STUDIES = 500
+STUDIES = 500  # of each kind
 LOW, HIGH = 0.86, 0.94
 JOINT = recovery.Study((3, 1, 6, 6), languages=5, checkpoints=8)
 _SERIES = {"40 runs": (40, 8), "120 runs": (120, 3)}
 _RESAMPLES = 200
 _LARGE = {"N": 1e11, "D": 2e12}  # ten times the largest run's parameters, and its tokens
 
+Score = tuple[bool, float, bool]
 
-def run(studies: int | None = None, workdir: str = "") -> tuple[list[dict[str, Any]], dict[str, Any]]:
+
+def run(workdir: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows with the columns
 
       fit, parameter     "loss" is that of a model larger than any run's
@@ -38,19 +40,20 @@ def run(studies: int | None = None, workdir: str = "") -> tuple[list[dict[str, A
       intervals, studies how many there were
       reached            whether the coverage lies between LOW and HIGH
 
-    Args:
-      studies: of each kind; by default STUDIES.
-      workdir: keeps outcomes, for another time.
+    `workdir` keeps outcomes for another time.
     """
-    count = studies or STUDIES
-    tasks = {}
+    tasks: dict[str, Callable[[int], Outcome]] = {}
     for name, design in _SERIES.items():
-        for objective in ("huber", "least_squares"):
-            tasks[f"{name}, {objective}"] = functools.partial(measure_series, *design, objective), count
-        tasks[f"{name}, bootstrap"] = functools.partial(measure_bootstrap, *design), count
-    tasks["joint"] = measure_joint, count
-    rows = [_rows(name, outcomes(name, *task, workdir)) for name, task in tasks.items()]
-    return list(itertools.chain(*rows)), {"nominal": 0.9, "bar": f"{LOW:g} to {HIGH:g}"}
+        for way in ("huber", "least_squares", "bootstrap"):
+            tasks[f"{name}, {way}"] = functools.partial(measure_series, *design, way)
+    tasks["joint"] = measure_joint
+    found = {name: outcomes(name, task, STUDIES, workdir) for name, task in tasks.items()}
+    rows = [
+        _row(name, parameter, [outcome[parameter] for outcome in scored])
+        for name, scored in found.items()
+        for parameter in scored[0]
+    ]
+    return rows, {"nominal": 0.9, "bar": f"{LOW:g} to {HIGH:g}"}
 
 
 def correlation(seed: int) -> float:
@@ -58,25 +61,25 @@ def correlation(seed: int) -> float:
     return float(np.random.default_rng(seed).uniform(0.3, 0.6))
 
 
-def measure_series(runs: int, checkpoints: int, objective: str, seed: int) -> Outcome:
-    """Scores of Chinchilla's parameters and of an extrapolated loss; see `score`."""
-    found = _fit_series(runs, checkpoints, objective, seed)
+def measure_series(runs: int, checkpoints: int, way: str, seed: int) -> Outcome:
+    """Scores of Chinchilla's parameters and of an extrapolated loss.
+
+    way: the fit's objective; or "bootstrap": percentiles over resampled runs, with the objective "huber".
+    """
+    frame = simulation.series(runs, seed, checkpoints, rho=correlation(seed))
+    found = fit("chinchilla", load_runs(frame), objective="huber" if way == "bootstrap" else way)
     loss, deviation = found.predict(**_LARGE)
-    bounds = found.interval(**_LARGE)
-    return _series_scores(found.parameters, Estimate(float(loss), float(deviation), *map(float, bounds), True))
-
-
-def measure_bootstrap(runs: int, checkpoints: int, seed: int) -> Outcome:
-    """The same from percentiles over resampled runs."""
-    found = _fit_series(runs, checkpoints, "huber", seed)
-    resampled = bootstrap(found, _RESAMPLES, seed=seed)
-    parameters = {
-        name: _resampled(found.values[name], drawn)
-        for name, drawn in zip(resampled.names, resampled.values.T, strict=True)
-    }
-    return _series_scores(
-        parameters, _resampled(float(found.predict(**_LARGE)[0]), resampled.predict(found, **_LARGE).ravel())
-    )
+    if way == "bootstrap":
+        resampled = bootstrap(found, _RESAMPLES, seed=seed)
+        drawn = zip(resampled.names, resampled.values.T, strict=True)
+        parameters = {name: _resampled(found.values[name], values) for name, values in drawn}
+        extrapolated = _resampled(float(loss), resampled.predict(found, **_LARGE).ravel())
+    else:
+        parameters, bounds = found.parameters, found.interval(**_LARGE)
+        extrapolated = Estimate(float(loss), float(deviation), *map(float, bounds), True)
+    E, A, alpha, B, beta = simulation.CHINCHILLA.values()
+    scores = {name: [score(parameters[name], truth)] for name, truth in simulation.CHINCHILLA.items()}
+    return scores | {"loss": [score(extrapolated, E + A / _LARGE["N"] ** alpha + B / _LARGE["D"] ** beta)]}
 
 
 def measure_joint(seed: int) -> Outcome:
@@ -88,11 +91,10 @@ def measure_joint(seed: int) -> Outcome:
         kind = name.partition("[")[0]
         scored = score(found.parameters[name], float(value), positive=kind not in ("tau", "phi"))
         outcome.setdefault(kind, []).append(scored)
-    outcome["loss"] = [score(estimate, loss) for estimate, loss in recovery.large_run(found, truth)]
-    return outcome
+    return outcome | {"loss": [score(estimate, loss) for estimate, loss in recovery.large_run(found, truth)]}
 
 
-def score(estimate: Estimate, truth: float, positive: bool = True) -> tuple[bool, float, bool]:
+def score(estimate: Estimate, truth: float, positive: bool = True) -> Score:
     """Whether the interval holds the truth; the error in standard errors; whether the fit calls it identified.
 
     Errors of positive parameters are those of their logarithms, in which the standard errors are taken.
@@ -103,27 +105,12 @@ def score(estimate: Estimate, truth: float, positive: bool = True) -> tuple[bool
     return bool(estimate.low <= truth <= estimate.high), float(error / unit), estimate.identified
 
 
-def _fit_series(runs: int, checkpoints: int, objective: str, seed: int) -> Fit:
-    frame = simulation.series(runs, seed, checkpoints, rho=correlation(seed))
-    return fit("chinchilla", load_runs(frame), objective=objective)
-
-
-def _series_scores(parameters: Mapping[str, Estimate], loss: Estimate) -> Outcome:
-    E, A, alpha, B, beta = simulation.CHINCHILLA.values()
-    scores = {name: [score(parameters[name], truth)] for name, truth in simulation.CHINCHILLA.items()}
-    return scores | {"loss": [score(loss, E + A / _LARGE["N"] ** alpha + B / _LARGE["D"] ** beta)]}
-
-
 def _resampled(value: float, drawn: np.ndarray) -> Estimate:
     low, high = np.quantile(drawn, [0.05, 0.95])
     return Estimate(value, float(np.std(drawn)), float(low), float(high), True)
 
 
-def _rows(name: str, found: list[Outcome]) -> list[dict[str, Any]]:
-    return [_row(name, parameter, [outcome[parameter] for outcome in found]) for parameter in found[0]]
-
-
-def _row(name: str, parameter: str, scores: list[list[tuple[bool, float, bool]]]) -> dict[str, Any]:
+def _row(name: str, parameter: str, scores: list[list[Score]]) -> dict[str, Any]:
     inside, error, told = np.array(list(itertools.chain(*scores)), float).T
     coverage = float(inside.mean())
     low, middle, high = np.quantile(error, [0.05, 0.5, 0.95]).tolist()

@@ -8,13 +8,15 @@ compiler.
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import scipy
 
 from atlas.scaling import Runs, bootstrap, fit, load_runs, simulation
 from experiments.benchmarks.timing import seconds
@@ -24,85 +26,70 @@ _ROUNDS = 20
 _COLD_ROUNDS = 3
 # What a person waits for who opens a shell and fits one law.
 _COLD = f"""
-import sys
 from atlas.scaling import fit, load_runs, simulation
-fit("chinchilla", load_runs(sys.argv[1] if len(sys.argv) > 1 else simulation.series({_RUNS}, 0)))
+fit("chinchilla", load_runs(simulation.series({_RUNS}, 0)))
 """
 _RESAMPLES, _PEER_RESAMPLES = 4000, 200
 _DELTA = 1e-3
 _EXPONENTS = np.geomspace(0.05, 1.6, 12)
 
 
-def run(table: str = "") -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def run() -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows with the columns task, path, seconds, cpu_seconds (a fit, 4,000 resamples, or a process that imports and
     fits once), compile_seconds (of the first call), objective, ratio (CPU time of the peer over that of the path).
 
-    Args:
-      table: a runs table of about 240 rows; by default 240 simulated runs of the published law.
-
     Returns:
-      The rows (SciPy's are left out where it is not installed), and what was fitted.
+      The rows, and what was fitted.
     """
-    runs = load_runs(table or simulation.series(_RUNS, 0))
+    runs = load_runs(simulation.series(_RUNS, 0))
     _, compile_fit = seconds(lambda: fit("chinchilla", runs))
     law = fit("chinchilla", runs)
     _, compile_bootstrap = seconds(lambda: bootstrap(law, 64))
+    once, again = seconds(lambda: fit("chinchilla", runs), _ROUNDS), seconds(lambda: bootstrap(law, _RESAMPLES))
     rows = [
-        _row("fit", "atlas", lambda: fit("chinchilla", runs), _ROUNDS, compiling=compile_fit, objective=law.objective),
-        _row("4000 resamples", "atlas", lambda: bootstrap(law, _RESAMPLES), compiling=compile_bootstrap),
-        _row("cold start", "atlas", lambda: _start_cold([table] if table else []), _COLD_ROUNDS),
+        _row("fit", "atlas", once, compile_fit, law.objective),
+        _row("4000 resamples", "atlas", again, compile_bootstrap),
+        _row("cold start", "atlas", seconds(_start_cold, _COLD_ROUNDS)),
     ]
-    try:
-        import scipy.optimize
-    except ImportError:
-        return rows, _facts(runs, "none: SciPy is not installed")
-    peer = _Peer(runs, scipy.optimize.minimize)
-    rows += [
-        _row("fit", "scipy", peer.fit, _ROUNDS, objective=peer.fit()[1]),
-        _row("4000 resamples", "scipy", peer.resample, scale=_RESAMPLES / _PEER_RESAMPLES),
-    ]
-    theirs = {row["task"]: row["cpu_seconds"] for row in rows if row["path"] == "scipy"}
+    facts = {"rows": len(runs), "objective": f"sum of huber(log residual), delta {_DELTA}"}
+    peer = _Peer(runs)
+    resampling = [time * _RESAMPLES / _PEER_RESAMPLES for time in seconds(peer.resample)]
+    theirs = {
+        "fit": _row("fit", "scipy", seconds(peer.fit, _ROUNDS), objective=peer.fit()[1]),
+        "4000 resamples": _row("4000 resamples", "scipy", resampling),
+    }
+    rows += theirs.values()
     for row in rows:
-        row["ratio"] = theirs[row["task"]] / row["cpu_seconds"] if row["task"] in theirs else None
-    return rows, _facts(runs, f"SciPy {scipy.__version__}, of whose resamples {_PEER_RESAMPLES} were timed")
+        row["ratio"] = theirs[row["task"]]["cpu_seconds"] / row["cpu_seconds"] if row["task"] in theirs else None
+    return rows, facts | {"peer": f"SciPy {scipy.__version__}, of whose resamples {_PEER_RESAMPLES} were timed"}
 
 
-def _facts(runs: Runs, peer: str) -> dict[str, Any]:
-    return {"rows": len(runs), "objective": f"sum of huber(log residual), delta {_DELTA}", "peer": peer}
-
-
-def _start_cold(arguments: list[str]) -> None:
+def _start_cold() -> None:
     """A fresh process without a cache of compiled programs."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
-    subprocess.run([sys.executable, "-c", _COLD, *arguments], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", _COLD], env=environment, check=True)
 
 
 def _row(
-    task: str,
-    path: str,
-    function: Callable[[], Any],
-    rounds: int = 1,
-    *,
-    scale: float = 1.0,
-    compiling: float = 0.0,
-    objective: float | None = None,
+    task: str, path: str, times: Iterable[float], compiling: float = 0.0, objective: float | None = None
 ) -> dict[str, Any]:
-    """Medians over the rounds, times `scale`."""
-    cpu, wall = (scale * np.median([seconds(function) for _ in range(rounds)], 0)).tolist()
+    cpu, wall = times
     known = {"task": task, "path": path, "seconds": wall, "cpu_seconds": cpu}
     return known | {"compile_seconds": compiling, "objective": objective}
 
 
 class _Peer:
-    """Chinchilla's law by SciPy."""
+    """Chinchilla's law by SciPy, over x = log E, log A, α, log B, β."""
 
-    def __init__(self, runs: Runs, minimize: Callable[..., Any]) -> None:
-        self.minimize, self.loss = minimize, np.log(runs.loss)
+    def __init__(self, runs: Runs) -> None:
+        self.loss = np.log(runs.loss)
         self.N, self.D = (np.log(values) - np.log(values).mean() for values in (runs.N, runs.total_tokens))
-        self.optimum = np.zeros(5)
-        self.axes = np.eye(5)
+        self.optimum, self.axes = np.zeros(5), np.eye(5)
         self.optimum = self.fit()[0]
-        self.axes = self._whiten()
+        # Along the new axes the least-squares curvature at the optimum is that of the objective's unit.
+        total, slopes = self._law(self.optimum)
+        values, vectors = np.linalg.eigh((slopes / total**2) @ slopes.T)
+        self.axes = vectors * np.sqrt(_DELTA * len(self.loss) / values)
 
     def fit(self) -> tuple[np.ndarray, float]:
         ends = [self._descend(start, np.ones(len(self.loss))) for start in self._starts()[:2]]
@@ -117,37 +104,27 @@ class _Peer:
 
     def _descend(self, start: np.ndarray, weight: np.ndarray):
         options = {"maxiter": 2000, "ftol": 1e-13, "gtol": 1e-9}
-        return self.minimize(self._value, start, (weight,), method="L-BFGS-B", jac=True, options=options)
+        return scipy.optimize.minimize(self._value, start, (weight,), method="L-BFGS-B", jac=True, options=options)
 
-    def _whiten(self) -> np.ndarray:
-        """Axes along which the least-squares curvature at the optimum is that of the objective's unit."""
-        x = self.optimum
-        terms = np.exp(x[0]), np.exp(x[1] - x[2] * self.N), np.exp(x[3] - x[4] * self.D)
-        columns = np.stack([np.full_like(self.N, terms[0]), terms[1], -terms[1] * self.N, terms[2], -terms[2] * self.D])
-        values, vectors = np.linalg.eigh((columns / sum(terms) ** 2) @ columns.T)
-        return vectors * np.sqrt(_DELTA * len(self.loss) / values)
+    def _law(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Losses [n] and their derivatives [5, n]."""
+        E, A, B = np.full(len(self.N), np.exp(x[0])), np.exp(x[1] - x[2] * self.N), np.exp(x[3] - x[4] * self.D)
+        return E + A + B, np.stack([E, A, -A * self.N, B, -B * self.D])
 
     def _value(self, z: np.ndarray, weight: np.ndarray) -> tuple[float, np.ndarray]:
         """Objective over δn, which gives the optimiser's tolerances a meaning, and its gradient."""
-        x = self.optimum + self.axes @ z
-        E, A, B = np.exp(x[0]), np.exp(x[1] - x[2] * self.N), np.exp(x[3] - x[4] * self.D)
-        total = E + A + B
-        residual = self.loss - np.log(total)
-        size = np.abs(residual)
-        value = np.where(size <= _DELTA, 0.5 * residual**2, _DELTA * (size - 0.5 * _DELTA))
-        slope = -weight * np.clip(residual, -_DELTA, _DELTA) / total
-        gradient = np.array([slope.sum() * E, slope @ A, -slope @ (A * self.N), slope @ B, -slope @ (B * self.D)])
-        unit = _DELTA * len(self.loss)
-        return float(weight @ value) / unit, self.axes.T @ gradient / unit
+        total, slopes = self._law(self.optimum + self.axes @ z)
+        residual, unit = self.loss - np.log(total), _DELTA * len(self.loss)
+        clipped = np.clip(residual, -_DELTA, _DELTA)
+        value, gradient = weight @ (clipped * (residual - 0.5 * clipped)), slopes @ (-weight * clipped / total)
+        return float(value) / unit, self.axes.T @ gradient / unit
 
     def _starts(self) -> list[np.ndarray]:
         """Points of the grid by rising misfit, E, A and B by least squares on relative residuals."""
         found, inverse = [], np.exp(-self.loss)
-        for alpha in _EXPONENTS:
-            for beta in _EXPONENTS:
-                design = np.stack([np.ones_like(self.N), np.exp(-alpha * self.N), np.exp(-beta * self.D)], 1)
-                solved = np.linalg.lstsq(design * inverse[:, None], np.ones_like(inverse), rcond=None)[0]
-                E, A, B = np.log(np.maximum(solved, 1e-3))
-                x = np.array([E, A, alpha, B, beta])
-                found.append((self._value(x, np.ones_like(inverse))[0], len(found), x))
-        return [x for _, _, x in sorted(found)]
+        for alpha, beta in itertools.product(_EXPONENTS, repeat=2):
+            design = np.stack([np.ones_like(self.N), np.exp(-alpha * self.N), np.exp(-beta * self.D)], 1)
+            solved = np.linalg.lstsq(design * inverse[:, None], np.ones_like(inverse), rcond=None)[0]
+            E, A, B = np.log(np.maximum(solved, 1e-3))
+            found.append(np.array([E, A, alpha, B, beta]))
+        return sorted(found, key=lambda x: self._value(x, np.ones_like(inverse))[0])

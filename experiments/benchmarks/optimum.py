@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from scipy.optimize import minimize
 
 from atlas.scaling import JointFit, joint_influence, joint_objective, prediction_gradients, refit
 
@@ -55,7 +55,7 @@ def _clipped(fit: JointFit, moved: JointFit, log_shift: np.ndarray) -> np.ndarra
     return np.abs(residual) > record.state.noise.clip
 
 
-def objective_gap(fit: JointFit, minimize: Callable[..., Any]) -> float:
+def objective_gap(fit: JointFit) -> float:
     """|ours − theirs| / theirs: minus the log posterior where the fit ended and where L-BFGS-B ends.
 
     Noise, priors and pseudo-observations are the fit's; the descent starts a few posterior standard deviations away, in

@@ -8,49 +8,41 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from atlas.scaling import Hyperprior, JointFit, fit_joint, labels, load_runs
+from atlas.scaling import Hyperprior, JointFit, fit_joint, load_runs
 from experiments.benchmarks import recovery
 
 _STUDY = "S80 rho 0.3"  # of the recovery suite: few enough runs that the prior has a say
 _FACTORS = (0.5, 2.0)
 
 
-def run(table: str = "") -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row per number and factor; shifts are in standard errors of the fit with the prior as it is.
+def run() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row per number and factor, for a simulated study whose true families are known; shifts are in standard errors
+    of the fit with the prior as it is.
 
     Columns: number, value, factor, tau (root mean square shift over pairs), tau_largest, phi, and settled.
-
-    Args:
-      table: runs table to fit; by default a simulated study, whose true families are known.
     """
-    if table:
-        runs = load_runs(table).comparable()
-        options = labels(runs.languages)
-    else:
-        truth, frame = recovery.simulate(recovery.STUDY_KINDS[_STUDY], seed=0)
-        runs, options = load_runs(frame), {"families": truth.families}
-    usual = fit_joint(runs, **options)
-    numbers = dataclasses.asdict(Hyperprior())
-    rows = []
-    for name, value in tqdm(numbers.items(), desc="numbers of the prior", leave=False):
+    truth, frame = recovery.simulate(recovery.STUDY_KINDS[_STUDY], seed=0)
+    runs = load_runs(frame)
+    usual, rows = fit_joint(runs, truth.families), []
+    for name, value in tqdm(dataclasses.asdict(Hyperprior()).items(), desc="numbers of the prior", leave=False):
         for factor in _FACTORS:
-            moved = fit_joint(runs, hyperprior=Hyperprior(**{name: factor * value}), **options)
+            moved = fit_joint(runs, truth.families, hyperprior=Hyperprior(**{name: factor * value}))
             rows.append({"number": name, "value": value, "factor": factor} | _shift(usual, moved))
-    facts = {"study": table or _STUDY, "phi": float(usual.law.phi), "converged": usual.converged}
-    return rows, facts | {"tau_se": float(np.median(usual.estimates["se"].tau[_pairs(usual)]))}
+    tau_se = np.median(usual.estimates["se"].tau[_pairs(usual)])
+    return rows, {"study": _STUDY, "phi": float(usual.law.phi), "converged": usual.converged, "tau_se": float(tau_se)}
 
 
 def _shift(usual: JointFit, moved: JointFit) -> dict[str, Any]:
     se, pairs = usual.estimates["se"], _pairs(usual)
-    tau = ((moved.law.tau - usual.law.tau) / np.where(pairs, se.tau, 1.0))[pairs]
+    tau = (moved.law.tau - usual.law.tau)[pairs] / se.tau[pairs]
     return {
-        "tau": float(np.sqrt(np.mean(tau**2))) if tau.size else 0.0,
-        "tau_largest": float(np.abs(tau).max(initial=0.0)),
+        "tau": float(np.sqrt(np.mean(tau**2))),
+        "tau_largest": float(np.abs(tau).max()),
         "phi": float((moved.law.phi - usual.law.phi) / se.phi),
         "settled": moved.converged,
     }
 
 
 def _pairs(fit: JointFit) -> np.ndarray:
-    """[Lt, Ls] where a target is not its own source."""
-    return ~np.eye(len(fit.targets), len(fit.sources), dtype=bool)
+    """[L, L] where a target is not its own source."""
+    return ~np.eye(len(fit.targets), dtype=bool)

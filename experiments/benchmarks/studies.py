@@ -1,4 +1,4 @@
-"""Simulated studies measured one after another, and kept as they come."""
+"""Simulated studies measured one after another and kept as they come, and whether they reach their bars."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 import atlas.scaling
@@ -17,15 +18,11 @@ from atlas.files import write_atomically
 Outcome = dict[str, Any]
 
 
-def outcomes(name: str, measure: Callable[[int], Outcome], count: int, workdir: str = "") -> list[Outcome]:
-    """`measure(seed)` for the seeds below `count`, under a progress bar.
+def outcomes(name: str, measure: Callable[[int], Outcome], count: int, workdir: str) -> list[Outcome]:
+    """`measure(seed)`, which are plain values, for the seeds below `count`.
 
-    Args:
-      name: of the study.
-      measure: seed -> plain values.
-      count: number of seeds.
-      workdir: keeps what is measured, so that the same call continues after an interruption; anything measured
-        with other sources than today's is measured again. "" keeps nothing.
+    `workdir` keeps what is measured, so that the same call continues after an interruption; anything measured with
+    other sources than today's is measured again. "" keeps nothing.
     """
     path = pathlib.Path(workdir) / _digest() / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.json"
     found = json.loads(path.read_text())[:count] if workdir and path.exists() else []
@@ -34,6 +31,26 @@ def outcomes(name: str, measure: Callable[[int], Outcome], count: int, workdir: 
         if workdir:
             write_atomically(path, json.dumps(found))
     return found
+
+
+def judged(
+    line: str, study: str, statistic: str, measured: float, studies: int, low: float = -np.inf, high: float = np.inf
+) -> dict[str, Any]:
+    """The row of a statistic, over so many studies, that is to lie from `low` to `high`, bounds included.
+
+    >>> judged("tau", "S80", "median", 0.03, 20, high=0.02)["reached"]
+    'no'
+    """
+    sides = [f"{sign} {bound:g}" for sign, bound in ((">=", low), ("<=", high)) if np.isfinite(bound)]
+    return {
+        "line": line,
+        "study": study,
+        "statistic": statistic,
+        "bar": ", ".join(sides),
+        "measured": measured,
+        "studies": studies,
+        "reached": "yes" if low <= measured <= high else "no",
+    }
 
 
 def _digest() -> str:

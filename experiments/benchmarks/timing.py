@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 _ROUNDS = 5
@@ -17,8 +16,7 @@ _SECONDS_PER_PROGRAM = 20.0
 _KIB = 1024
 
 
-@dataclass(frozen=True)
-class Program:
+class Program(NamedTuple):
     """A function to measure, on these arguments; `labels` are the columns that tell it from the others."""
 
     labels: dict[str, Any]
@@ -36,32 +34,31 @@ def measure(programs: list[Program]) -> list[dict[str, Any]]:
 
     A run ends when its results are ready. A program that has used up its time sits out the remaining rounds.
     """
-    measured = [_compile(program) for program in tqdm(programs, desc="compile", leave=False)]
-    runnable = [(execute, row) for execute, row in measured if execute is not None]
+    compiled = [(*compile_program(program), []) for program in tqdm(programs, desc="compile", leave=False)]
+    runnable = [(execute, times) for execute, row, times in compiled if not row["note"]]
     for execute, _ in runnable:
         execute()
     for _ in tqdm(range(_ROUNDS), desc="run", leave=False):
-        for execute, row in runnable:
-            if sum(row["seconds"]) < _SECONDS_PER_PROGRAM:
-                _run(execute, row)
-    return [_summary(row) for _, row in measured]
+        for execute, times in runnable:
+            if sum(wall for _, wall in times) < _SECONDS_PER_PROGRAM:
+                times.append(seconds(execute))
+    return [row | _medians(times) for _, row, times in compiled]
 
 
-def _compile(program: Program) -> tuple[Callable[[], None] | None, dict[str, Any]]:
+def _medians(times: list[tuple[float, float]]) -> dict[str, Any]:
+    cpu, wall = np.median(times, 0).tolist() if times else (None, None)
+    return {"seconds": wall, "cpu_seconds": cpu, "runs": len(times)}
+
+
+def compile_program(program: Program) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """What runs a program and waits for its results, and its labels, compile_seconds, temp_bytes and note."""
     start = time.perf_counter()
     compiled = jax.jit(program.function).lower(*program.arguments).compile()
-    memory = compiled.memory_analysis()
-    row = program.labels | {
-        "seconds": [],
-        "cpu_seconds": [],
-        "compile_seconds": time.perf_counter() - start,
-        "temp_bytes": memory.temp_size_in_bytes,
-        "note": "",
-    }
+    compile_seconds, memory = time.perf_counter() - start, compiled.memory_analysis()
     needed = memory.temp_size_in_bytes + memory.output_size_in_bytes
-    if needed > _free_bytes():
-        return None, row | {"note": f"not run: needs {needed / _KIB**3:.1f} GiB"}
-    return lambda: jax.block_until_ready(compiled(*program.arguments)), row
+    note = f"not run: needs {needed / _KIB**3:.1f} GiB" if needed > _free_bytes() else ""
+    row = {"compile_seconds": compile_seconds, "temp_bytes": memory.temp_size_in_bytes, "note": note}
+    return lambda: jax.block_until_ready(compiled(*program.arguments)), program.labels | row
 
 
 def _free_bytes() -> float:
@@ -78,11 +75,14 @@ def _free_bytes() -> float:
     return int(fields["MemAvailable"].split()[0]) * _KIB
 
 
-def seconds(function: Callable[[], Any]) -> tuple[float, float]:
-    """CPU time of a call, with the processes that it started and saw end, and its wall time."""
-    cpu, wall = _cpu_seconds(), time.perf_counter()
-    function()
-    return _cpu_seconds() - cpu, time.perf_counter() - wall
+def seconds(function: Callable[[], Any], rounds: int = 1) -> tuple[float, float]:
+    """CPU time of a call, with the processes that it started and saw end, and wall time; medians over the rounds."""
+    times = []
+    for _ in range(rounds):
+        cpu, wall = _cpu_seconds(), time.perf_counter()
+        function()
+        times.append((_cpu_seconds() - cpu, time.perf_counter() - wall))
+    return tuple(np.median(times, 0).tolist())
 
 
 def _cpu_seconds() -> float:
@@ -90,12 +90,6 @@ def _cpu_seconds() -> float:
     return time.process_time() + children.children_user + children.children_system
 
 
-def _run(execute: Callable[[], None], row: dict[str, Any]) -> None:
-    cpu, wall = seconds(execute)
-    row["seconds"].append(wall)
-    row["cpu_seconds"].append(cpu)
-
-
-def _summary(row: dict[str, Any]) -> dict[str, Any]:
-    times = {name: statistics.median(row[name]) if row[name] else None for name in ("seconds", "cpu_seconds")}
-    return row | times | {"runs": len(row["seconds"])}
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -38,9 +38,9 @@ def test_attention_compares_every_path_with_the_peer(tmp_path):
     ("arguments", "message"),
     [
         ((), "--suite is missing"),
-        (("--suite=atention",), "did you mean 'attention'"),
-        (("--suite=attention", "--lengths=2K"), "--lengths=2K is no list of integers"),
-        (("--suite=attention", "--lengths=64"), "64 is too short"),
+        (("--suite=atention",), "should be one of <attention|coverage|decode|"),
+        (("--suite=attention", "--lengths=2K"), "--lengths=2K: invalid literal"),
+        (("--suite=attention", "--lengths=64"), "--lengths=64: 64 is not integer >= 128"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message):

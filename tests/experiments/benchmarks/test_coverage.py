@@ -39,7 +39,7 @@ def test_correlations_differ_between_studies():
 def test_bootstrap_and_joint_fit_are_scored(monkeypatch):
     monkeypatch.setattr(coverage, "_RESAMPLES", 50)
     names = {"E", "A", "alpha", "B", "beta", "loss"}
-    resampled = coverage.measure_bootstrap(40, 8, 0)
+    resampled = coverage.measure_series(40, 8, "bootstrap", 0)
     assert set(resampled) == names and all(abs(error) < 5 for ((_, error, _),) in resampled.values())
     joint = coverage.measure_joint(1)
     assert set(joint) == names | {"lambda", "tau", "phi"}

@@ -36,5 +36,5 @@ def test_other_sources_are_measured_again(tmp_path, monkeypatch):
 
 def test_nothing_is_kept_without_a_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    studies.outcomes("x", Measured(), 2)
+    studies.outcomes("x", Measured(), 2, "")
     assert not list(tmp_path.iterdir())
