@@ -2,14 +2,15 @@
 
 import dataclasses
 import pathlib
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from atlas.data import tokenizers
 from atlas.errors import UserError
 from atlas.training.loop import MODEL, load_model, load_model_config
 from atlas.training.step import Skeleton
+from models import Decoder, ModelConfig
 from models.decoding import ByteView, Voice, load_tokenizer, make_voice
 from models.files import read_json
 from models.pretrained import load_pretrained
@@ -32,25 +33,28 @@ def load_voice(path: pathlib.Path | str, dtype: str = "float32") -> Voice:
     try:
         description = read_json(path / "config.json")
         if "config" in description and "weights" in description:
-            return _own(path, description["config"], dtype)
+            data = description["config"]["data"]
+            return make_voice(load_run(path, dtype)[0], _tokenizer(path, data["tokenizer"]), data["window"])
         pretrained = load_pretrained(path, dtype)
-        tokenizer = load_tokenizer(path)
-        return make_voice(pretrained.model, tokenizer, pretrained.max_length or None)
+        return make_voice(pretrained.model, load_tokenizer(path), pretrained.max_length or None)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def _own(path: pathlib.Path, config: dict[str, Any], dtype: str) -> Voice:
-    workdir = path.parent.parent
-    arrays = load_model(workdir, path.name)
-    rows = arrays["params"]["embedding"].shape[0]
-    settings = dataclasses.replace(load_model_config(workdir, path.name), vocab_size=rows, dtype=dtype)
-    arrays = {part: {name: jnp.asarray(a) for name, a in values.items()} for part, values in arrays.items()}
-    decoder = Skeleton(settings).merge(arrays["params"], arrays["buffers"])
-    return make_voice(decoder, _own_tokenizer(path, config["data"]["tokenizer"]), config["data"]["window"])
+def load_run(path: pathlib.Path, dtype: str = "float32") -> tuple[Decoder, ModelConfig]:
+    """The model of a finished run of ours, and its config; `dtype` of activations.
+
+    Raises:
+      UserError: the run has left no model.
+    """
+    run = path.parent.parent, path.name
+    arrays = jax.tree.map(jnp.asarray, load_model(*run))
+    rows = len(arrays["params"]["embedding"])
+    config = dataclasses.replace(load_model_config(*run), vocab_size=rows, dtype=dtype)
+    return Skeleton(config).merge(arrays["params"], arrays["buffers"]), config
 
 
-def _own_tokenizer(path: pathlib.Path, name: str) -> ByteView:
+def _tokenizer(path: pathlib.Path, name: str) -> ByteView:
     """The tokenizer of a run, with the separator that goes before and behind every document."""
     if name == "bytes":
         plain = tokenizers.ByteTokenizer()

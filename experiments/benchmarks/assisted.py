@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import time
 from typing import Any
@@ -12,6 +11,7 @@ import transformers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
+from experiments.benchmarks.timing import cores
 from models.decoding import Written
 
 VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}
@@ -21,7 +21,7 @@ class Assisted:
     """A target and its drafter, from the files that ours read."""
 
     def __init__(self, target: pathlib.Path, draft: pathlib.Path, length: int):
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+        torch.set_num_threads(cores())
         transformers.logging.set_verbosity_error()
         self.target, self.calls = _model(target), []
         self.target.register_forward_pre_hook(self._count, with_kwargs=True)

@@ -17,16 +17,16 @@ from __future__ import annotations
 import functools
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
-from atlas.errors import unknown
 from atlas.studies.voices import load_voice
 from experiments.benchmarks.pair import SHAPES, make_pair
-from models.decoding import Sampling, Voice, Written, compare, write
+from models.decoding import VERIFICATIONS, Sampling, Voice, Written, compare, write
 
 LENGTH = 4  # drafts a round, of those that do not adapt
 _ROUNDS = 5
@@ -34,92 +34,78 @@ _PROMPTS, _PROMPT_TOKENS, _NEW = 2, 64, 64
 _TEMPERATURES = (1.0, 1.5)  # of sampling; at the higher one the models agree less and fewer drafts are accepted
 _OURS, _PEER = "atlas", "transformers"
 
-# Ways to decode: a function of the prompt and the seed, by what tells it from the others.
+# A way to decode, in its columns; "" is what does not concern it.
 _LABELS = ("path", "temperature", "method", "verify", "drafts")
-Contenders = dict[tuple[str, float, str, str, str], Callable[[list[int], int], Written]]
+Way = tuple[str, float, str, str, str]
+Writer = Callable[[list[int], int], Written]  # of a prompt and a seed
 
 
-def run(sizes: list[str], workdir: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows by size, path and method; see the module.
+def run(workdir: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows by size, path and method; see the module. `workdir` keeps the trained pair for another time."""
+    try:
+        from experiments.benchmarks import assisted
 
-    Args:
-      sizes: of the target, names in `SHAPES`.
-      workdir: keeps the trained pair; "" is a temporary directory.
-
-    Raises:
-      UserError: a size is not known.
-    """
-    for size in sizes:
-        if size not in SHAPES:
-            raise unknown("size", size, SHAPES)
+        versions = ", ".join(f"{name} {version}" for name, version in assisted.VERSIONS.items())
+    except ImportError:
+        assisted, versions = None, "none: torch or transformers is not installed"
+    rows, facts = [], {"draft_length": LENGTH, "prompts": _PROMPTS, "prompt_tokens": _PROMPT_TOKENS, "peer": versions}
     with tempfile.TemporaryDirectory() as temporary:
-        directories, texts = make_pair(pathlib.Path(workdir or temporary), sizes)
-        rows, facts = [], {"draft_length": LENGTH, "prompts": _PROMPTS, "prompt_tokens": _PROMPT_TOKENS}
-        for size in sizes:
-            rows += _measure_size(size, directories, texts)
-        facts["peer"] = _peer_versions()
+        directories, texts = make_pair(pathlib.Path(workdir or temporary))
+        for size in SHAPES:
+            rows += _measure_size(size, directories, texts, assisted)
     return rows, facts | {"new_tokens": _NEW, "rounds": _ROUNDS}
 
 
-def _measure_size(size: str, directories: dict[str, pathlib.Path], texts: list[str]) -> list[dict[str, Any]]:
+def _measure_size(
+    size: str, directories: dict[str, pathlib.Path], texts: list[str], assisted: ModuleType | None
+) -> list[dict[str, Any]]:
     target, draft = load_voice(directories[size]), load_voice(directories["draft"])
     encoded = (target.tokenizer.encode_prompt(text)[:_PROMPT_TOKENS] for text in texts)
     prompts = [prompt for prompt in encoded if len(prompt) == _PROMPT_TOKENS][:_PROMPTS]
-    contenders = _ours(target, draft) | _peers(directories[size], directories["draft"])
+    writers = {way: _writer(target, draft, way) for way in _ways()}
+    if assisted:
+        peer = assisted.Assisted(directories[size], directories["draft"], LENGTH)
+        for way in _peer_ways():
+            _, temperature, method, *_ = way
+            writers[way] = functools.partial(peer.write, new=_NEW, method=method, temperature=temperature)
     programs = {
-        name: lambda run=run: [run(prompt, seed) for seed, prompt in enumerate(prompts)]
-        for name, run in contenders.items()
+        way: lambda write=writer: [write(prompt, seed) for seed, prompt in enumerate(prompts)]
+        for way, writer in writers.items()
     }
     figures = compare(programs, tqdm(range(1 + _ROUNDS), desc=size, leave=False))
     counts = {"size": size, "params": _params(target), "draft_params": _params(draft)}
-    return _with_ratios([counts | dict(zip(_LABELS, name, strict=True)) | row for name, row in figures.items()])
+    return _with_ratios([counts | dict(zip(_LABELS, way, strict=True)) | row for way, row in figures.items()])
 
 
-def _ours(target: Voice, draft: Voice) -> Contenders:
-    found: Contenders = {}
-
-    def add(temperature: float, length: int | None = LENGTH, verify: str = "exact", method: str = "ar") -> None:
-        def run(prompt: list[int], seed: int) -> Written:
-            return write(
-                target, [prompt], _NEW, drafter=draft if method in ("tli", "slem") else None, method=method,
-                verify=verify, sampling=Sampling(temperature=temperature, seed=seed), draft_length=length, stop=(),
-            )  # fmt: skip
-
-        drafts = "" if method == "ar" else "adaptive" if length is None else str(length)
-        found[_OURS, temperature, method, verify if method == "tli" else "", drafts] = run
-
-    for method in ("ar", "tli", "slem", "lookup"):
-        add(0.0, method=method)
-    add(0.0, None, method="tli")
+def _ways() -> Iterator[Way]:
+    fixed, adaptive = str(LENGTH), "adaptive"
+    yield _OURS, 0.0, "ar", "", ""
+    yield _OURS, 0.0, "tli", "exact", fixed
+    yield _OURS, 0.0, "slem", "", fixed
+    yield _OURS, 0.0, "lookup", "", fixed
+    yield _OURS, 0.0, "tli", "exact", adaptive
     for temperature in _TEMPERATURES:
-        add(temperature)
-        for verify in ("exact", "rejection", "block"):
-            add(temperature, verify=verify, method="tli")
-        add(temperature, None, verify="rejection", method="tli")
-    return found
+        yield _OURS, temperature, "ar", "", ""
+        for verify in VERIFICATIONS:
+            yield _OURS, temperature, "tli", verify, fixed
+        yield _OURS, temperature, "tli", "rejection", adaptive
 
 
-def _peers(target: pathlib.Path, draft: pathlib.Path) -> Contenders:
-    try:
-        from experiments.benchmarks.assisted import Assisted
-    except ImportError:
-        return {}
-    peer, found = Assisted(target, draft, LENGTH), {}
-    sampled = [(method, temperature) for temperature in _TEMPERATURES for method in ("ar", "tli")]
-    for method, temperature in [("ar", 0.0), ("slem", 0.0), ("lookup", 0.0), *sampled]:
-        verify, drafts = "rejection" if method == "tli" else "", "" if method == "ar" else str(LENGTH)
-        found[_PEER, temperature, method, verify, drafts] = functools.partial(
-            peer.write, new=_NEW, method=method, temperature=temperature
-        )
-    return found
+def _peer_ways() -> Iterator[Way]:
+    yield _PEER, 0.0, "ar", "", ""
+    yield _PEER, 0.0, "slem", "", str(LENGTH)
+    yield _PEER, 0.0, "lookup", "", str(LENGTH)
+    for temperature in _TEMPERATURES:
+        yield _PEER, temperature, "ar", "", ""
+        yield _PEER, temperature, "tli", "rejection", str(LENGTH)
 
 
-def _peer_versions() -> str:
-    try:
-        from experiments.benchmarks.assisted import VERSIONS
-    except ImportError:
-        return "none: torch or transformers is not installed"
-    return ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
+def _writer(target: Voice, draft: Voice, way: Way) -> Writer:
+    _, temperature, method, verify, drafts = way
+    drafter = draft if method in ("tli", "slem") else None
+    length = LENGTH if drafts.isdigit() else None
+    options = {"drafter": drafter, "method": method, "verify": verify or "exact", "draft_length": length, "stop": ()}
+    return lambda prompt, seed: write(target, [prompt], _NEW, sampling=Sampling(temperature, seed=seed), **options)
 
 
 def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

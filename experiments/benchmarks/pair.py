@@ -14,7 +14,7 @@ import json
 import pathlib
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,8 @@ import numpy as np
 
 from atlas.data import DataConfig, tokenizers
 from atlas.files import write_atomically
-from atlas.training import RunConfig, TrainConfig, load_model, run_id, run_sweep
+from atlas.studies.voices import load_run
+from atlas.training import RunConfig, TrainConfig, run_id, run_sweep
 from atlas.training.step import Skeleton
 from models import Decoder, ModelConfig
 from models.config import Architecture
@@ -34,7 +35,6 @@ SHAPES = {
     "1M": (128, 4, 4, 2, 384),
     "5M": (256, 6, 8, 4, 768),
     "30M": (512, 9, 16, 8, 1536),
-    "100M": (1024, 8, 32, 16, 3072),
 }
 _DRAFT_SHAPE = (64, 2, 2, 1, 192)
 _TRAINED = "1M"
@@ -64,7 +64,7 @@ _TEMPLATES = (
 )
 
 
-def make_pair(workdir: pathlib.Path, sizes: list[str]) -> tuple[dict[str, pathlib.Path], list[str]]:
+def make_pair(workdir: pathlib.Path) -> tuple[dict[str, pathlib.Path], list[str]]:
     """Directories in Hugging Face's layout of the drafter ("draft") and of targets, by size, and texts to begin with.
 
     Runs that `workdir` holds already are not trained again.
@@ -76,14 +76,15 @@ def make_pair(workdir: pathlib.Path, sizes: list[str]) -> tuple[dict[str, pathli
     vocabulary.save(workdir / "text")
     configs = {role: _config(role, workdir / "text") for role in _TRAINING}
     run_sweep(list(configs.values()), workdir)
-    trained = {role: _load(workdir, config) for role, config in configs.items()}
-    models = {"draft": trained["draft"]} | {size: pad(*trained["target"], SHAPES[size]) for size in sizes}
     directories = {}
-    for name, (model, config) in models.items():
+    for name in ("draft", *SHAPES):
+        run = workdir / "runs" / run_id(configs["draft" if name == "draft" else "target"])
         directories[name] = workdir / "models" / name
+        model, config = load_run(run)
+        if name in SHAPES:
+            model, config = pad(model, config, SHAPES[name])
         save_pretrained(Pretrained(model, config, CONTEXT), directories[name])
-        source = run_id(configs["draft" if name == "draft" else "target"])
-        shutil.copy(workdir / "runs" / source / "model" / "tokenizer.json", directories[name])
+        shutil.copy(run / "model" / tokenizers.FILE, directories[name])
     return directories, texts[-_HELD_OUT:]
 
 
@@ -103,16 +104,16 @@ def pad(model: Decoder, config: ModelConfig, shape: tuple[int, ...]) -> tuple[De
     sizes = {"d_model": M, "layers": L, "heads": H, "kv_heads": G, "d_ff": F}
     larger = dataclasses.replace(config, architecture=architecture, **sizes)
     small, fresh = Skeleton(config).split(model)[0], Skeleton(larger).init(jax.random.key(0))[0]
-    params = {name: _padded(name, np.array(large), np.asarray(small[name]), narrower) for name, large in fresh.items()}
-    return _decoder(larger, params), larger
+    params = {name: _padded(name, np.array(large), small[name], narrower) for name, large in fresh.items()}
+    return Skeleton(larger).merge(params, {}), larger
 
 
-def _padded(name: str, large: np.ndarray, small: np.ndarray, narrower: float) -> np.ndarray:
+def _padded(name: str, large: np.ndarray, small: jax.Array, narrower: float) -> jax.Array:
     """A parameter with the small one in its first corner, and 0 behind it where it writes to the residual stream."""
     if name.endswith(("embedding", "out", "down")):
         large[...] = 0
     large[tuple(map(slice, small.shape))] = small * narrower**0.5 if name.endswith("norm") else small
-    return large
+    return jnp.asarray(large)
 
 
 def _config(role: str, text: pathlib.Path) -> RunConfig:
@@ -133,16 +134,6 @@ def _config(role: str, text: pathlib.Path) -> RunConfig:
     )  # fmt: skip
 
 
-def _load(workdir: pathlib.Path, config: RunConfig) -> tuple[Decoder, ModelConfig]:
-    params = load_model(workdir, run_id(config))["params"]
-    model = dataclasses.replace(config.model, vocab_size=len(params["embedding"]))
-    return _decoder(model, params), model
-
-
-def _decoder(config: ModelConfig, params: Mapping[str, np.ndarray]) -> Decoder:
-    return Skeleton(config).merge({name: jnp.asarray(array) for name, array in params.items()}, {})
-
-
 def _document(seed: int) -> str:
     rng = random.Random(seed)
 
@@ -159,9 +150,7 @@ def _document(seed: int) -> str:
 
 def _write_text(directory: pathlib.Path, texts: list[str]) -> None:
     splits = {"train": texts[: -2 * _HELD_OUT], "validation": texts[-2 * _HELD_OUT : -_HELD_OUT]}
+    directory.mkdir(parents=True, exist_ok=True)
     for split, documents in (splits | {"test": texts[-_HELD_OUT:]}).items():
         lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
-        path = directory / f"{split}.jsonl.gz"
-        if not path.exists():
-            directory.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, gzip.compress(lines.encode(), mtime=0))
+        write_atomically(directory / f"{split}.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
