@@ -2,7 +2,8 @@
 
     python -m experiments.benchmark --suite=attention [--lengths=2048 --lengths=4096] [--json=FILE]
     python -m experiments.benchmark --suite=decode [--workdir=DIR] [--json=FILE]
-    python -m experiments.benchmark --suite=memory|fit|prior [--json=FILE]
+    python -m experiments.benchmark --suite=memory|fit [--json=FILE]
+    python -m experiments.benchmark --suite=prior [--table=FILE.csv] [--json=FILE]
     python -m experiments.benchmark --suite=recovery|coverage [--workdir=DIR] [--json=FILE]
 
 Prints a table; --json=FILE writes the same for programs, with hardware, versions and the command. The times are
@@ -37,7 +38,7 @@ _SUITES = {
     "decode": lambda: decode.run(_WORKDIR.value),
     "fit": fit.run,
     "memory": lambda: attention.memory(_LENGTHS.value),
-    "prior": prior.run,
+    "prior": lambda: prior.run(_TABLE.value),
     "recovery": lambda: recovery.run(_WORKDIR.value),
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
@@ -49,6 +50,7 @@ _LENGTHS = flags.DEFINE_multi_integer(
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "decode: keeps the trained pair for the next time; recovery, coverage: every study's outcome"
 )
+_TABLE = flags.DEFINE_string("table", "", "prior: runs table; default: a simulated one")
 _JSON = flags.DEFINE_string("json", "", "file for the result as JSON")
 
 

@@ -8,28 +8,34 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from atlas.scaling import Hyperprior, JointFit, fit_joint, load_runs
+from atlas.scaling import Hyperprior, JointFit, fit_joint, labels, load_runs
 from experiments.benchmarks import recovery
 
 _STUDY = "S80 rho 0.3"  # of the recovery suite: few enough runs that the prior has a say
 _FACTORS = (0.5, 2.0)
 
 
-def run() -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row per number and factor, for a simulated study whose true families are known; shifts are in standard errors
-    of the fit with the prior as it is.
+def run(table: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row per number and factor; shifts are in standard errors of the fit with the prior as it is.
 
     Columns: number, value, factor, tau (root mean square shift over pairs), tau_largest, phi, and settled.
+
+    Args:
+      table: runs table to fit; "" is a simulated study, whose true families are known.
     """
-    truth, frame = recovery.simulate(recovery.STUDY_KINDS[_STUDY], seed=0)
-    runs = load_runs(frame)
-    usual, rows = fit_joint(runs, truth.families), []
+    if table:
+        runs = load_runs(table).comparable()
+        options = labels(runs.languages)
+    else:
+        truth, frame = recovery.simulate(recovery.STUDY_KINDS[_STUDY], seed=0)
+        runs, options = load_runs(frame), {"families": truth.families}
+    usual, rows = fit_joint(runs, **options), []
     for name, value in tqdm(dataclasses.asdict(Hyperprior()).items(), desc="numbers of the prior", leave=False):
         for factor in _FACTORS:
-            moved = fit_joint(runs, truth.families, hyperprior=Hyperprior(**{name: factor * value}))
+            moved = fit_joint(runs, hyperprior=Hyperprior(**{name: factor * value}), **options)
             rows.append({"number": name, "value": value, "factor": factor} | _shift(usual, moved))
-    tau_se = np.median(usual.estimates["se"].tau[_pairs(usual)])
-    return rows, {"study": _STUDY, "phi": float(usual.law.phi), "converged": usual.converged, "tau_se": float(tau_se)}
+    facts = {"study": table or _STUDY, "phi": float(usual.law.phi), "converged": usual.converged}
+    return rows, facts | {"tau_se": float(np.median(usual.estimates["se"].tau[_pairs(usual)]))}
 
 
 def _shift(usual: JointFit, moved: JointFit) -> dict[str, Any]:
@@ -44,5 +50,5 @@ def _shift(usual: JointFit, moved: JointFit) -> dict[str, Any]:
 
 
 def _pairs(fit: JointFit) -> np.ndarray:
-    """[L, L] where a target is not its own source."""
-    return ~np.eye(len(fit.targets), dtype=bool)
+    """[Lt, Ls] where a target is not its own source."""
+    return ~np.eye(len(fit.targets), len(fit.sources), dtype=bool)

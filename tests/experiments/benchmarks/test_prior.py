@@ -9,7 +9,7 @@ from experiments.benchmarks import prior, recovery
 @pytest.mark.thorough
 def test_every_number_is_halved_and_doubled(monkeypatch):
     monkeypatch.setitem(recovery.STUDY_KINDS, prior._STUDY, recovery.Study((2, 1, 2, 2), languages=3))
-    rows, facts = prior.run()
+    rows, facts = prior.run("")
     names = [field.name for field in dataclasses.fields(Hyperprior)]
     assert [(row["number"], row["factor"]) for row in rows] == [(name, f) for name in names for f in (0.5, 2.0)]
     by = {(row["number"], row["factor"]): row for row in rows}
