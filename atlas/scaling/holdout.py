@@ -14,11 +14,8 @@ from atlas.scaling.single.library import LAWS
 from atlas.scaling.table.runs import Runs
 from atlas.scaling.table.splits import split_runs
 
-# name -> law of one language and what it takes for its tokens
-_BASELINES: Mapping[str, tuple[str, str]] = {
-    "chinchilla_total": ("chinchilla", "total"),
-    "chinchilla_own": ("chinchilla", "own"),
-} | {name: (name, law.tokens) for name, law in LAWS.items()}
+_CHINCHILLA = {"chinchilla_total": {"tokens": "total"}, "chinchilla_own": {"tokens": "own"}}
+_KNOWN = ("atlas", *_CHINCHILLA, *LAWS)
 
 
 def heldout(
@@ -50,8 +47,8 @@ def heldout(
     Raises:
       UserError: unknown split or law, or nothing left to train on or to predict.
     """
-    if law not in ("atlas", *_BASELINES):
-        raise unknown("law", law, ("atlas", *_BASELINES))
+    if law not in _KNOWN:
+        raise unknown("law", law, _KNOWN)
     train, test = split_runs(runs, split, held=held, seed=seed)
     columns = {
         "run": np.asarray(test.run_ids)[test.run],
@@ -68,7 +65,7 @@ def heldout(
     }
     if not scores:
         raise UserError(f"split {split!r} leaves no language both to train on and to predict")
-    means = {key: _mean([score[key] for score in scores.values()]) for key in ("r2", "are", "rmse_log")}
+    means = pd.DataFrame(scores).T[["r2", "are", "rmse_log"]].mean().to_dict()
     sizes = {"n_train": len(train), "n_heldout": len(known), "runs": list(frame["run"].unique())}
     return {"split": split, "law": law, **means, **sizes, "languages": scores}, frame
 
@@ -76,8 +73,8 @@ def heldout(
 def _predicted(train: Runs, test: Runs, law: str, options: Mapping[str, Any]) -> np.ndarray:
     """Losses [rows of test] by a fit of `train`; NaN where that lacks the language."""
     if law != "atlas":
-        name, tokens = _BASELINES[law]
-        return predict_others(name, train, test, **({"tokens": tokens} | options))
+        name = "chinchilla" if law in _CHINCHILLA else law
+        return predict_others(name, train, test, **(_CHINCHILLA.get(law, {}) | options))
     predicted, known = np.full(len(test), np.nan), np.isin(test.target, train.target)
     if known.any():
         predicted[known] = fit_joint(train, **options).predict_runs(test.where(known))[0]
@@ -91,8 +88,3 @@ def _score(loss: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
         "rmse_log": float(np.sqrt(np.mean(np.log(predicted / loss) ** 2))),
         "n": len(loss),
     }
-
-
-def _mean(values: list[float]) -> float:
-    finite = [value for value in values if np.isfinite(value)]
-    return float(np.mean(finite)) if finite else float("nan")

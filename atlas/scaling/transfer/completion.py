@@ -7,7 +7,7 @@ stated twice: of the scores, and of the scores less what the target's other pair
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -22,6 +22,7 @@ _REPEATS = 5
 # Pairs without effect that an effect of a target, a source or a feature is drawn to 0 by.
 _PSEUDO_PAIRS = (0.3, 1.0, 3.0, 10.0, 100.0)
 _LEAST_PAIRS = 6
+_TARGET, _SOURCE, _LABEL, _MEAN = range(4)  # kinds of effects, each with its own penalty; the mean has next to none
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,6 @@ def complete(
     scores: pd.DataFrame,
     scripts: Mapping[str, str] | None = None,
     families: Mapping[str, str] | None = None,
-    seed: int = 0,
 ) -> Completion:
     """Fills the gaps of a transfer matrix by ridge regression.
 
@@ -98,7 +98,6 @@ def complete(
     Args:
       scores: [target, source], NaN where not measured; the diagonal is ignored.
       scripts, families: of the languages; one without an entry shares neither with any other.
-      seed: of the folds.
 
     Raises:
       UserError: fewer than six measured pairs.
@@ -108,107 +107,74 @@ def complete(
     >>> found.skill.pairs
     72
     """
-    targets, sources = np.meshgrid(scores.index.astype(str), scores.columns.astype(str), indexing="ij")
-    other = targets != sources
-    target, source, value = targets[other], sources[other], scores.to_numpy(float)[other]
-    known = np.isfinite(value)
-    rows = _Rows(*_design(target, source, scripts or {}, families or {}), value, target, source)
-    count = len(np.unique(rows.where(known).pair))
-    if count < _LEAST_PAIRS:
-        raise UserError(f"{count} measured pairs cannot tell how to complete the others; {_LEAST_PAIRS} or more can")
-    skill, error = _cross_validate(rows.where(known), seed)
-    filled = np.full(scores.shape, np.nan)
-    filled[other] = np.where(known, value, _predict(rows.where(known), rows.design))
-    measured = scores.notna() & other
-    return Completion(pd.DataFrame(filled, scores.index, scores.columns), measured, error, skill)
+    names = np.meshgrid(scores.index.astype(str), scores.columns.astype(str), indexing="ij")
+    target, source = (name.ravel() for name in names)
+    other = target != source
+    pairs = pd.DataFrame({"target": target, "source": source, "value": scores.to_numpy(float).ravel()})[other]
+    known = pairs.value.notna().to_numpy()
+    unordered = [" ".join(sorted(names)) for names in zip(target[other][known], source[other][known], strict=True)]
+    pair, found = pd.factorize(np.array(unordered), sort=True)
+    if len(found) < _LEAST_PAIRS:
+        raise UserError(
+            f"{len(found)} measured pairs cannot tell how to complete the others; {_LEAST_PAIRS} or more can"
+        )
+    design = _design(pairs, [labels for labels in (scripts, families) if labels])
+    skill, error = _cross_validate(design[known], pairs[known], pair)
+    filled = np.full(scores.size, np.nan)
+    filled[other] = np.where(known, pairs.value, _predict(design[known], pairs.value[known], design))
+    measured = scores.notna() & other.reshape(scores.shape)
+    return Completion(pd.DataFrame(filled.reshape(scores.shape), scores.index, scores.columns), measured, error, skill)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Ordered pairs: features [n, p] and the kind of each [p] (−1 for the mean), scores [n], languages [n]."""
-
-    design: np.ndarray
-    kinds: np.ndarray
-    value: np.ndarray
-    target: np.ndarray
-    source: np.ndarray
-
-    @property
-    def pair(self) -> np.ndarray:
-        """[n] the unordered pair."""
-        return np.array([" ".join(sorted(names)) for names in zip(self.target, self.source, strict=True)])
-
-    def where(self, mask: np.ndarray) -> "_Rows":
-        columns = {name: getattr(self, name)[mask] for name in ("design", "value", "target", "source")}
-        return _Rows(kinds=self.kinds, **columns)
+def _design(pairs: pd.DataFrame, features: Sequence[Mapping[str, str]]) -> pd.DataFrame:
+    """Features of ordered pairs, a row each; columns are named by the kind of their effect."""
+    columns, kinds = [np.ones(len(pairs))], [_MEAN]
+    for kind, side in ((_TARGET, pairs.target), (_SOURCE, pairs.source)):
+        columns += [side == name for name in np.unique(side)]
+        kinds += [kind] * side.nunique()
+    for labels in features:
+        shared = (pairs.target.map(labels) == pairs.source.map(labels)).to_numpy(float)
+        columns.append((shared - shared.mean()) / (shared.std() or 1.0))
+        kinds.append(_LABEL)
+    return pd.DataFrame(np.stack(columns, 1).astype(float), pairs.index, kinds)
 
 
-def _design(
-    target: np.ndarray,
-    source: np.ndarray,
-    scripts: Mapping[str, str],
-    families: Mapping[str, str],
-) -> tuple[np.ndarray, np.ndarray]:
-    columns = [np.ones(len(target))]
-    columns += [target == name for name in np.unique(target)] + [source == name for name in np.unique(source)]
-    kinds = [-1] + [0] * len(np.unique(target)) + [1] * len(np.unique(source))
-    features = [_shared(target, source, labels) for labels in (scripts, families) if labels]
-    centred = [feature - feature.mean() for feature in features]
-    columns += [feature / (feature.std() or 1.0) for feature in centred]
-    return np.stack(columns, 1).astype(float), np.array(kinds + [2] * len(features))
-
-
-def _shared(target: np.ndarray, source: np.ndarray, labels: Mapping[str, str]) -> np.ndarray:
-    pairs = zip(target, source, strict=True)
-    return np.array([t in labels and labels[t] == labels.get(s) for t, s in pairs], float)
-
-
-def _predict(train: _Rows, design: np.ndarray) -> np.ndarray:
-    """Ridge predictions [m] for rows of features [m, p]; the penalties have the least generalised cross-validation."""
-    count, square = len(train.value), float(train.value @ train.value)
-    gram, right = train.design.T @ train.design, train.design.T @ train.value
+def _predict(train: pd.DataFrame, value: pd.Series, design: pd.DataFrame) -> np.ndarray:
+    """Ridge predictions for the rows of a design; the penalties have the least generalised cross-validation."""
+    known, value = train.to_numpy(), value.to_numpy()
+    gram, right, square = known.T @ known, known.T @ value, float(value @ value)
     best = (np.inf, right)
     for penalties in itertools.product(_PSEUDO_PAIRS, repeat=3):
-        inverse = np.linalg.inv(gram + np.diag(np.append(penalties, 1e-6)[train.kinds]))
+        inverse = np.linalg.inv(gram + np.diag(np.append(penalties, 1e-6)[train.columns]))
         weights = inverse @ right
         missed = square - 2 * weights @ right + weights @ gram @ weights
-        score = missed / max(count - np.sum(inverse * gram), 1e-3) ** 2
+        score = missed / max(len(value) - np.sum(inverse * gram), 1e-3) ** 2
         best = min(best, (float(score), weights), key=lambda found: found[0])
-    return design @ best[1]
+    return design.to_numpy() @ best[1]
 
 
-def _cross_validate(rows: _Rows, seed: int) -> tuple[Skill, float]:
-    rng = np.random.default_rng(seed)
-    _, pair = np.unique(rows.pair, return_inverse=True)
-    parts = [_held_out(rows, rng.permutation(pair.max() + 1)[pair] % _FOLDS) for _ in range(_REPEATS)]
-    value = np.tile(rows.value, _REPEATS)
-    predicted, mean, by_target = (np.concatenate(part) for part in zip(*parts, strict=True))
-    missed = np.sum((value - predicted) ** 2)
+def _cross_validate(design: pd.DataFrame, pairs: pd.DataFrame, pair: np.ndarray) -> tuple[Skill, float]:
+    """Skill and root mean squared error; pair: [n] which unordered pair each row is of."""
+    rng, parts = np.random.default_rng(0), []
+    for _ in range(_REPEATS):
+        fold = rng.permutation(pair.max() + 1)[pair] % _FOLDS
+        parts += [_predict_others(design, pairs, fold == k) for k in range(_FOLDS)]
+    found = pd.concat(parts)
+    missed = np.sum((found.value - found.predicted) ** 2)
+    both = found[["value", "predicted"]]
     skill = Skill(
-        r2=float(1 - missed / np.sum((value - mean) ** 2)),
-        spearman=_rank_correlation(value, predicted),
-        centred_r2=float(1 - missed / np.sum((value - by_target) ** 2)),
-        centred_spearman=_rank_correlation(value - by_target, predicted - by_target),
-        pairs=len(rows.value),
+        r2=float(1 - missed / np.sum((found.value - found["mean"]) ** 2)),
+        spearman=float(both.corr("spearman").iat[0, 1]),
+        centred_r2=float(1 - missed / np.sum((found.value - found.by_target) ** 2)),
+        centred_spearman=float(both.sub(found.by_target, axis=0).corr("spearman").iat[0, 1]),
+        pairs=len(pairs),
     )
-    return skill, float(np.sqrt(missed / len(value)))
+    return skill, float(np.sqrt(missed / len(found)))
 
 
-def _held_out(rows: _Rows, fold: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """[n] each: prediction, overall mean and mean of the target, all from the other folds."""
-    predicted, mean, by_target = np.zeros((3, len(fold)))
-    for k in np.unique(fold):
-        out, train = fold == k, rows.where(fold != k)
-        predicted[out] = _predict(train, rows.design[out])
-        mean[out] = train.value.mean()
-        own = pd.Series(train.value).groupby(train.target).mean()
-        by_target[out] = own.reindex(rows.target[out]).fillna(train.value.mean())
-    return predicted, mean, by_target
-
-
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's ρ; NaN where one side is constant."""
-    ranks = [pd.Series(x).rank().to_numpy() for x in (a, b)]
-    if min(np.ptp(r) for r in ranks) == 0:
-        return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+def _predict_others(design: pd.DataFrame, pairs: pd.DataFrame, out: np.ndarray) -> pd.DataFrame:
+    """The pairs that are `out`, with prediction, overall mean and mean of the target from the others."""
+    known, mean = pairs[~out], pairs.value[~out].mean()
+    by_target = pairs.target[out].map(known.groupby("target").value.mean()).fillna(mean)
+    predicted = _predict(design[~out], known.value, design[out])
+    return pairs[out].assign(predicted=predicted, mean=mean, by_target=by_target)

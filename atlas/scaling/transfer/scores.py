@@ -42,10 +42,7 @@ def tau_from_score(score: np.ndarray | float) -> np.ndarray | float:
 
 
 def bilingual_transfer_score(
-    mono: LossCurve,
-    bilingual: LossCurve,
-    anchors: Sequence[float],
-    noise: float | None = None,
+    mono: LossCurve, bilingual: LossCurve, anchors: Sequence[float], noise: float
 ) -> pd.DataFrame:
     """Score 2 − σ/d of a source language at every anchor d (arXiv 2510.22037, section 4).
 
@@ -55,8 +52,7 @@ def bilingual_transfer_score(
     Args:
       mono, bilingual: target-language loss curves over *total* tokens of the run.
       anchors: tokens d of the monolingual run, [n].
-      noise: standard deviation of one run's log loss, for both curves; by default each curve's scatter around
-        its own trend, which does not see an offset that all checkpoints of a run share.
+      noise: standard deviation of one run's log loss, for both curves.
 
     Returns:
       A frame [n] of anchor_tokens, score, low, high (90 % interval by the delta method: the noise of both losses,
@@ -69,14 +65,16 @@ def bilingual_transfer_score(
     return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
 
 
-def _score(mono: LossCurve, bilingual: LossCurve, d: float, noise: float | None):
+def _score(mono: LossCurve, bilingual: LossCurve, d: float, noise: float):
     nan = float("nan")
     loss = mono.at(d)
     if np.isnan(loss):
         return nan, nan, nan, "no anchor"
     sigma = bilingual.reach(loss)
     inside = float(np.clip(sigma, bilingual.tokens[0], bilingual.tokens[-1]))
-    spread = Z90 * _log_tokens_sd(mono, bilingual, inside, noise)
+    slope = bilingual.elasticity(inside)
+    # Where the trend does not fall, no number of tokens is excluded.
+    spread = Z90 * np.sqrt(2) * noise / -slope if slope < 0 else np.inf
     if sigma in (0.0, np.inf):
         spread = np.nan_to_num(spread, nan=0.0, posinf=np.inf)
     low, high = 2 - inside / d * np.exp(spread), min(2.0, 2 - inside / d * np.exp(-spread))
@@ -85,13 +83,6 @@ def _score(mono: LossCurve, bilingual: LossCurve, d: float, noise: float | None)
     if sigma == 0:
         return nan, low, 2.0, "at least"
     return 2 - sigma / d, low, high, ""
-
-
-def _log_tokens_sd(mono: LossCurve, bilingual: LossCurve, sigma: float, noise: float | None) -> float:
-    loss_sd = np.hypot(mono.noise, bilingual.noise) if noise is None else np.sqrt(2) * noise
-    slope = bilingual.elasticity(sigma)
-    # Where the trend does not fall, no number of tokens is excluded.
-    return float(loss_sd / -slope) if slope < 0 else float("inf")
 
 
 def bilingual_transfer_scores(runs: Runs, anchors: Sequence[float] | None = None) -> pd.DataFrame:
