@@ -16,6 +16,7 @@ setup(
     packages=find_packages(include=["checked*", "atlas*", "models*", "experiments*", "configs*"]),
     package_data={
         "atlas": ["py.typed"],
+        "atlas.report": ["*.mplstyle"],
         "checked": ["py.typed"],
         "models": ["*.csv", "py.typed"],
         "atlas.scaling.table.published": ["*.csv", "*.md"],

@@ -38,9 +38,7 @@ def transfer(
         maps.append((relatedness_name, _off_diagonal(table), None))
     maps = [entry for entry in maps if entry[1].notna().any(axis=None)]
     if not maps:
-        figure = style.canvas(1.5)
-        style.say(figure.subplots(), "no transfer was measured")
-        return figure
+        return style.nothing("no transfer was measured")
     # The fit's own order first.
     names = list(dict.fromkeys(name for _, table, _ in maps for name in (*table.index, *table.columns)))
     wide = len(names) > _NUMBERS_UP_TO or len(maps) == 1
@@ -109,10 +107,8 @@ def score_drift(scores: pd.DataFrame) -> Figure:
     largest = largest[np.isfinite(largest.score) | np.isfinite(largest.high)]
     targets = largest.target.value_counts().index[: style.MAX_PANELS]
     if not len(targets):
-        figure = style.canvas(1.5)
-        style.say(figure.subplots(), "no score could be measured or bounded")
-        return figure
-    figure, axes = style.panels(len(targets), height=2.3)
+        return style.nothing("no score could be measured or bounded")
+    figure, axes = style.panels(len(targets), height=2.3, xlabel="anchor d, monolingual tokens", ylabel="score")
     sources = list(dict.fromkeys(sorted(largest.source)))
     shown = largest[np.isfinite(largest.score)].score
     low, high = (shown.min(), shown.max()) if len(shown) else (-1.0, 1.0)
@@ -124,21 +120,17 @@ def score_drift(scores: pd.DataFrame) -> Figure:
             pair = pair.sort_values("anchor_tokens")
             measured, bounds = pair[pair.score.notna()], pair[pair.score.isna() & (pair.censored == "at most")]
             axis.plot(measured.anchor_tokens, measured.score, "o-", ms=3, lw=1.2, color=colour)
-            axis.fill_between(
-                measured.anchor_tokens, measured.low.clip(-3), measured.high, color=colour, alpha=0.1, lw=0
-            )
+            band = measured.low.clip(-3), measured.high
+            axis.fill_between(measured.anchor_tokens, *band, color=colour, alpha=0.1, lw=0)
             visible = bounds[bounds.high.between(low - 0.5, high + 0.5)]
             axis.plot(visible.anchor_tokens, visible.high, "v", ms=4, color=colour, mfc="none")
             if len(measured):
-                ends.append((measured.score.iloc[-1], measured.anchor_tokens.iloc[-1], source, colour))
+                ends.append((measured.score.iloc[-1], source, colour))
         axis.set_title(f"target {target}")
         style.log_axis(axis.xaxis, part.anchor_tokens)
         axis.set_ylim(low - 0.15 * (high - low + 0.1), high + 0.15 * (high - low + 0.1))
         figure.draw_without_rendering()
-        style.label_ends(axis, max(part.anchor_tokens), [(y, name, colour) for y, _, name, colour in ends])
-    for axis in axes[-min(3, len(axes)) :]:
-        axis.set_xlabel("anchor d, monolingual tokens")
-    axes[0].set_ylabel("score")
+        style.label_ends(axis, max(part.anchor_tokens), ends)
     return figure
 
 
@@ -171,17 +163,12 @@ def iso_loss_curves(law: CapacityExponents, origin: str) -> Figure:
     for compute in (1, 2, 4, 8, 16, 32):
         x = np.array([left, right])
         axis.plot(x, compute / x, color=FAINT, lw=0.9, zorder=0)
-    style.log_axis(axis.xaxis, [left, right], most=7)
-    style.log_axis(axis.yaxis, [bottom, top], most=7)
-    for side in (axis.xaxis, axis.yaxis):
-        side.set_ticks(side.get_ticklocs(), [f"{tick:g}×" for tick in side.get_ticklocs()])
+    style.log_axis(axis.xaxis, [left, right], most=7, text=style.times)
+    style.log_axis(axis.yaxis, [bottom, top], most=7, text=style.times)
     axis.grid(False)
     axis.legend(loc="upper right", title="cheapest point", alignment="left", handletextpad=0.2)
-    axis.set(
-        xlabel="training tokens of all languages",
-        ylabel="parameters N",
-        title=f"same loss with more languages: {origin}",
-    )
+    axis.set(xlabel="training tokens of all languages", ylabel="parameters N")
+    axis.set_title(f"same loss with more languages: {origin}")
     return figure
 
 
@@ -191,22 +178,14 @@ def next_run(expansion: pd.DataFrame, mixture: MixturePlan | None) -> Figure:
     shown = None if mixture is None else mixture.table.sort_values("share", ascending=False).head(20)[::-1]
     figure = style.canvas(3.4 if shown is None else max(3.4, 0.24 * len(shown) + 1.2))
     left, right = figure.subplots(1, 2)
-    series = (
-        ("compute", "compute C"),
-        ("tokens", "tokens, all languages"),
-        ("params", "parameters N"),
-        ("tokens_per_language", "tokens per language"),
-    )
+    series = {"compute": "compute C", "tokens": "tokens, all languages", "params": "parameters N"}
+    series["tokens_per_language"] = "tokens per language"
     ends = []
-    for colour, (column, label) in zip(COLOURS, series, strict=False):
+    for colour, (column, label) in zip(COLOURS, series.items(), strict=False):
         left.plot(expansion.multiplier, expansion[column], "o-", ms=3.5, color=colour)
         ends.append((expansion[column].iloc[-1], label, colour))
-    for side, values in (
-        (left.xaxis, expansion.multiplier),
-        (left.yaxis, expansion[[c for c, _ in series]].to_numpy()),
-    ):
-        style.log_axis(side, np.ravel(values), most=6)
-        side.set_ticks(side.get_ticklocs(), [f"{tick:g}×" for tick in side.get_ticklocs()])
+    style.log_axis(left.xaxis, expansion.multiplier, most=6, text=style.times)
+    style.log_axis(left.yaxis, expansion[list(series)].to_numpy().ravel(), most=6, text=style.times)
     left.set(xlabel="times as many languages", title="needed for the same loss")
     if shown is None:
         style.say(right, "no mixture was planned")

@@ -22,7 +22,7 @@ def loss_curves(runs: Runs, unit: str) -> Figure:
     frame = _plain(runs)
     frame = frame[frame.own > 0]
     chosen = _busiest(frame.language, style.MAX_PANELS)
-    figure, axes = style.panels(len(chosen))
+    figure, axes = style.panels(len(chosen), xlabel="training tokens, all languages", ylabel=unit)
     colours = _size_colours(frame.num_params)
     for axis, language in zip(axes, chosen, strict=True):
         part = frame[frame.language == language]
@@ -37,11 +37,9 @@ def loss_curves(runs: Runs, unit: str) -> Figure:
         axis.set_title(language)
         style.log_axis(axis.xaxis, part.tokens)
         style.log_axis(axis.yaxis, _without_outliers(part.loss))
-    for axis in axes[-min(3, len(axes)) :]:
-        axis.set_xlabel("training tokens, all languages")
-    axes[0].set_ylabel(unit)
-    sizes = _some(sorted(colours), 5)
-    handles = [Line2D([], [], color=colours[N], label=f"N = {style.short(N)}") for N in sizes]
+    sizes = sorted(colours)
+    shown = np.unique(np.linspace(0, len(sizes) - 1, min(5, len(sizes))).round().astype(int))
+    handles = [Line2D([], [], color=colours[sizes[i]], label=f"N = {style.short(sizes[i])}") for i in shown]
     handles += [Line2D([], [], color=MUTED, ls=dash, label=text) for _, dash, text in _K_STYLES]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1.4, handlelength=2)
     return figure
@@ -198,11 +196,6 @@ def _size_colours(sizes: pd.Series) -> dict[float, tuple]:
     unique = np.sort(sizes.unique())
     shades = colormaps[style.SEQUENTIAL](np.linspace(0.05, 0.85, max(len(unique), 2)))
     return {float(N): tuple(shade) for N, shade in zip(unique, shades, strict=False)}
-
-
-def _some(items: list, most: int) -> list:
-    picks = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
-    return [items[i] for i in picks]
 
 
 def _without_outliers(values) -> np.ndarray:

@@ -1,7 +1,7 @@
 """One look for all figures: restrained, readable at 900 pixels, safe for colour-blind readers."""
 
+import pathlib
 from collections.abc import Callable, Sequence
-from functools import wraps
 
 import matplotlib
 import numpy as np
@@ -9,53 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+_RC = matplotlib.rc_params_from_file(pathlib.Path(__file__).with_name("house.mplstyle"), use_default_template=False)
+
 # Okabe and Ito's palette without its yellow, which is too faint for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F4F24", "#333333")
-INK, MUTED, FAINT = "#222222", "#777777", "#DDDDDD"
+INK, MUTED, FAINT = _RC["text.color"], _RC["axes.edgecolor"], "#DDDDDD"
 SEQUENTIAL, DIVERGING = "viridis", "RdBu"
 WIDTH = 9.0  # inches; 900 pixels at the report's 100 per inch
 MAX_SERIES = len(COLOURS)
 MAX_PANELS = 12
 
-_RC = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 10,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#ECECEC",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.6,
-    "lines.solid_capstyle": "round",
-    "text.color": INK,
-    "hatch.linewidth": 0.5,
-}
-
-
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """A drawing function under the house style, which leaves the caller's own settings alone."""
-
-    @wraps(draw)
-    def inside(*args, **kwargs) -> Figure:
-        with matplotlib.rc_context(_RC):
-            return draw(*args, **kwargs)
-
-    return inside
+styled = matplotlib.rc_context(_RC)  # decorates functions that draw, and leaves the caller's own settings alone
 
 
 def canvas(height: float, width: float = WIDTH) -> Figure:
@@ -65,14 +29,19 @@ def canvas(height: float, width: float = WIDTH) -> Figure:
     return figure
 
 
-def panels(count: int, columns: int = 3, height: float = 2.5) -> tuple[Figure, list[Axes]]:
-    """A grid of `count` panels, as few rows as they need, sharing no axes."""
+def panels(
+    count: int, columns: int = 3, height: float = 2.5, xlabel: str = "", ylabel: str = ""
+) -> tuple[Figure, list[Axes]]:
+    """A grid of `count` panels, as few rows as they need, sharing no axes; labels stand below and left of the grid."""
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = canvas(height * rows + 0.7, WIDTH if columns > 1 else 0.7 * WIDTH)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for spare in axes[count:]:
         spare.set_axis_off()
+    for lowest in axes[max(count - columns, 0) : count]:
+        lowest.set_xlabel(xlabel)
+    axes[0].set_ylabel(ylabel)
     return figure, list(axes[:count])
 
 
@@ -90,8 +59,13 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def log_axis(axis, values: Sequence[float], most: int = 4) -> None:
-    """A logarithmic axis of a panel with a few ticks in short numbers, over positive finite `values`."""
+def times(value: float) -> str:
+    """A multiple: 2×."""
+    return f"{value:g}×"
+
+
+def log_axis(axis, values: Sequence[float], most: int = 4, text: Callable[[float], str] = short) -> None:
+    """A logarithmic axis of a panel with a few ticks as `text`, over positive finite `values`."""
     name = axis.axis_name
     values = np.asarray(values, float)
     values = values[np.isfinite(values) & (values > 0)]
@@ -104,7 +78,7 @@ def log_axis(axis, values: Sequence[float], most: int = 4) -> None:
     ticks = _ticks(low, high, most)
     margin = 0.05 * (high - low)
     getattr(axis.axes, f"set_{name}lim")(10 ** (low - margin), 10 ** (high + margin))
-    axis.set_ticks(ticks, [short(tick) for tick in ticks])
+    axis.set_ticks(ticks, [text(tick) for tick in ticks])
     axis.set_ticks([], minor=True)
 
 
@@ -145,6 +119,13 @@ def label_ends(axes: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> 
             fontsize=9,
             annotation_clip=False,
         )
+
+
+def nothing(text: str) -> Figure:
+    """A figure of one empty panel that says why it is empty."""
+    figure = canvas(1.5)
+    say(figure.subplots(), text)
+    return figure
 
 
 def say(axes: Axes, text: str) -> None:

@@ -1,8 +1,11 @@
 """Loss curves: loss as a decreasing function of training tokens, and its inverse."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import isotonic_regression
 
 from atlas.errors import UserError
 
@@ -14,14 +17,12 @@ class LossCurve:
     Attributes:
       tokens: training tokens, increasing, float64 [n].
       loss: isotonic (non-increasing) regression of the observed losses, float64 [n].
-      slope: d loss / d log tokens of the interpolant at `tokens`, float64 [n].
       trend: coefficients, highest power first, of the polynomial of log loss in log tokens (degree ≤ 2).
       noise: standard deviation of the observed log loss around that trend; NaN with fewer than four points.
     """
 
     tokens: np.ndarray
     loss: np.ndarray
-    slope: np.ndarray
     trend: np.ndarray
     noise: float
 
@@ -29,17 +30,11 @@ class LossCurve:
         """Loss after `tokens`; NaN outside the observed range."""
         if not self.tokens[0] <= tokens <= self.tokens[-1]:
             return float("nan")
-        if len(self.tokens) == 1:
-            return float(self.loss[0])
-        return self._hermite(np.log(tokens), int(np.searchsorted(self.tokens[1:-1], tokens, side="right")))
+        return float(self.loss[0] if len(self.tokens) == 1 else self._interpolant(np.log(tokens)))
 
-    def _hermite(self, x: float, segment: int) -> float:
-        ends = slice(segment, segment + 2)
-        (x0, x1), (y0, y1), (d0, d1) = np.log(self.tokens[ends]), self.loss[ends], self.slope[ends]
-        h = x1 - x0
-        t = (x - x0) / h
-        basis = (2 * t**3 - 3 * t**2 + 1, t**3 - 2 * t**2 + t, 3 * t**2 - 2 * t**3, t**3 - t**2)
-        return float(basis[0] * y0 + basis[1] * h * d0 + basis[2] * y1 + basis[3] * h * d1)
+    @functools.cached_property
+    def _interpolant(self) -> PchipInterpolator:
+        return PchipInterpolator(np.log(self.tokens), self.loss)
 
     def reach(self, loss: float) -> float:
         """Tokens at which `loss` is first reached: inf if never in the data, 0 if before its first point."""
@@ -53,7 +48,7 @@ class LossCurve:
         low, high = np.log(self.tokens[segment]), np.log(self.tokens[segment + 1])
         for _ in range(60):
             middle = 0.5 * (low + high)
-            low, high = (middle, high) if self._hermite(middle, segment) > loss else (low, middle)
+            low, high = (middle, high) if self._interpolant(middle) > loss else (low, middle)
         return float(np.exp(high))
 
     def elasticity(self, tokens: float) -> float:
@@ -64,7 +59,7 @@ class LossCurve:
 def loss_curve(tokens: np.ndarray, loss: np.ndarray) -> LossCurve:
     """A monotone curve from observed (tokens, loss) [n], in any order; equal tokens are averaged in log loss.
 
-    Noise is removed by isotonic regression of log loss (pool adjacent violators); between points the curve is
+    Noise is removed by isotonic regression of log loss; between points the curve is
     a monotone cubic (Fritsch and Butland) in log tokens.
 
     >>> curve = loss_curve([1e6, 1e7, 1e8], [3.0, 2.0, 1.5])
@@ -83,41 +78,8 @@ def loss_curve(tokens: np.ndarray, loss: np.ndarray) -> LossCurve:
     spread = np.log(loss) - np.polyval(trend, np.log(tokens))
     freedom = len(loss) - len(trend)
     noise = float(np.sqrt(np.sum(spread**2) / freedom)) if freedom else float("nan")
-    smooth = np.exp(_isotonic(log_loss, counts))
-    return LossCurve(unique, smooth, _monotone_slopes(x, smooth), trend, noise)
-
-
-def _isotonic(y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Non-increasing least-squares fit of y [n] by pooling adjacent violators."""
-    blocks: list[list[float]] = []
-    for value, weight in zip(y, weights, strict=True):
-        blocks.append([value, weight, 1])
-        while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
-            (v0, w0, n0), (v1, w1, n1) = blocks[-2:]
-            blocks[-2:] = [[(v0 * w0 + v1 * w1) / (w0 + w1), w0 + w1, n0 + n1]]
-    return np.concatenate([np.full(int(n), v) for v, _, n in blocks])
-
-
-def _monotone_slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Slopes [n] of a cubic Hermite interpolant without overshoot."""
-    if len(x) == 1:
-        return np.zeros(1)
-    h, secant = np.diff(x), np.diff(y) / np.diff(x)
-    if len(x) == 2:
-        return np.repeat(secant, 2)
-    left, right = secant[:-1], secant[1:]
-    w0, w1 = 2 * h[1:] + h[:-1], h[1:] + 2 * h[:-1]
-    same = left * right > 0
-    harmonic = (w0 + w1) / (w0 / np.where(same, left, 1.0) + w1 / np.where(same, right, 1.0))
-    ends = [_end_slope(h[0], h[1], secant[0], secant[1]), _end_slope(h[-1], h[-2], secant[-1], secant[-2])]
-    return np.concatenate([ends[:1], np.where(same, harmonic, 0.0), ends[1:]])
-
-
-def _end_slope(h0: float, h1: float, secant0: float, secant1: float) -> float:
-    slope = ((2 * h0 + h1) * secant0 - h0 * secant1) / (h0 + h1)
-    if slope * secant0 <= 0:
-        return 0.0
-    return 3 * secant0 if secant0 * secant1 <= 0 and abs(slope) > 3 * abs(secant0) else slope
+    smooth = np.exp(isotonic_regression(log_loss, weights=counts, increasing=False).x)
+    return LossCurve(unique, smooth, trend, noise)
 
 
 def annealing_areas(rates: np.ndarray, decay: float = 0.999) -> tuple[np.ndarray, np.ndarray]:

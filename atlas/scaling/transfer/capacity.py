@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atlas.errors import UserError, unknown
+from atlas.errors import UserError
 from atlas.scaling import noise
 from atlas.scaling.estimates import Estimate, document, finite, r2
 from atlas.scaling.single.library.capacity import capacity
@@ -59,7 +59,6 @@ class CapacityFit:
     """A fitted capacity law: exponents shared by all languages; E, A and B of each.
 
     Attributes:
-      languages: in the order of the fit.
       parameters: estimates by name: alpha, beta, phi, psi, and E[<language>], A[<language>], B[<language>]; not
         identified where the data took away less than half of the weak prior's variance.
       objective: restricted negative log posterior, up to a constant.
@@ -70,7 +69,6 @@ class CapacityFit:
       warnings: what a reader has to know before believing the numbers.
     """
 
-    languages: tuple[str, ...]
     parameters: dict[str, Estimate]
     objective: float
     converged: bool
@@ -85,14 +83,6 @@ class CapacityFit:
     def exponents(self) -> CapacityExponents:
         """What an expansion from K to rK languages needs."""
         return CapacityExponents(**{name: self.parameters[name].value for name in SHARED})
-
-    def predict(self, N, K, D, language: str) -> np.ndarray:
-        """Loss of `language` at N parameters, K evenly sampled languages and D tokens of it; broadcasts."""
-        if language not in self.languages:
-            raise unknown("language", language, self.languages)
-        law = {name: self.parameters[name].value for name in SHARED}
-        law |= {name: self.parameters[f"{name}[{language}]"].value for name in _LEVELS}
-        return capacity(*(np.asarray(x, np.float64) for x in (N, K, D)), **law)
 
     def to_json(self) -> dict:
         """The fit as plain Python values, in the form of fit.json."""
@@ -125,7 +115,6 @@ def fit_capacity(runs: Runs) -> CapacityFit:
     fitted = rows.loss * np.exp(-np.asarray(best.residual))
     scores = [r2(rows.loss[language == i], fitted[language == i]) for i in range(len(languages))]
     return CapacityFit(
-        languages=languages,
         parameters=parameters,
         objective=float(best.objective),
         converged=agree > 1,

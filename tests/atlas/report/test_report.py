@@ -49,7 +49,7 @@ def read(path) -> tuple[str, list[str]]:
 def capacity_fit() -> CapacityFit:
     values = {"alpha": 0.35, "beta": 0.28, "phi": 0.1, "psi": -0.04}
     parameters = {name: Estimate.normal(value, 0.01, True) for name, value in values.items()}
-    return CapacityFit(("de",), parameters, 0.0, True, 0.004, 0.2, 0.99, 100, 20, ("rows were left out",))
+    return CapacityFit(parameters, 0.0, True, 0.004, 0.2, 0.99, 100, 20, ("rows were left out",))
 
 
 def mixture_plan(languages) -> MixturePlan:

@@ -63,6 +63,7 @@ def test_exact_data_give_the_truth(exact):
         assert exact.parameters[name].value == pytest.approx(value, abs=2e-5), name
     assert exact.parameters["A[b]"].value == pytest.approx(450, rel=1e-3)
     assert exact.r2 > 0.999999
+    assert json.loads(json.dumps(exact.to_json(), allow_nan=False))["parameters"].keys() == exact.parameters.keys()
     assert all(parameter.identified for parameter in exact.parameters.values())
 
 
@@ -74,13 +75,6 @@ def test_noisy_recovery_with_honest_intervals():
         assert abs(fit.parameters["phi"].value - 0.11) < 0.03
     assert 0.78 <= np.mean(hits) <= 0.99
     assert np.median([fit.rho for fit in fits]) == pytest.approx(0.5, abs=0.2)
-
-
-def test_prediction(exact):
-    assert exact.predict(4e9, 50, 1e9, "a") == pytest.approx(loss_of("a", 4e9, 50, 1e9), rel=1e-4)
-    with pytest.raises(UserError, match="unknown language"):
-        exact.predict(1e9, 1, 1e9, "zz")
-    json.dumps(exact.to_json(), allow_nan=False)
 
 
 def test_what_the_runs_cannot_tell_is_said():
