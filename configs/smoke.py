@@ -2,7 +2,7 @@
 
     python -m experiments.study --config=configs/smoke.py --workdir=DIR
 
-Time: two minutes on two CPU cores, most of it compiling. Expect a report of all parts; it is far too small to conclude
+Time: two minutes of one CPU core, most of it compiling. Expect a report of all parts; it is far too small to conclude
 anything from.
 """
 
