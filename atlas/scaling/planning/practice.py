@@ -14,7 +14,6 @@ from atlas.errors import UserError
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.single.bootstrap import losses_of, refit
 from atlas.scaling.single.fit import Fit, Prior, fit
-from atlas.scaling.single.specification import Law
 from atlas.scaling.table.runs import Runs, load_runs
 from atlas.scaling.table.splits import after_warm_up
 
@@ -48,8 +47,11 @@ def family_prior(fits: Sequence[Fit], levels: bool = True) -> Prior:
     if len(units) > 1:
         raise UserError(f"the families' losses have several units: {', '.join(sorted(units))}; convert them first")
     law = fits[0].model
-    fitted = np.array([[np.log(e.value) if p.positive else e.value for p, e in _estimates(f)] for f in fits])
-    to_terms = _to_terms(law, np.median(fitted, axis=0), fits)
+    positive = [p.positive for p in law.parameters]
+    values = np.array([list(f.values.values()) for f in fits])
+    fitted = np.log(values, where=positive, out=values.copy())
+    centre = {name: np.exp(np.mean([np.log(f.problem.centre[name]) for f in fits])) for _, _, name, _ in law.terms()}
+    to_terms = law.to_terms(np.median(fitted, axis=0), centre)
     terms = fitted @ to_terms.T
     middle = np.median(terms, axis=0)
     spread = np.maximum(1.4826 * np.median(np.abs(terms - middle), axis=0), _LEAST_SPREAD)
@@ -78,22 +80,6 @@ def borrow(law: str, runs: Runs, fits: Sequence[Fit], **options: Any) -> Fit:
             return found if levels else dataclasses.replace(found, warnings=found.warnings + notes)
     notes = ("the runs contradict the other families' parameters: nothing was borrowed",)
     return dataclasses.replace(plain, warnings=plain.warnings + notes)
-
-
-def _estimates(fitted: Fit):
-    return zip(fitted.model.parameters, fitted.parameters.values(), strict=True)
-
-
-def _to_terms(law: Law, typical: np.ndarray, fits: Sequence[Fit]) -> np.ndarray:
-    """[p, p] from fitted values to terms at the families' middle sizes: log A − α·log N, linear in log α."""
-    matrix = np.eye(len(law.names))
-    for i, parameter in enumerate(law.parameters):
-        if parameter.scale is not None:
-            column, exponent, multiple = parameter.scale
-            j = law.names.index(exponent)
-            middle = np.mean([np.log(f.problem.centre[column]) for f in fits])
-            matrix[i, j] = -multiple * np.exp(typical[j]) * middle
-    return matrix
 
 
 def expected_errors(

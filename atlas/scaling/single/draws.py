@@ -8,9 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# The coefficients of a law move with their exponents; the terms at the middle of the runs do not.
-_LEVELS = ("E", "A", "B")
-_TERMS = {"A": ("N", "alpha"), "B": ("D", "beta")}
+from atlas.scaling.single.library import LAWS
 
 
 def band(values: np.ndarray) -> tuple[float, float]:
@@ -26,12 +24,12 @@ def band(values: np.ndarray) -> tuple[float, float]:
 def law_draws(document: Mapping, count: int, seed: int = 0) -> dict[str, np.ndarray] | None:
     """Parameters [count] by name of laws drawn from the fit of one law, as its fit.json holds it.
 
-    Student's t in the logarithms of positive parameters, but in the values of E and of the two terms at the middle
-    of the runs: there the loss is linear in them, and what the runs fix together stays fixed.
+    Student's t in the logarithms of positive parameters, but in the values of E and of the terms at the middle of the
+    runs: there the loss is linear in them, and what the runs fix together stays fixed.
 
     Args:
-      document: with "parameters", and "covariance": its coordinates ("log A", …), the matrix over them, the
-        centre (geometric means of the runs' N and D) and the degrees of freedom.
+      document: with "law", "parameters", and "covariance": the matrix over the fitted values, the centre (geometric
+        means of the runs' N and D) and the degrees of freedom.
       count: number of draws.
       seed: of the draws.
 
@@ -41,21 +39,18 @@ def law_draws(document: Mapping, count: int, seed: int = 0) -> dict[str, np.ndar
     found = document.get("covariance")
     if not found or any(value is None for row in found["matrix"] for value in row):
         return None
-    names = [name.removeprefix("log ") for name in found["coordinates"]]
-    logged = np.array([name.startswith("log ") for name in found["coordinates"]])
-    value = np.array([document["parameters"][name]["value"] for name in names], float)
-    middle = np.where(logged, np.log(np.where(logged, value, 1.0)), value)
-    pairs = _pairs(names, found["centre"])
-    to_terms = np.eye(len(names))
-    for i, j, unit in pairs:
-        to_terms[i, j] = -value[j] * unit
-        middle[i] -= value[j] * unit
+    law, centre = LAWS[document["law"]], found["centre"]
+    value = np.array([document["parameters"][name]["value"] for name in law.names], float)
+    middle = np.log(value, where=[p.positive for p in law.parameters], out=value.copy())
+    to_terms = law.to_terms(middle, centre)
     matrix = to_terms @ np.array(found["matrix"]) @ to_terms.T
     moved = _student(matrix, float(found["freedom"]), count, np.random.default_rng(seed))
-    drawn = middle + np.where([name in _LEVELS for name in names], linear_in_value(moved), moved)
-    for i, j, unit in pairs:
-        drawn[:, i] += np.exp(drawn[:, j]) * unit
-    return {name: np.exp(x) if log else x for name, x, log in zip(names, drawn.T, logged, strict=True)}
+    linear = [p.role == "level" or p.scale is not None for p in law.parameters]
+    drawn = middle + np.where(linear, linear_in_value(moved), moved)
+    # Coefficients move with their exponents; the terms at the middle of the runs do not.
+    for i, j, column, multiple in law.terms():
+        drawn[:, i] += multiple * np.log(centre[column]) * (np.exp(drawn[:, j]) - np.exp(middle[j]))
+    return {p.name: np.exp(x) if p.positive else x for p, x in zip(law.parameters, drawn.T, strict=True)}
 
 
 def linear_in_value(moved: np.ndarray) -> np.ndarray:
@@ -65,16 +60,6 @@ def linear_in_value(moved: np.ndarray) -> np.ndarray:
     every draw, by the curvature of the exponential, and a band of the loss would lie above the data.
     """
     return np.log(np.maximum(1.0 + moved, 0.1))
-
-
-def _pairs(names: list[str], centre: Mapping[str, float]) -> list[tuple[int, int, float]]:
-    """(coefficient, its exponent, log of the column's middle) as indices; a law with one exponent ties both."""
-    found = []
-    for coefficient, (column, exponent) in _TERMS.items():
-        exponent = exponent if exponent in names else "alpha"
-        if coefficient in names and exponent in names and column in centre:
-            found.append((names.index(coefficient), names.index(exponent), float(np.log(centre[column]))))
-    return found
 
 
 def _student(matrix: np.ndarray, freedom: float, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -103,11 +103,6 @@ def _inverse_softplus(y: jax.Array) -> jax.Array:
     return y + jnp.log(-jnp.expm1(-y))
 
 
-def no_diagnosis(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Nothing is open by design."""
-    return {}
-
-
 def diagnose_power_laws(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
     """What sizes and token counts leave open of E + A/N^α + B/D^β."""
     return diagnose_sizes(batch["N"], batch["D"])
@@ -142,7 +137,7 @@ class Law:
     start_loss: Callable[[Params, Batch], jax.Array] | None = None
     starts: Callable[..., jax.Array] | None = None
     coordinates: Callable[[jax.Array, Batch], jax.Array] | None = None
-    diagnose: Callable[[Mapping[str, np.ndarray]], dict[str, str]] = no_diagnosis
+    diagnose: Callable[[Mapping[str, np.ndarray]], dict[str, str]] = lambda batch: {}
     tokens: str = "own"
 
     def __repr__(self) -> str:
@@ -178,14 +173,23 @@ class Law:
         """Losses at coordinates x [p]."""
         return self.loss(self.natural(self.fitted(x, centre)), batch)
 
+    def terms(self) -> list[tuple[int, int, str, float]]:
+        """Of every coefficient of column^(−multiple·exponent): its index, its exponent's, the column, the multiple."""
+        scaled = [(i, p.scale) for i, p in enumerate(self.parameters) if p.scale]
+        return [(i, self.names.index(exponent), column, multiple) for i, (column, exponent, multiple) in scaled]
+
+    def to_terms(self, fitted: np.ndarray, centre: Mapping[str, float]) -> np.ndarray:
+        """[p, p] changes by changes of fitted values [p], with log terms at `centre` in place of log coefficients."""
+        matrix = np.eye(len(fitted))
+        for i, j, column, multiple in self.terms():
+            matrix[i, j] = -multiple * np.exp(fitted[j]) * np.log(centre[column])
+        return matrix
+
     def _shift(self, fitted: jax.Array, centre: Batch) -> jax.Array:
         """[p] log coefficients less the logs of their terms' slopes."""
         shifts = [jnp.zeros_like(fitted[0])] * len(fitted)
-        for i, parameter in enumerate(self.parameters):
-            if parameter.scale is not None:
-                column, exponent, multiple = parameter.scale
-                log_exponent = fitted[self.names.index(exponent)]
-                shifts[i] = multiple * jnp.exp(log_exponent) * jnp.log(centre[column]) - log_exponent
+        for i, j, column, multiple in self.terms():
+            shifts[i] = multiple * jnp.exp(fitted[j]) * jnp.log(centre[column]) - fitted[j]
         return jnp.stack(shifts)
 
     def start(self, batch: Batch, loss: jax.Array, weight: jax.Array, centre: Batch) -> jax.Array:

@@ -48,11 +48,8 @@ def _starts(batch, loss, weight, centre):
 
 
 def _diagnose(batch):
-    return dict.fromkeys(LAWS[0].names, reason) if (reason := _reason(batch)) else {}
-
-
-def _reason(batch) -> str:
-    return next(iter(diagnose_power_laws(batch).values()), "")
+    reasons = list(diagnose_power_laws(batch).values())
+    return dict.fromkeys(LAWS[0].names, reasons[0]) if reasons else {}
 
 
 LAWS = (

@@ -20,7 +20,8 @@ def certain(error=0.0) -> dict:
         "centre": {"N": 1e9, "D": 1e11},
         "freedom": 1e6,
     }
-    return {"parameters": {name: {"value": value} for name, value in TRUTH.items()}, "covariance": covariance}
+    parameters = {name: {"value": value} for name, value in TRUTH.items()}
+    return {"law": "chinchilla", "parameters": parameters, "covariance": covariance}
 
 
 def document(seed=0) -> dict:
@@ -50,7 +51,8 @@ def test_a_law_with_one_exponent_ties_both_terms_to_it():
     values = {"E": 1.0, "A": 400.0, "alpha": 0.3, "B": 900.0}
     found = {"coordinates": [f"log {name}" for name in values], "matrix": matrix.tolist(), "freedom": 1e6}
     parameters = {name: {"value": value} for name, value in values.items()}
-    draws = law_draws({"parameters": parameters, "covariance": found | {"centre": {"N": 1e9, "D": 1e11}}}, 50)
+    found["centre"] = {"N": 1e9, "D": 1e11}
+    draws = law_draws({"law": "chinchilla_tied", "parameters": parameters, "covariance": found}, 50)
     assert np.ptp(draws["alpha"]) > 0.1
     np.testing.assert_allclose(draws["A"] / 1e9 ** draws["alpha"], 400 / 1e9**0.3, rtol=1e-6)
     np.testing.assert_allclose(draws["B"] / 1e11 ** draws["alpha"], 900 / 1e11**0.3, rtol=1e-6)
