@@ -1,6 +1,6 @@
 """Held-out scores of a law: fit on some runs, predict the others, per language."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ def heldout(
     split: str = "largest_n",
     law: str = "atlas",
     *,
-    held: Iterable[str] = (),
     seed: int = 0,
     **options: Any,
 ) -> tuple[dict, pd.DataFrame]:
@@ -33,7 +32,7 @@ def heldout(
 
     Args:
       runs: the table; rows that evaluate a language which their run does not train are ignored.
-      split, held, seed: what is held out; see `split_runs`.
+      split, seed: what is held out; see `split_runs`.
       law: "atlas", "chinchilla_total", "chinchilla_own" (tokens of the mixture, or of the language), or a
         law of one language by name.
       options: for `fit_joint` or `fit`.
@@ -49,14 +48,8 @@ def heldout(
     """
     if law not in _KNOWN:
         raise unknown("law", law, _KNOWN)
-    train, test = split_runs(runs, split, held=held, seed=seed)
-    columns = {
-        "run": np.asarray(test.run_ids)[test.run],
-        "language": np.asarray(test.languages)[test.target],
-        "loss": test.loss,
-        "predicted": _predicted(train, test, law, options),
-    }
-    frame = pd.DataFrame(columns)
+    train, test = split_runs(runs, split, seed=seed)
+    frame = test.evaluations()[["run", "language", "loss"]].assign(predicted=_predicted(train, test, law, options))
     known = frame[np.isfinite(frame["predicted"])]
     scores = {
         name: _score(rows["loss"].to_numpy(), rows["predicted"].to_numpy())

@@ -2,7 +2,6 @@
 
 import difflib
 import re
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,6 @@ _MOST_TOKENS = 1e15  # more than all text there is
 _UNIT_FACTOR = 1.3  # between losses of alike runs; nats are 0.69 bits, and bytes a fraction of tokens
 _SAMPLE = 200_000  # rows on which searches for pairs of rows look
 _LEAST_ROWS = 12  # of a language, for its losses to show two groups
-_EPOCH_SLACK = 0.1
 
 
 def suspicions(frame: pd.DataFrame, D: np.ndarray, U: np.ndarray, target: np.ndarray, languages: tuple[str, ...]):
@@ -26,16 +24,13 @@ def suspicions(frame: pd.DataFrame, D: np.ndarray, U: np.ndarray, target: np.nda
       target: [n] index of the evaluated language.
       languages: the Ls languages.
     """
-    own = D[np.arange(len(D)), target]
-    searches: tuple[Callable[[], list[str]], ...] = (
-        lambda: _unread_columns(frame, languages),
-        lambda: _untrained(D, languages),
-        lambda: _odd_unique_tokens(frame, D, U, languages),
-        lambda: _claimed_epochs(frame, own, U[np.arange(len(U)), target]),
-        lambda: _contradictions(frame),
-        lambda: _mixed_units(frame, own, D.sum(1), target, languages),
-    )
-    return [note for search in searches for note in search()]
+    return [
+        *_unread_columns(frame, languages),
+        *_untrained(D, languages),
+        *_odd_unique_tokens(frame, D, U, languages),
+        *_contradictions(frame),
+        *_mixed_units(frame, D, target, languages),
+    ]
 
 
 def _unread_columns(frame: pd.DataFrame, languages: tuple[str, ...]) -> list[str]:
@@ -94,22 +89,6 @@ def _varying(frame: pd.DataFrame, known: np.ndarray, U: np.ndarray, language: st
     ]
 
 
-def _claimed_epochs(frame: pd.DataFrame, own: np.ndarray, U: np.ndarray) -> list[str]:
-    """A column `epochs` against tokens over unique tokens of the evaluated language."""
-    if "epochs" not in frame or not pd.api.types.is_numeric_dtype(frame["epochs"]):
-        return []
-    claimed = frame["epochs"].to_numpy(float)
-    checked = np.isfinite(claimed) & (claimed > 0) & np.isfinite(U) & (own > 0)
-    wrong = checked & (np.abs(own / np.where(checked, U * claimed, 1.0) - 1.0) > _EPOCH_SLACK)
-    if not wrong.any():
-        return []
-    row = int(np.argmax(wrong))
-    return [
-        f"{int(wrong.sum())} rows claim other epochs than tokens / unique tokens: "
-        f"row {row} has {claimed[row]:g}, not {own[row] / U[row]:.3g}"
-    ]
-
-
 def _contradictions(frame: pd.DataFrame) -> list[str]:
     """Rows of one evaluation with several losses."""
     if "run" not in frame:
@@ -124,13 +103,12 @@ def _contradictions(frame: pd.DataFrame) -> list[str]:
     return [f"{int(repeated.sum())} rows repeat another one but for the loss, such as of run {run}: both were kept"]
 
 
-def _mixed_units(
-    frame: pd.DataFrame, own: np.ndarray, total: np.ndarray, target: np.ndarray, languages: tuple[str, ...]
-) -> list[str]:
+def _mixed_units(frame: pd.DataFrame, D: np.ndarray, target: np.ndarray, languages: tuple[str, ...]) -> list[str]:
     """Losses of alike rows, or around a smooth trend, that fall into two groups far apart."""
     if "loss_unit" in frame or "initialize" in frame:
         return []
-    rows = pd.DataFrame({"N": frame["num_params"], "own": own, "total": total, "target": target})
+    own = D[np.arange(len(D)), target]
+    rows = pd.DataFrame({"N": frame["num_params"], "own": own, "total": D.sum(1), "target": target})
     rows["loss"] = np.log(frame["loss"])
     rows = rows[rows.own > 0].iloc[:_SAMPLE]
     for t, part in rows.groupby("target"):

@@ -13,8 +13,7 @@ from atlas.errors import UserError, unknown
 from atlas.scaling.table.checks import suspicions
 
 _TOKEN_NAMES = ("tokens", "num_tokens", "tokens_seen")
-_MEASURED = "tokens."
-_UNIQUE = "unique_tokens."
+_NUMERIC = ("num_params", "loss", "tokens", "unique_tokens")
 _ONLY_LANGUAGE = "all"  # the name of the language of a table that names none
 COOLDOWN = "cooldown"  # of the column `phase`: the row ends a branch whose learning rate fell to zero
 
@@ -73,6 +72,24 @@ class Runs:
         if "phase" not in self.frame:
             return np.full(len(self), "")
         return self.frame["phase"].fillna("").to_numpy(str)
+
+    @property
+    def loss_unit(self) -> str:
+        """The unit of the losses; "" where the table names none."""
+        return next(iter(_units(self.frame)), "")
+
+    def evaluations(self) -> pd.DataFrame:
+        """A row each: run (its id), language (the evaluated one), num_params, tokens (of all), loss, phase."""
+        return pd.DataFrame(
+            {
+                "run": np.asarray(self.run_ids)[self.run],
+                "language": np.asarray(self.languages)[self.target],
+                "num_params": self.N,
+                "tokens": self.total_tokens,
+                "loss": self.loss,
+                "phase": self.phase,
+            }
+        )
 
     @property
     def continued(self) -> np.ndarray:
@@ -193,18 +210,14 @@ def load_runs(source: str | os.PathLike | pd.DataFrame) -> Runs:
     >>> runs.D.shape, runs.languages
     ((2, 1), ('all',))
     """
-    frame = read_table(source, "runs table")
-    if frame.empty:
-        raise UserError(f"the runs table {_label(source)} has no rows")
-    frame = _canonical_names(frame)
-    notes: list[str] = []
+    frame, notes = _canonical_names(read_table(source, "runs table")), []
     frame = _clean(frame, notes)
-    targets, languages = _languages(frame, notes)
-    target = pd.Index(languages).get_indexer(_language_of(frame))
-    D = _tokens(frame, languages, target)
+    evaluated = _language_of(frame)
+    targets, languages = _languages(frame, evaluated, notes)
+    target = pd.Index(languages).get_indexer(evaluated)
+    D = _by_language(frame[_measured(frame) or ["tokens"]], "tokens", languages, target, 0.0)
     U = _unique_tokens(frame, languages, target, D)
-    run_names = frame["run"].astype(str) if "run" in frame else pd.Series(np.arange(len(frame))).astype(str)
-    run, run_ids = pd.factorize(run_names)
+    run, run_ids = pd.factorize((frame["run"] if "run" in frame else frame.index.to_series()).astype(str))
     notes += suspicions(frame, D, U, target, languages)
     return Runs(
         N=frame["num_params"].to_numpy(float),
@@ -219,10 +232,6 @@ def load_runs(source: str | os.PathLike | pd.DataFrame) -> Runs:
         frame=frame,
         notes=tuple(notes),
     )
-
-
-def _label(source: object) -> str:
-    return "given" if isinstance(source, pd.DataFrame) else repr(str(source))
 
 
 def _names(frame: pd.DataFrame) -> str:
@@ -256,17 +265,15 @@ def read_table(source: str | os.PathLike | pd.DataFrame, kind: str = "table", **
 
 def _canonical_names(frame: pd.DataFrame) -> pd.DataFrame:
     """Settles aliases of `tokens` and names the nearest column for each one that is missing."""
+    if frame.empty:
+        raise UserError("the runs table has no rows")
     frame = frame.rename(columns=str)
     doubled = frame.columns[frame.columns.duplicated()]
     if len(doubled):
         raise UserError(f"the runs table has two columns named {doubled[0]!r}; keep one")
-    if "tokens" not in frame:
-        alias = next((name for name in _TOKEN_NAMES if name in frame), None)
-        frame = frame.rename(columns={alias: "tokens"}) if alias else frame
-    required = ["num_params", "loss"]
-    if not any(name.startswith(_MEASURED) for name in frame):
-        required.append("tokens")
-    for name in required:
+    alias = next((name for name in _TOKEN_NAMES if name in frame), "tokens")
+    frame = frame.rename(columns={alias: "tokens"})
+    for name in _required(frame):
         if name not in frame:
             raise UserError(f"the runs table has no column {name!r}{_hint(name, frame)} (columns: {_names(frame)})")
     return frame
@@ -278,37 +285,45 @@ def _hint(name: str, frame: pd.DataFrame) -> str:
     return f"; did you mean to name {plain[near[0]]!r} so?" if near else ""
 
 
-def _numeric_columns(frame: pd.DataFrame) -> list[str]:
-    named = ["num_params", "loss", "tokens", "unique_tokens"]
-    return [n for n in frame if n in named or n.startswith((_MEASURED, _UNIQUE))]
+def _required(frame: pd.DataFrame) -> list[str]:
+    return ["num_params", "loss"] + ([] if _measured(frame) else ["tokens"])
+
+
+def _measured(frame: pd.DataFrame) -> list[str]:
+    return [name for name in frame if name.startswith("tokens.")]
+
+
+def _units(frame: pd.DataFrame) -> list[str]:
+    return [str(unit) for unit in frame["loss_unit"].dropna().unique()] if "loss_unit" in frame else []
 
 
 def _clean(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Numbers as float64, unusable rows dropped with a counted reason, impossible values refused."""
-    frame = frame.copy()
-    for name in _numeric_columns(frame):
-        values = pd.to_numeric(frame[name], errors="coerce")
-        wrong = values.isna() & frame[name].notna()
-        if wrong.any():
-            raise UserError(
-                f"column {name!r} is not numeric: {frame[name][wrong].iloc[0]!r} in row {int(np.argmax(wrong))}"
-            )
-        frame[name] = values.astype(float)
-    _check_unit(frame)
-    split = any(name.startswith(_MEASURED) for name in frame)
-    required = ["num_params", "loss"] + ([] if split else ["tokens"]) + (["language"] if "language" in frame else [])
-    for name in required:
+    numeric = [name for name in frame if name in _NUMERIC or name.startswith(("tokens.", "unique_tokens."))]
+    frame = frame.assign(**{name: _numbers(frame[name]) for name in numeric})
+    if len(units := _units(frame)) > 1:
+        raise UserError(f"losses of several units in one table: {', '.join(units)}; keep one loss_unit")
+    required = _required(frame)
+    for name in required + (["language"] if "language" in frame else []):
         frame = _drop(frame, frame[name].isna(), f"{name!r} is missing", notes)
-    for name in ("num_params", "loss") if split else ("num_params", "loss", "tokens"):
-        frame = _drop(frame, np.isinf(frame[name]) & (frame[name] > 0), f"{name!r} is infinite", notes)
+    for name in required:
+        frame = _drop(frame, frame[name] == np.inf, f"{name!r} is infinite", notes)
         _refuse(frame, name, frame[name] <= 0, "must be positive")
-    measured = [name for name in frame if name.startswith(_MEASURED)]
-    for name in measured:
-        _refuse(frame, name, (frame[name] < 0) | np.isinf(frame[name]), "must be finite and not negative")
-    if measured:
+    if measured := _measured(frame):
+        for name in measured:
+            _refuse(frame, name, (frame[name] < 0) | np.isinf(frame[name]), "must be finite and not negative")
         _refuse(frame, "tokens.<language>", frame[measured].sum(axis=1) <= 0, "must not all be 0")
     frame = _drop(frame, frame.duplicated(), "the row repeats another one exactly", notes)
     return frame.reset_index(drop=True)
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    values = pd.to_numeric(column, errors="coerce")
+    wrong = values.isna() & column.notna()
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise UserError(f"column {column.name!r} is not numeric: {column.iloc[row]!r} in row {row}")
+    return values.astype(float)
 
 
 def _drop(frame: pd.DataFrame, bad: pd.Series, reason: str, notes: list[str]) -> pd.DataFrame:
@@ -327,32 +342,24 @@ def _refuse(frame: pd.DataFrame, name: str, bad: pd.Series, rule: str) -> None:
         raise UserError(f"column {name!r} {rule}: row {row} has {value}; such rows: {int(bad.sum())}")
 
 
-def _check_unit(frame: pd.DataFrame) -> None:
-    units = frame["loss_unit"].dropna().unique() if "loss_unit" in frame else []
-    if len(units) > 1:
-        raise UserError(f"losses of several units in one table: {', '.join(map(str, units))}; keep one loss_unit")
-
-
 def _language_of(frame: pd.DataFrame) -> pd.Series:
     if "language" in frame:
         return frame["language"].astype(str)
-    measured = [name for name in frame if name.startswith(_MEASURED)]
-    if len(measured) > 1:
+    trained = [name.removeprefix("tokens.") for name in _measured(frame)]
+    if len(trained) > 1:
         hint = _hint("language", frame)
         raise UserError(f"a table with several 'tokens.<language>' columns needs a 'language' column{hint}")
-    name = measured[0].removeprefix(_MEASURED) if measured else _ONLY_LANGUAGE
-    return pd.Series([name]).repeat(len(frame))
+    return pd.Series((trained or [_ONLY_LANGUAGE]) * len(frame))
 
 
-def _languages(frame: pd.DataFrame, notes: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    evaluated = tuple(pd.unique(_language_of(frame)))
-    trained = tuple(name.removeprefix(_MEASURED) for name in frame if name.startswith(_MEASURED))
+def _languages(frame: pd.DataFrame, language: pd.Series, notes: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The targets, and all languages, of which they are the first."""
+    evaluated, trained = tuple(pd.unique(language)), [name.removeprefix("tokens.") for name in _measured(frame)]
     if not trained:
         return evaluated, evaluated
-    repeats = [name.removeprefix(_UNIQUE) for name in frame if name.startswith(_UNIQUE)]
-    for name in repeats:
-        if name not in trained:
-            raise unknown("language in column unique_tokens.<language>:", name, trained)
+    for name in frame:
+        if name.startswith("unique_tokens.") and name.removeprefix("unique_tokens.") not in trained:
+            raise unknown("language in column unique_tokens.<language>:", name.removeprefix("unique_tokens."), trained)
     never = tuple(name for name in evaluated if name not in trained)
     if never == evaluated:
         raise UserError(f"no evaluated language ({evaluated[0]!r}, …) has a column such as 'tokens.{evaluated[0]}'")
@@ -365,26 +372,21 @@ def _languages(frame: pd.DataFrame, notes: list[str]) -> tuple[tuple[str, ...], 
     return targets, targets + only
 
 
-def _tokens(frame: pd.DataFrame, languages: tuple[str, ...], target: np.ndarray) -> np.ndarray:
-    D = np.zeros((len(frame), len(languages)))
-    if not any(name.startswith(_MEASURED) for name in frame):
-        D[np.arange(len(frame)), target] = frame["tokens"]
-        return D
+def _by_language(
+    frame: pd.DataFrame, kind: str, languages: tuple[str, ...], target: np.ndarray, absent: float
+) -> np.ndarray:
+    """[n, Ls] columns <kind>.<language>, and else <kind>, which is of the evaluated language."""
+    values = np.full((len(frame), len(languages)), absent)
+    if kind in frame:
+        values[np.arange(len(frame)), target] = frame[kind].fillna(absent)
     for i, name in enumerate(languages):
-        if _MEASURED + name in frame:
-            D[:, i] = frame[_MEASURED + name].fillna(0.0)
-    return D
+        if f"{kind}.{name}" in frame:
+            values[:, i] = frame[f"{kind}.{name}"].fillna(absent)
+    return values
 
 
 def _unique_tokens(frame: pd.DataFrame, languages: tuple[str, ...], target: np.ndarray, D: np.ndarray) -> np.ndarray:
-    U = np.full(D.shape, np.inf)
-    rows = np.arange(len(frame))
-    if "unique_tokens" in frame:
-        U[rows, target] = frame["unique_tokens"].fillna(np.inf)
-    for i, name in enumerate(languages):
-        if _UNIQUE + name in frame:
-            U[:, i] = frame[_UNIQUE + name].fillna(np.inf)
-    U = np.where(D > 0, U, np.inf)
+    U = np.where(D > 0, _by_language(frame, "unique_tokens", languages, target, np.inf), np.inf)
     row, language = np.nonzero(U <= 0)
     if len(row):
         raise UserError(

@@ -1,7 +1,5 @@
 """Splits of a table into runs to fit and runs to predict, and the cut of their warm-up."""
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from atlas.errors import UserError, unknown
@@ -15,7 +13,7 @@ _SAME_SIZE = 0.01  # relative: sizes so near count as one
 _UNEVEN = 0.95  # of the largest share, below which a mixture is not even: whole windows are dealt out
 
 
-def split_runs(runs: Runs, split: str, *, held: Iterable[str] = (), seed: int = 0) -> tuple[Runs, Runs]:
+def split_runs(runs: Runs, split: str, *, seed: int = 0) -> tuple[Runs, Runs]:
     """The rows to train on and those to predict.
 
     Whole runs are held out, never single rows: checkpoints of a run are too much alike. Rows that evaluate a language
@@ -26,19 +24,18 @@ def split_runs(runs: Runs, split: str, *, held: Iterable[str] = (), seed: int = 
     Args:
       runs: the table.
       split: what is held out: "largest_n" (runs of the largest model), "largest_d" (the fifth of the runs
-        with the most tokens), "top_compute" (with the most N·D), "mixture" (`held`, or every run that is
-        neither monolingual, bilingual nor uniform), "random" (a fifth of the runs), "guide", "smallest_n" (runs
-        of the smallest model: scaling down).
-      held: ids of the runs to hold out by split "mixture".
+        with the most tokens), "top_compute" (with the most N·D), "mixture" (every run that is neither
+        monolingual, bilingual nor uniform), "random" (a fifth of the runs), "guide", "smallest_n" (runs of the
+        smallest model: scaling down).
       seed: of the random split.
 
     Raises:
-      UserError: unknown split or run, or a part without rows.
+      UserError: unknown split, or a part without rows.
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     runs = runs.where(runs.own(runs.D) > 0)
-    out = _held_rows(runs, split, set(held), seed)
+    out = _held_rows(runs, split, seed)
     train = ~out
     if split == "guide":
         train &= after_warm_up(runs)
@@ -57,11 +54,8 @@ def after_warm_up(runs: Runs) -> np.ndarray:
     return seen > np.minimum(_WARM_UP, _WARM_UP_PART * _by_run(runs, seen)[runs.run])
 
 
-def _held_rows(runs: Runs, split: str, held: set[str], seed: int) -> np.ndarray:
+def _held_rows(runs: Runs, split: str, seed: int) -> np.ndarray:
     """[n] whether a row's run is held out."""
-    for name in held - set(runs.run_ids):
-        raise unknown("run", name, runs.run_ids)
-    count = len(runs.run_ids)
     if split in ("largest_n", "guide"):
         sizes = _by_run(runs, runs.N)
         chosen = sizes > (1.0 - _SAME_SIZE) * sizes.max()
@@ -72,9 +66,7 @@ def _held_rows(runs: Runs, split: str, held: set[str], seed: int) -> np.ndarray:
     elif split == "top_compute":
         chosen = _top(_by_run(runs, runs.N * runs.total_tokens))
     elif split == "random":
-        chosen = _top(np.random.default_rng(seed).random(count))
-    elif held:
-        chosen = np.isin(runs.run_ids, list(held))
+        chosen = _top(np.random.default_rng(seed).random(len(runs.run_ids)))
     else:
         chosen = _by_run(runs, _is_uneven(runs.shares)) > 0
     return chosen[runs.run]
