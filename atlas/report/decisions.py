@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from atlas.report import style
 from atlas.report.style import COLOURS, FAINT, INK, MUTED
-from atlas.scaling import CapacityExponents, JointFit, MixturePlan, expand, iso_loss
+from atlas.scaling import CapacityExponents, JointFit, MixturePlan, iso_loss
 
 _NUMBERS_UP_TO = 10  # languages, beyond which cells are too small for figures
 
@@ -144,7 +144,7 @@ def iso_loss_curves(law: CapacityExponents, origin: str) -> Figure:
     axis = figure.subplots()
     u = np.concatenate([np.geomspace(1e-4, 0.5, 400), 1 - np.geomspace(0.5, 1e-4, 400)])
     multipliers = (2, 4, 8, 16)
-    cheapest = [expand(float(r), law) for r in multipliers]
+    cheapest = [iso_loss(float(r), law=law) for r in multipliers]
     right = 4 * max(point.tokens for point in cheapest)
     top = 4 * max(point.params for point in cheapest)
     bottom, left = 0.5 * min(1.0, *(point.params for point in cheapest)), 0.7 * min(1.0, cheapest[0].tokens)

@@ -28,7 +28,7 @@ from atlas.scaling.joint.prior import LAMBDA_KINDS, TAU_PRIORS, Hyperprior
 from atlas.scaling.law import JointLaw
 from atlas.scaling.planning import answers
 from atlas.scaling.planning.documents import describe_fit, fit_document
-from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expand, expansion_table, iso_loss
+from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expansion_table, iso_loss
 from atlas.scaling.planning.mixtures import MixturePlan, plan_mixture
 from atlas.scaling.planning.practice import borrow
 from atlas.scaling.single.bootstrap import bootstrap
@@ -73,7 +73,6 @@ __all__ = [
     "borrow",
     "compare",
     "describe_fit",
-    "expand",
     "expansion_table",
     "finite",
     "fit",

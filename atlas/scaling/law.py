@@ -195,8 +195,8 @@ class JointLaw:
         """Whether repetition rates belong to the sources."""
         return np.shape(self.lam)[-1] > 1
 
-    def loss(self, N: ArrayLike, D: ArrayLike, U: ArrayLike, target: ArrayLike | None = None) -> jax.Array:
-        """float64 losses, in the unit of E, where the arguments broadcast against the draws.
+    def loss(self, N: ArrayLike, D: ArrayLike, U: ArrayLike, target: ArrayLike | None = None) -> np.ndarray:
+        """float64 losses, in the unit of E, where the arguments broadcast against the draws; traced where they are.
 
         Args:
           N: [...] parameters.
@@ -208,12 +208,12 @@ class JointLaw:
           [..., Lt], or [...] of the given targets.
         """
         with jax.enable_x64(True):
-            return _losses(self, *(jnp.asarray(values, float) for values in (N, D, U)), target)
+            return _concrete(_losses(self, *(jnp.asarray(values, float) for values in (N, D, U)), target))
 
-    def effective_share(self, D: ArrayLike, U: ArrayLike, target: ArrayLike | None = None) -> jax.Array:
+    def effective_share(self, D: ArrayLike, U: ArrayLike, target: ArrayLike | None = None) -> np.ndarray:
         """z = D_eff / D_tot, which may be negative; arguments and shape as for `loss`."""
         with jax.enable_x64(True):
-            return _effective_shares(self, *(jnp.asarray(values, float) for values in (D, U)), target)
+            return _concrete(_effective_shares(self, *(jnp.asarray(values, float) for values in (D, U)), target))
 
     def language(self, name: str) -> dict[str, np.ndarray]:
         """E, A, alpha, B, beta, lambda [...] of one target, on its own tokens alone.
@@ -268,6 +268,11 @@ class JointLaw:
             if arrays[name].shape != shape:
                 raise UserError(f"no law of all languages: {name} is {arrays[name].shape}, its languages need {shape}")
         return law
+
+
+def _concrete(values: jax.Array) -> jax.Array | np.ndarray:
+    # Arithmetic with a jax array would fall back to float32 where nobody enabled 64 bits.
+    return values if isinstance(values, jax.core.Tracer) else np.asarray(values)
 
 
 @jax.jit

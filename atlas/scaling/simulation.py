@@ -44,7 +44,7 @@ class Truth:
 
     def loss(self, N: np.ndarray, D: np.ndarray, target: np.ndarray) -> np.ndarray:
         """[...] losses without noise, for N [...], D [..., L] and indices of target languages [...]."""
-        return np.asarray(self.law.loss(N, D, self.U, target))
+        return self.law.loss(N, D, self.U, target)
 
 
 def truth(L: int, seed: int, phi: float = 0.0) -> Truth:
@@ -153,7 +153,7 @@ def table(
         "loss": truth.loss(rows["N"], D, rows["target"]) * np.exp(np.concatenate(noise)),
     }
     frame = pd.DataFrame(columns)
-    z = np.asarray(truth.law.effective_share(D, truth.U, rows["target"]))
+    z = truth.law.effective_share(D, truth.U, rows["target"])
     return frame[z >= _LEAST_EFFECT].reset_index(drop=True)
 
 

@@ -4,7 +4,6 @@ Units everywhere: N parameters, D and U tokens, C = 6·N·D FLOPs, loss in the u
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -17,20 +16,7 @@ from atlas.scaling.single.draws import band
 _GRIDS, _POINTS = 8, 101  # of the search for the best N: each grid narrows it fiftyfold in log N
 
 
-@dataclass(frozen=True)
-class Allocation:
-    """Size and tokens for a budget: N, D, predicted loss, epochs D/U (0 where nothing repeats).
-
-    Floats, or float64 arrays [n] for n laws.
-    """
-
-    params: np.ndarray | float
-    tokens: np.ndarray | float
-    loss: np.ndarray | float
-    epochs: np.ndarray | float
-
-
-def compute_optimal(law: Mapping[str, ArrayLike], flops: float, unique_tokens: float = np.inf) -> Allocation:
+def compute_optimal(law: Mapping[str, ArrayLike], flops: float, unique_tokens: float = np.inf) -> dict[str, ArrayLike]:
     """N and D = C/(6N) of least loss E + A/N^α + B/S_λ(D; U)^β.
 
     Args:
@@ -39,12 +25,15 @@ def compute_optimal(law: Mapping[str, ArrayLike], flops: float, unique_tokens: f
       flops: C, positive.
       unique_tokens: U; infinite for no repetition, where the optimum is in closed form.
 
+    Returns:
+      params N, tokens D, loss (predicted) and epochs D/U (0 where nothing repeats): floats, or [n] for n laws.
+
     Raises:
       UserError: the budget or U is not positive, or the law lacks a parameter.
 
     >>> law = dict(E=1.8, A=480.0, alpha=0.35, B=2100.0, beta=0.37)
     >>> best = compute_optimal(law, 6e21)
-    >>> abs(6 * best.params * best.tokens / 6e21 - 1) < 1e-12
+    >>> abs(6 * best["params"] * best["tokens"] / 6e21 - 1) < 1e-12
     True
     """
     if not (np.isfinite(flops) and flops > 0 and unique_tokens > 0):
@@ -60,8 +49,8 @@ def compute_optimal(law: Mapping[str, ArrayLike], flops: float, unique_tokens: f
         more = _minimise(lambda n: predicted_loss(law, n, budget / n, unique_tokens), N, np.maximum(N, budget))
         N = np.where(budget / N > unique_tokens, more, N)
     D = budget / N
-    found = (N, D, predicted_loss(law, N, D, unique_tokens), D / unique_tokens)
-    return Allocation(*(float(x) if np.ndim(x) == 0 else x for x in found))
+    found = {"params": N, "tokens": D, "loss": predicted_loss(law, N, D, unique_tokens), "epochs": D / unique_tokens}
+    return {name: values if np.ndim(values) else float(values) for name, values in found.items()}
 
 
 def predicted_loss(law: Mapping[str, ArrayLike], N: ArrayLike, D: ArrayLike, U: float = np.inf) -> np.ndarray:
@@ -86,7 +75,7 @@ def _minimise(function: Callable[[np.ndarray], np.ndarray], low: np.ndarray, hig
 
 
 def allocation_band(
-    draws: Mapping[str, np.ndarray], flops: float, plan: Allocation, unique_tokens: float = np.inf
+    draws: Mapping[str, np.ndarray], flops: float, plan: Mapping[str, float], unique_tokens: float = np.inf
 ) -> dict[str, float]:
     """How far a compute-optimal plan is known: 90 % bands over laws that the runs allow, each planned anew.
 
@@ -103,6 +92,6 @@ def allocation_band(
     best = compute_optimal(draws, flops, unique_tokens)
     found: dict[str, float] = {}
     for name in ("params", "tokens", "loss"):
-        found[f"{name}_low"], found[f"{name}_high"] = band(getattr(best, name))
-    regret = predicted_loss(draws, plan.params, plan.tokens, unique_tokens) - best.loss
+        found[f"{name}_low"], found[f"{name}_high"] = band(best[name])
+    regret = predicted_loss(draws, plan["params"], plan["tokens"], unique_tokens) - best["loss"]
     return found | {"regret_high": float(np.nanquantile(regret, 0.95))}

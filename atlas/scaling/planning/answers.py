@@ -126,7 +126,7 @@ def crossover(params: float | None, language: str = "", runs: str = "") -> Answe
     """
     if runs:
         return _measured_crossover(runs, language, params)
-    table = published_crossovers(params, language or None)
+    table = published_crossovers(params, language)
     use = table[table.consistent]
     low, high = (f"{tokens / 1e9:.0f}" for tokens in (use.tokens.min(), use.tokens.max()))
     advice = f"below {low} billion tokens continue the multilingual checkpoint, above {high} billion pretrain"
@@ -157,7 +157,7 @@ def allocate(flops: float, language: str, fit: str, regime: str, unique: Numbers
     U = unique.get(language, float("inf"))
     best = compute_optimal(law, flops, U)
     band = {} if draws is None else allocation_band(draws, flops, best, U)
-    return pd.DataFrame([vars(best) | band]), {"flops": flops, "source": fit, "bands": bands}
+    return pd.DataFrame([best | band]), {"flops": flops, "source": fit, "bands": bands}
 
 
 def mixture(fit: str, flops: float, weights: Numbers, unique: Numbers) -> Answer:
@@ -183,10 +183,9 @@ def further_runs(
     runs = study_runs(fit)
     joint = fit_joint(runs, **labels(runs.languages))
     goal = goal_of(joint, runs, language, params, tokens, shares, unique)
-    plan = next_runs(joint, goal, candidate_runs(joint, runs, goal), flops, count)
-    facts = {"loss": plan.loss, "deviation_before": plan.deviation, "budget": plan.flops}
-    facts |= {"candidates": plan.candidates, "source": f"{joint.n_rows} rows of {joint.n_runs} runs"}
-    return plan.table, facts | {"note": "deviations are of the law at its fitted form, and somewhat optimistic"}
+    table, facts = next_runs(joint, goal, candidate_runs(joint, runs, goal), flops, count)
+    facts["source"] = f"{joint.n_rows} rows of {joint.n_runs} runs"
+    return table, facts | {"note": "deviations are of the law at its fitted form, and somewhat optimistic"}
 
 
 def transfer(language: str, fit: str = "") -> Answer:

@@ -19,10 +19,11 @@ from atlas.scaling.table.curves import LossCurve, loss_curve
 from atlas.scaling.table.runs import Runs
 from atlas.scaling.transfer.scores import best_phase, replicate_deviation
 
-_DRAWS = 100
-_GRID = 257
-_MONOLINGUAL = 0.999  # least share of the target language
-COLUMNS = ("language", "num_params", "tokens", "low", "high", "flops", "censored", "phase")
+_DRAWS = 100  # of both curves: five lie beyond each end of a 90 % interval
+_GRID = 257  # points between the curves' common ends, far denser than curves are observed
+_MONOLINGUAL = 0.999  # least share of the target language: all but stray windows
+_LEAST_POINTS = 5  # of a curve, whose three inner ones can then tell noise from bend
+COLUMNS = ["language", "num_params", "tokens", "low", "high", "flops", "censored", "phase"]
 
 
 def measured_crossovers(runs: Runs, seed: int = 0) -> pd.DataFrame:
@@ -57,23 +58,12 @@ def measured_crossovers(runs: Runs, seed: int = 0) -> pd.DataFrame:
         rows.append((language, N, tokens, low, high, FLOPS_PER_PARAMETER_TOKEN * N * tokens, censored, phase))
     if not rows:
         raise UserError("no language and size has both a curve from scratch and a continued one on it alone")
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _pairs(runs: Runs) -> Iterator[tuple[str, float, str, pd.DataFrame, pd.DataFrame]]:
     alone = runs.own(runs.shares) >= _MONOLINGUAL
-    frame = pd.DataFrame(
-        {
-            "language": np.asarray(runs.languages)[runs.target],
-            "num_params": runs.N,
-            "tokens": runs.total_tokens,
-            "loss": runs.loss,
-            "run": runs.run,
-            "source": "",
-            "phase": runs.phase,
-            "continued": runs.continued,
-        }
-    )[alone]
+    frame = runs.evaluations().assign(source="", continued=runs.continued)[alone]
     for (language, N), rows in frame.groupby(["language", "num_params"]):
         sides = [rows[~rows.continued], rows[rows.continued]]
         phase = best_phase(*sides)
@@ -92,7 +82,7 @@ def _local_noise(curve: LossCurve, rows: pd.DataFrame) -> float:
     """Scatter of each point around the line through its neighbours, which a bent curve hardly adds to."""
     y = np.log(rows.loss).groupby(rows.tokens).mean().to_numpy()
     x = np.log(curve.tokens)
-    if len(x) < 5:
+    if len(x) < _LEAST_POINTS:
         return float("nan")
     part = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
     miss = y[1:-1] - (1 - part) * y[:-2] - part * y[2:]
@@ -191,37 +181,13 @@ def crossover_law(table: pd.DataFrame) -> CrossoverLaw | None:
     )
 
 
-@dataclass(frozen=True)
-class CrossoverFormula:
-    """C = coefficient · N^exponent at which pretraining overtakes finetuning, as one place prints it."""
-
-    source: str
-    coefficient: float
-    exponent: float
-    consistent: bool  # with the crossovers of the paper's own 2e9-parameter curves
-
-    def flops(self, params: np.ndarray | float) -> np.ndarray | float:
-        """C in FLOPs at N parameters."""
-        return self.coefficient * params**self.exponent
-
-
-# The three places disagree. At N = 2.03e9 the measured crossovers span 1.76e21 to 3.45e21 FLOPs; the
-# caption's mix of one place's coefficient with the other's exponent gives 2.35e22. The text prints "log(C)"
-# for C.
-CROSSOVER_FORMULAS = (
-    CrossoverFormula("Fig. 7 legend", 10_283_128, 1.54, True),
-    CrossoverFormula("section 6 text", 1_113_708, 1.65, True),
-    CrossoverFormula("Fig. 7 caption", 10_283_128, 1.65, False),
-)
-
-
-def published_crossovers(params: float, language: str | None = None) -> pd.DataFrame:
+def published_crossovers(params: float, language: str = "") -> pd.DataFrame:
     """Tokens and compute after which training from scratch beats continuing the multilingual checkpoint.
 
     Args:
       params: N.
-      language: scales each formula by its published crossover at 2.03e9 parameters (Fig. 6); the paper gives
-        no size dependence per language, so at other sizes this assumes that all languages share one.
+      language: if one is named, scales each consistent formula by its published crossover at 2.03e9 parameters
+        (Fig. 6); the paper gives no size dependence per language, so at other sizes this assumes that all share one.
 
     Returns:
       A row per printed formula: source, flops, tokens = flops / 6N, consistent. Use the rows that are
@@ -232,19 +198,14 @@ def published_crossovers(params: float, language: str | None = None) -> pd.DataF
     """
     if not (np.isfinite(params) and params > 0):
         raise UserError(f"the number of parameters must be positive; got {params}")
-    rows = []
-    for formula in CROSSOVER_FORMULAS:
-        flops = float(formula.flops(params)) * _language_factor(formula, language)
-        tokens = flops / (FLOPS_PER_PARAMETER_TOKEN * params)
-        rows.append((formula.source, flops, tokens, formula.consistent))
-    return pd.DataFrame(rows, columns=["source", "flops", "tokens", "consistent"])
-
-
-def _language_factor(formula: CrossoverFormula, language: str | None) -> float:
-    measured = published.table("crossover_tokens").set_index("language")
-    if language is not None and language not in measured.index:
-        raise unknown("language with a published crossover", language, measured.index)
-    if language is None or not formula.consistent:
-        return 1.0
-    params, tokens = measured.loc[language]
-    return float(FLOPS_PER_PARAMETER_TOKEN * params * tokens / formula.flops(params))
+    table = published.table("crossover_formulas")
+    flops = table.coefficient * params**table.exponent
+    if language:
+        measured = published.table("crossover_tokens").set_index("language")
+        if language not in measured.index:
+            raise unknown("language with a published crossover", language, measured.index)
+        size, tokens = measured.loc[language]
+        ratio = FLOPS_PER_PARAMETER_TOKEN * size * tokens / (table.coefficient * size**table.exponent)
+        flops *= ratio.where(table.consistent, 1.0)
+    table = table.assign(flops=flops, tokens=flops / (FLOPS_PER_PARAMETER_TOKEN * params))
+    return table[["source", "flops", "tokens", "consistent"]]

@@ -43,27 +43,29 @@ class Expansion:
         return self.tokens * self.params
 
 
-def expand(r: np.ndarray | float, law: CapacityExponents = PUBLISHED_EXPONENTS) -> Expansion:
-    """The cheapest expansion from K to r·K languages, r positive, that keeps the loss.
+def iso_loss(
+    r: np.ndarray | float, u: np.ndarray | float | None = None, law: CapacityExponents = PUBLISHED_EXPONENTS
+) -> Expansion:
+    """The point of the iso-loss curve at which N answers for the part u of the reducible loss.
 
-    >>> cheapest = expand(4.0)
-    >>> round(cheapest.params, 2), round(cheapest.tokens, 2), round(cheapest.compute, 2)
-    (1.4, 2.74, 3.84)
-    """
-    return iso_loss(r, law.optimal_share, law)
-
-
-def iso_loss(r: np.ndarray | float, u: np.ndarray | float, law: CapacityExponents = PUBLISHED_EXPONENTS) -> Expansion:
-    """The point of the iso-loss curve at which N answers for the part u of the reducible loss, 0 < u < 1.
+    Args:
+      r: times as many languages, positive.
+      u: between 0 and 1; by default that of the cheapest point, where compute is least.
+      law: whose exponents they are.
 
     Raises:
       UserError: r, or α or β of the law, is not positive.
+
+    >>> cheapest = iso_loss(4.0)
+    >>> round(cheapest.params, 2), round(cheapest.tokens, 2), round(cheapest.compute, 2)
+    (1.4, 2.74, 3.84)
     """
     if np.any(np.asarray(r) <= 0):
         raise UserError(f"the multiplier of the number of languages must be positive; got {r}")
     if not (law.alpha > 0 and law.beta > 0):
         raise UserError(f"alpha and beta must be positive; got alpha={law.alpha}, beta={law.beta}")
     w = law.optimal_share
+    u = w if u is None else u
     params = (r**law.phi * w / u) ** (1 / law.alpha)
     tokens = (r**law.psi * (1 - w) / (1 - u)) ** (1 / law.beta)
     return Expansion(r, params, tokens)
@@ -81,7 +83,7 @@ def expansion_table(multipliers: Sequence[float], law: CapacityExponents = PUBLI
     [[2.0, 1.18, 1.66, 1.96], [4.0, 1.4, 2.74, 3.84]]
     """
     r, w = np.asarray(multipliers, np.float64), law.optimal_share
-    cheapest = expand(r, law)
+    cheapest = iso_loss(r, law=law)
     u_params = r**law.phi * w
     u_tokens = 1 - r ** (law.psi + law.beta) * (1 - w)
     return pd.DataFrame(

@@ -7,7 +7,7 @@ of every language that counts, and effective tokens per token, z = D_eff / D_tot
 training's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -37,29 +37,19 @@ _AT_BOUND = 0.05  # relative distance within which a plan is said to be held by 
 _AGREEING, _LEAST_AGREEING = 1e-4, 3  # loss within which starts agree, and how many must for a plan without a warning
 
 
-@dataclass(frozen=True)
-class TrustRegion:
-    """Where a law may be believed.
-
-    Attributes:
-      params: least and largest N.
-      effective_share: [Lt] least z of each target.
-      share_floor: least share of a language whose loss counts.
-    """
+class TrustRegion(NamedTuple):
+    """Where a law may be believed: least and largest N, and the least z [Lt] of each target."""
 
     params: tuple[float, float]
     effective_share: np.ndarray
-    share_floor: float
 
     @classmethod
     def of_runs(cls, law: JointLaw, runs: Runs) -> "TrustRegion":
         """z that nearly all rows of a target exceed; N from the smallest run's to ten times the largest one's."""
         D, U = runs.aligned(law.sources)
-        z = np.asarray(law.effective_share(D, U))
-        trained = D[:, : len(law.targets)] > 0
+        z, trained = law.effective_share(D, U), D[:, : len(law.targets)] > 0
         least = [np.quantile(z[trained[:, t], t], _QUANTILE) if trained[:, t].any() else 0.0 for t in range(z.shape[1])]
-        params = (float(runs.N.min()), float(runs.N.max() * _REACH))
-        return cls(params, np.maximum(least, _LEAST_Z), _SHARE_FLOOR)
+        return cls((float(runs.N.min()), float(runs.N.max() * _REACH)), np.maximum(least, _LEAST_Z))
 
 
 @dataclass(frozen=True)
@@ -160,23 +150,26 @@ def _problem(
 ) -> "_Problem":
     if not (np.isfinite(flops) and flops > 0):
         raise UserError(f"the budget in FLOPs must be positive; got {flops}")
-    weight = _vector(weights or dict.fromkeys(law.targets, 1.0), law.targets, 0.0, "target language")
+    weight = by_language(weights or dict.fromkeys(law.targets, 1.0), law.targets, 0.0, "target language")
     if weight.min() < 0 or weight.sum() <= 0:
         raise UserError("weights must not be negative, and one must be positive")
-    U = _vector(unique_tokens or {}, law.sources, np.inf, "source language")
+    U = by_language(unique_tokens or {}, law.sources, np.inf, "source language")
     if U.min() <= 0:
         raise UserError(f"unique tokens must be positive; {law.sources[int(U.argmin())]} has {U.min():g}")
     counted = np.pad(weight > 0, (0, len(law.sources) - len(weight)))
-    floor = np.where(counted, min(trust.share_floor, 0.5 / counted.sum()), 0.0)
+    floor = np.where(counted, min(_SHARE_FLOOR, 0.5 / counted.sum()), 0.0)
     least_z = np.where(weight > 0, trust.effective_share, 0.0)
     return _Problem(law, law, weight / weight.sum(), U, counted, floor, np.log(trust.params), least_z, flops)
 
 
-def _vector(given: Mapping[str, float], names: tuple[str, ...], default: float, kind: str) -> np.ndarray:
+def by_language(
+    given: Mapping[str, float], names: tuple[str, ...], default: float | Sequence[float], kind: str
+) -> np.ndarray:
+    """What is given of the named languages, and else the default, as an array; another language is a UserError."""
     for name in given:
         if name not in names:
             raise unknown(kind, name, names)
-    return np.array([float(given.get(name, default)) for name in names])
+    return np.array([given.get(*pair) for pair in zip(names, np.broadcast_to(default, len(names)), strict=True)], float)
 
 
 def _starts(problem: "_Problem", rng: np.random.Generator) -> np.ndarray:
@@ -193,11 +186,12 @@ def _with_band(
     if (draws.targets, draws.sources) != (problem.law.targets, problem.law.sources):
         raise UserError("the draws are of a fit with other languages than the law's")
     loss, regret, points = _replan(problem, draws, x, rng)
-    ends = {"loss": band(loss), "params": band(np.array([N for N, _ in points]))}
-    found = {f"{name}_{side}": pair[i] for name, pair in ends.items() for i, side in enumerate(("low", "high"))}
-    found |= {"regret_median": float(np.nanmedian(regret)), "regret_high": float(np.nanquantile(regret, 0.95))}
-    low, high = np.array([band(column) for column in np.array([shares for _, shares in points]).T]).T
-    return replace(plan, table=plan.table.assign(share_low=low, share_high=high), band=found)
+    sizes, shares = map(np.array, zip(*points, strict=True))
+    names = ("loss_low", "loss_high", "params_low", "params_high", "regret_median", "regret_high")
+    ends = (*band(loss), *band(sizes), float(np.nanmedian(regret)), band(regret)[1])
+    low, high = np.array([band(column) for column in shares.T]).T
+    table = plan.table.assign(share_low=low, share_high=high)
+    return replace(plan, table=table, band=dict(zip(names, ends, strict=True)))
 
 
 def _replan(problem: "_Problem", drawn: JointLaw, x: np.ndarray, rng: np.random.Generator):
@@ -292,7 +286,7 @@ def _plan(problem: _Problem, x: np.ndarray, warnings: tuple[str, ...]) -> Mixtur
     law = problem.law
     N, shares = (np.asarray(value) for value in _unpack(problem, x, np))
     tokens = problem.flops / (FLOPS_PER_PARAMETER_TOKEN * float(N))
-    loss, even = np.asarray(law.loss(N, tokens * shares, problem.unique)), _even_loss(problem)
+    loss, even = law.loss(N, tokens * shares, problem.unique), _even_loss(problem)
     rest = (0, len(shares) - len(law.targets))
     table = pd.DataFrame(
         {
@@ -314,7 +308,7 @@ def _even_loss(problem: _Problem) -> np.ndarray:
     sizes = np.geomspace(*np.exp(problem.log_bounds), _SIZES)
     tokens = problem.flops / (FLOPS_PER_PARAMETER_TOKEN * sizes)
     shares = problem.counted / problem.counted.sum()
-    even = np.asarray(problem.law.loss(sizes, tokens[:, None] * shares, problem.unique))
+    even = problem.law.loss(sizes, tokens[:, None] * shares, problem.unique)
     return even[int(np.argmin(even @ problem.weight))]
 
 
@@ -326,7 +320,7 @@ def _warnings(problem: _Problem, x: np.ndarray, value: np.ndarray) -> tuple[str,
         if abs(np.log(N / bound)) < _AT_BOUND:
             found.append(f"N stands at the {name} size that the runs support ({bound:.3g}): the optimum may lie beyond")
     tokens = problem.flops / (FLOPS_PER_PARAMETER_TOKEN * N)
-    z = np.asarray(law.effective_share(shares * tokens, problem.unique))
+    z = law.effective_share(shares * tokens, problem.unique)
     at = [t for t, has, least in zip(law.targets, z, problem.least_z, strict=True) if least > 0 and has < 1.01 * least]
     if at:
         found.append(f"held at the edge of what training covered: {', '.join(at)}")

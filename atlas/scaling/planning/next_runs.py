@@ -11,7 +11,7 @@ same kind.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from atlas.errors import UserError, unknown
 from atlas.scaling.joint.fit import JointFit
 from atlas.scaling.joint.information import Information, PlannedRuns
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
+from atlas.scaling.planning.mixtures import by_language
 from atlas.scaling.table.runs import Runs
 
 _SIZES, _TOKENS, _PARTNERS, _RANDOM = 5, 3, 10, 12  # of the pool: sizes, token counts, bilingual and random mixtures
@@ -27,34 +28,13 @@ _CONCENTRATION = 1.5  # of the Dirichlet distribution of random mixtures
 _LEAST_GAIN = 1e-3  # relative fall of the variance below which no run is worth adding
 
 
-@dataclass(frozen=True)
-class Goal:
+class Goal(NamedTuple):
     """The prediction to sharpen: the loss of `target` at N parameters and D [Ls] tokens of U [Ls] unique ones."""
 
-    target: str
     N: float
     D: np.ndarray
     U: np.ndarray
-
-
-@dataclass(frozen=True)
-class NextRuns:
-    """Runs to add, in order.
-
-    Attributes:
-      loss: predicted now.
-      deviation: standard deviation of that prediction now (of the law, without a run's own noise).
-      flops: the budget.
-      table: a row per run: params, tokens, mixture (as "en:0.5,sw:0.5"), flops, deviation expected once it and
-        those before it are trained.
-      candidates: how many were compared.
-    """
-
-    loss: float
-    deviation: float
-    flops: float
-    table: pd.DataFrame
-    candidates: int
+    target: str
 
 
 def goal_of(
@@ -79,19 +59,13 @@ def goal_of(
         raise unknown("target language", target, fit.targets)
     if not (np.isfinite(params) and np.isfinite(tokens) and params > 0 and tokens > 0):
         raise UserError(f"the prediction needs positive parameters and tokens; got {params} and {tokens}")
-    weight = _by_source(fit, shares or {target: 1.0}, np.zeros(len(fit.sources)))
+    weight = by_language(shares or {target: 1.0}, fit.sources, 0.0, "source language")
     if weight.min() < 0 or weight[fit.sources.index(target)] <= 0:
         raise UserError(f"shares must not be negative, and {target}'s must be positive")
     known = runs.unique_tokens()
-    U = _by_source(fit, unique_tokens or {}, np.array([known.get(name, np.inf) for name in fit.sources]))
-    return Goal(target, float(params), tokens * weight / weight.sum(), U)
-
-
-def _by_source(fit: JointFit, given: Mapping[str, float], default: np.ndarray) -> np.ndarray:
-    for name in given:
-        if name not in fit.sources:
-            raise unknown("source language", name, fit.sources)
-    return np.array([given.get(name, value) for name, value in zip(fit.sources, default, strict=True)], float)
+    had = [known.get(name, np.inf) for name in fit.sources]
+    U = by_language(unique_tokens or {}, fit.sources, had, "source language")
+    return Goal(float(params), tokens * weight / weight.sum(), U, target)
 
 
 def candidate_runs(fit: JointFit, runs: Runs, goal: Goal, seed: int = 0) -> PlannedRuns:
@@ -107,7 +81,7 @@ def candidate_runs(fit: JointFit, runs: Runs, goal: Goal, seed: int = 0) -> Plan
       seed: of the random mixtures.
     """
     mixtures = _mixtures(fit, goal, np.random.default_rng(seed))
-    ends = pd.DataFrame({"run": runs.run, "N": runs.N, "D": runs.total_tokens}).groupby("run").max()
+    ends = runs.evaluations().groupby("run", sort=False)[["num_params", "tokens"]].max().set_axis(["N", "D"], axis=1)
     sizes, ratio = _spread(ends.N, _SIZES), ends.D / ends.N
     tokens = np.geomspace(ends.D.min(), ends.D.max(), _TOKENS)
     shapes = [(n, d) for n in sizes for d in tokens if 0.99 * ratio.min() <= d / n <= 1.01 * ratio.max()]
@@ -119,7 +93,7 @@ def candidate_runs(fit: JointFit, runs: Runs, goal: Goal, seed: int = 0) -> Plan
 
 def _checkpoints(runs: Runs) -> tuple[float, ...]:
     """Parts of a run after which it is evaluated: as many, from as early, as in the runs at hand."""
-    rows = pd.DataFrame({"run": runs.run, "target": runs.target, "D": runs.total_tokens}).groupby(["run", "target"]).D
+    rows = runs.evaluations().groupby(["run", "language"]).tokens
     count, first = int(rows.size().median()), float((rows.min() / rows.max()).median())
     return tuple(np.geomspace(first, 1.0, count).tolist()) if count > 1 else (1.0,)
 
@@ -145,7 +119,7 @@ def _mixtures(fit: JointFit, goal: Goal, rng: np.random.Generator) -> list[np.nd
 
 def next_runs(
     fit: JointFit, goal: Goal, candidates: PlannedRuns, flops: float | None = None, count: int = 6
-) -> NextRuns:
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Runs that lower the variance of a prediction most, for a budget.
 
     Chosen one by one, twice: by the fall of the variance per FLOP, and by the fall alone among what the budget
@@ -157,27 +131,31 @@ def next_runs(
       goal: the prediction.
       candidates: runs that could be trained; one may be chosen again, with another seed.
       flops: budget Σ 6·N·D; by default that of `count` middling candidates.
-      count: most runs.
+      count: most runs, 1 or more.
+
+    Returns:
+      A row per run, in order: params, tokens, mixture (as "en:0.5,sw:0.5"), flops, deviation expected once it and
+      those before it are trained. And facts: the loss predicted, its standard deviation before (of the law, without
+      a run's own noise), the budget and the number of candidates.
 
     Raises:
-      UserError: the budget affords no candidate, or the count is not positive.
+      UserError: the budget affords no candidate.
     """
     cost = FLOPS_PER_PARAMETER_TOKEN * candidates.N * candidates.D.sum(1)
     budget = float(count * np.median(cost)) if flops is None else flops
-    if not (budget > 0 and count > 0):
-        raise UserError(f"the budget and the number of runs must be positive; got {budget:g} and {count}")
-    if cost.min() > budget:
+    if not cost.min() <= budget:
         raise UserError(f"{budget:g} FLOPs afford no run: the cheapest candidate takes {cost.min():.3g}")
-    loss, deviation = fit.predict(goal.N, goal.D, goal.U, goal.target)
+    loss, deviation = map(float, fit.predict(*goal))
     knowledge = Information.of(fit)
     plans = [_greedy(knowledge, goal, candidates, cost, budget, count, power) for power in (1.0, 0.0)]
     chosen, variance = min(plans, key=lambda plan: plan[1][-1] if plan[1] else np.inf)
     rows = [
-        (candidates.N[i], candidates.D[i].sum(), _text(fit.sources, candidates.D[i]), cost[i], float(loss * np.sqrt(v)))
+        (candidates.N[i], candidates.D[i].sum(), _text(fit.sources, candidates.D[i]), cost[i], loss * np.sqrt(v))
         for i, v in zip(chosen, variance, strict=True)
     ]
     table = pd.DataFrame(rows, columns=["params", "tokens", "mixture", "flops", "deviation"])
-    return NextRuns(float(loss), float(deviation), float(budget), table, len(candidates))
+    facts = {"loss": loss, "deviation_before": deviation, "budget": budget, "candidates": len(candidates)}
+    return table, facts
 
 
 def _greedy(
@@ -190,10 +168,9 @@ def _greedy(
     power: float,
 ) -> tuple[list[int], list[float]]:
     """Candidates chosen by gain / cost^power, and the variance of the goal's log loss after each."""
-    at = (goal.N, goal.D, goal.U, goal.target)
-    now, chosen, found = float(knowledge.variance(*at)[0]), [], []
+    now, chosen, found = float(knowledge.variance(*goal)[0]), [], []
     for _ in range(count):
-        after = knowledge.expected_variance(candidates, *at)[:, 0]
+        after = knowledge.expected_variance(candidates, *goal)[:, 0]
         gain = np.where(cost <= budget, now - after, -np.inf)
         best = int(np.argmax(gain / cost**power))
         if not gain[best] > _LEAST_GAIN * now:

@@ -1,24 +1,14 @@
 """The ATLAS paper's own tables (arXiv 2510.22037v2), as published; README.md names the source of each."""
 
-import math
 from importlib import resources
 
+import numpy as np
 import pandas as pd
 
 from atlas.errors import unknown
 
-TABLES = (
-    "capacity_mixtures",
-    "crossover_tokens",
-    "language_families",
-    "language_laws",
-    "language_scripts",
-    "model_shapes",
-    "table1_r2",
-    "transfer_scores",
-    "unique_tokens",
-)
-
+_FILES = sorted((f for f in resources.files(__package__).iterdir() if f.name.endswith(".csv")), key=lambda f: f.name)
+TABLES = {file.name.removeprefix("atlas_").removesuffix(".csv"): file for file in _FILES}
 MEASURED = ("en", "ru", "es", "fr", "de", "pt", "zh", "vi", "ja")  # languages whose pairs were all trained
 
 
@@ -30,7 +20,7 @@ def table(name: str) -> pd.DataFrame:
     """
     if name not in TABLES:
         raise unknown("published table", name, TABLES)
-    with (resources.files(__package__) / f"atlas_{name}.csv").open() as file:
+    with TABLES[name].open() as file:
         return pd.read_csv(file)
 
 
@@ -88,11 +78,5 @@ def language_law(language: str, regime: str = "mono_vocab_mono_train") -> dict[s
     laws = laws[laws.regime == regime].set_index("language")
     if language not in laws.index:
         raise unknown("language", language, laws.index)
-    law = laws.loc[language]
-    return {
-        "E": float(law.E),
-        "A": math.exp(law.log_A),
-        "alpha": float(law.alpha),
-        "B": math.exp(law.log_B),
-        "beta": float(law.beta),
-    }
+    laws = laws.assign(A=np.exp(laws.log_A), B=np.exp(laws.log_B))
+    return laws.loc[language, ["E", "A", "alpha", "B", "beta"]].astype(float).to_dict()

@@ -52,7 +52,7 @@ def test_regret_of_a_mixture_covers_what_the_truth_shows(study):
     truth, runs, found = study
     trust = TrustRegion.of_runs(found.law, runs)
     plan = optimal_mixture(found.law, 1e22, trust, draws=joint_draws(found, 24))
-    best = optimal_mixture(truth.law, 1e22, TrustRegion(trust.params, np.full(L, 1e-3), trust.share_floor))
+    best = optimal_mixture(truth.law, 1e22, TrustRegion(trust.params, np.full(L, 1e-3)))
     D = plan.tokens * plan.table.share.to_numpy()
     real = np.asarray(truth.law.loss(plan.params, D, np.full(L, np.inf))).mean()
     assert plan.band["loss_low"] < plan.loss < plan.band["loss_high"]

@@ -17,9 +17,9 @@ def test_compute_optimal_is_the_minimum(unique):
     if np.isfinite(unique):
         worth = worth + unique * (1 - np.exp(-0.1 * repeats)) / 0.1
     loss = LAW["E"] + LAW["A"] / sizes ** LAW["alpha"] + LAW["B"] / worth ** LAW["beta"]
-    assert best.loss <= loss.min() + 1e-12
-    assert best.params == pytest.approx(sizes[loss.argmin()], rel=2e-3)
-    assert 6 * best.params * best.tokens == pytest.approx(1e20)
+    assert best["loss"] <= loss.min() + 1e-12
+    assert best["params"] == pytest.approx(sizes[loss.argmin()], rel=2e-3)
+    assert 6 * best["params"] * best["tokens"] == pytest.approx(1e20)
 
 
 def test_bad_allocations():

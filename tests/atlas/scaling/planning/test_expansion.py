@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from atlas.errors import UserError
-from atlas.scaling.planning.expansion import expand, expansion_table, iso_loss
+from atlas.scaling.planning.expansion import expansion_table, iso_loss
 from atlas.scaling.single.library.capacity import capacity
 from atlas.scaling.transfer.capacity import CapacityExponents
 
@@ -16,23 +16,23 @@ TRUTH = {"alpha": 0.4, "beta": 0.28, "phi": 0.11, "psi": -0.04}
 
 
 def test_published_multipliers():
-    got = expand(R)
+    got = iso_loss(R)
     np.testing.assert_array_equal(np.round(got.params, 2), [1.18, 1.40, 1.66, 1.96])
     np.testing.assert_array_equal(np.round(got.tokens, 2), [1.66, 2.74, 4.54, 7.52])
     np.testing.assert_allclose(got.compute, [1.96, 3.84, 7.52, 14.72], rtol=2e-3)
     for values, exponent in ((got.params, 0.243), (got.tokens, 0.728), (got.compute, 0.970)):
         np.testing.assert_array_equal(np.round(np.log(values) / np.log(R), 3), exponent)
-    assert expand(4.0).tokens_per_language == pytest.approx(0.686, abs=5e-4)
+    assert iso_loss(4.0).tokens_per_language == pytest.approx(0.686, abs=5e-4)
 
 
 def test_cheapest_point_is_the_minimum_of_the_curve():
     u = np.linspace(1e-3, 1 - 1e-3, 200_001)
     for r in R:
         curve = iso_loss(r, u)
-        best, closed = np.argmin(curve.compute), expand(r)
+        best, closed = np.argmin(curve.compute), iso_loss(r)
         assert curve.params[best] == pytest.approx(closed.params, rel=1e-3)
         assert curve.compute[best] == pytest.approx(closed.compute, rel=1e-8)
-    np.testing.assert_allclose([expand(r, ROUNDED).params for r in R], [1.183, 1.401, 1.657, 1.962], atol=6e-4)
+    np.testing.assert_allclose([iso_loss(r, law=ROUNDED).params for r in R], [1.183, 1.401, 1.657, 1.962], atol=6e-4)
 
 
 def test_one_of_both_kept():
@@ -53,14 +53,14 @@ def test_iso_loss_keeps_the_loss():
         point = iso_loss(3.0, u, CapacityExponents(**TRUTH))
         moved = capacity(N * point.params, K * 3, D * point.tokens_per_language, **law)
         assert moved == pytest.approx(loss, rel=1e-12)
-    assert expand(1.0, CapacityExponents(**TRUTH)).compute == pytest.approx(1)
+    assert iso_loss(1.0, law=CapacityExponents(**TRUTH)).compute == pytest.approx(1)
 
 
 def test_bad_expansions():
     with pytest.raises(UserError, match="languages must be positive"):
-        expand(0.0)
+        iso_loss(0.0)
     with pytest.raises(UserError, match="alpha and beta"):
-        expand(2.0, CapacityExponents(-0.1, 0.2, 0.1, 0.0))
+        iso_loss(2.0, law=CapacityExponents(-0.1, 0.2, 0.1, 0.0))
 
 
 def test_expansion_table_holds_the_published_figures():

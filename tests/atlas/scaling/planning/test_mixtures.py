@@ -10,7 +10,7 @@ from atlas.scaling import JointLaw, load_runs, simulation
 from atlas.scaling.planning.mixtures import TrustRegion, optimal_mixture, plan_mixture
 
 LANGUAGES = ("a", "b", "c")
-WIDE = TrustRegion((1e7, 1e11), np.full(3, 1e-3), 0.02)
+WIDE = TrustRegion((1e7, 1e11), np.full(3, 1e-3))
 
 
 def joint_law(tau=0.2, B=(300.0, 300.0, 300.0), phi=0.0) -> JointLaw:
@@ -58,7 +58,7 @@ def test_floor_and_trust_region_bind_and_say_so():
     plan = optimal_mixture(law, 1e20, WIDE)
     assert plan.table.share[1:].min() == pytest.approx(0.02, abs=1e-3)
     assert any("floor" in warning for warning in plan.warnings)
-    narrow = TrustRegion((1e7, 2e7), np.array([1e-3, 0.3, 1e-3]), 0.02)
+    narrow = TrustRegion((1e7, 2e7), np.array([1e-3, 0.3, 1e-3]))
     held = optimal_mixture(law, 1e20, narrow)
     assert held.table.share[1] == pytest.approx(0.3, abs=0.01)
     assert any("edge of what training covered: b" in warning for warning in held.warnings)
@@ -96,7 +96,7 @@ def test_a_plan_of_runs_repeats_what_they_had():
 @pytest.fixture(scope="module")
 def three():
     truth = simulation.truth(3, 0)
-    return truth.law, TrustRegion((1e7, 1e11), np.full(3, 1e-3), 0.02)
+    return truth.law, TrustRegion((1e7, 1e11), np.full(3, 1e-3))
 
 
 def test_a_sure_law_has_no_regret(three):

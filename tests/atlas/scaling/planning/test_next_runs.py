@@ -39,11 +39,11 @@ def trained(law: simulation.Truth, planned: PlannedRuns, seed: int) -> pd.DataFr
     return pd.concat(parts)
 
 
-def chosen(plan, candidates: PlannedRuns) -> PlannedRuns:
+def chosen(table, candidates: PlannedRuns) -> PlannedRuns:
     cost = 6 * candidates.N * candidates.D.sum(1)
     index = [
         int(np.argmin(np.abs(cost / row.flops - 1) + [text != row.mixture for text in mixtures(candidates)]))
-        for row in plan.table.itertuples()
+        for row in table.itertuples()
     ]
     return candidates.take(index)
 
@@ -81,18 +81,16 @@ def test_candidates_stay_within_what_the_runs_have_seen(first):
 def test_every_run_sharpens_the_prediction_more_than_random_ones(first):
     _, _, runs, fit, goal = first
     candidates = candidate_runs(fit, runs, goal)
-    plan = next_runs(fit, goal, candidates, BUDGET)
-    steps = [plan.deviation, *plan.table.deviation]
+    table, facts = next_runs(fit, goal, candidates, BUDGET)
+    steps = [facts["deviation_before"], *table.deviation]
     assert (np.diff(steps) < 0).all() and steps[-1] < 0.7 * steps[0]
-    assert plan.table.flops.sum() <= BUDGET and 1 <= len(plan.table) <= 6
-    np.testing.assert_allclose(plan.table.flops, 6 * plan.table.params * plan.table.tokens)
-    loss, deviation = fit.predict(goal.N, goal.D, goal.U, TARGET)
-    assert (plan.loss, plan.deviation) == (float(loss), float(deviation))
+    assert table.flops.sum() <= BUDGET and 1 <= len(table) <= 6
+    np.testing.assert_allclose(table.flops, 6 * table.params * table.tokens)
+    assert (facts["loss"], facts["deviation_before"]) == tuple(map(float, fit.predict(*goal)))
     knowledge, rng = Information.of(fit), np.random.default_rng(0)
-    at = (goal.N, goal.D, goal.U, TARGET)
-    after = knowledge.adding(chosen(plan, candidates)).variance(*at)[0]
-    assert steps[-1] == pytest.approx(plan.loss * np.sqrt(after), rel=1e-6)
-    random = [knowledge.adding(random_choice(candidates, rng)).variance(*at)[0] for _ in range(8)]
+    after = knowledge.adding(chosen(table, candidates)).variance(*goal)[0]
+    assert steps[-1] == pytest.approx(facts["loss"] * np.sqrt(after), rel=1e-6)
+    random = [knowledge.adding(random_choice(candidates, rng)).variance(*goal)[0] for _ in range(8)]
     assert after < min(random)
 
 
@@ -100,9 +98,9 @@ def test_first_run_is_the_best_by_one_of_the_two_rules(first):
     _, _, runs, fit, goal = first
     candidates = candidate_runs(fit, runs, goal)
     cost = 6 * candidates.N * candidates.D.sum(1)
-    gain = -Information.of(fit).expected_variance(candidates, goal.N, goal.D, goal.U, TARGET)[:, 0]
-    gain += Information.of(fit).variance(goal.N, goal.D, goal.U, TARGET)[0]
-    one = next_runs(fit, goal, candidates, BUDGET, count=1).table.iloc[0]
+    gain = -Information.of(fit).expected_variance(candidates, *goal)[:, 0]
+    gain += Information.of(fit).variance(*goal)[0]
+    one = next_runs(fit, goal, candidates, BUDGET, count=1)[0].iloc[0]
     afforded = np.where(cost <= BUDGET, gain, -np.inf)
     assert one.flops == pytest.approx(cost[np.argmax(afforded)])
     assert one.mixture == mixtures(candidates)[int(np.argmax(afforded))]
@@ -114,12 +112,12 @@ def test_chosen_runs_lower_the_actual_error_more_than_random_ones():
         law, table, runs, fit, goal = study(seed)
         candidates = candidate_runs(fit, runs, goal)
         truth = float(law.loss(goal.N, goal.D, fit.targets.index(TARGET)))
-        plans = {"chosen": chosen(next_runs(fit, goal, candidates, BUDGET), candidates)}
+        plans = {"chosen": chosen(next_runs(fit, goal, candidates, BUDGET)[0], candidates)}
         plans["random"] = random_choice(candidates, np.random.default_rng(seed))
         for name, planned in plans.items():
             more = fit_joint(load_runs(pd.concat([table, trained(law, planned, seed)])))
-            errors[name].append(np.log(more.predict(goal.N, goal.D, goal.U, TARGET)[0] / truth))
-        errors["before"].append(np.log(fit.predict(goal.N, goal.D, goal.U, TARGET)[0] / truth))
+            errors[name].append(np.log(more.predict(*goal)[0] / truth))
+        errors["before"].append(np.log(fit.predict(*goal)[0] / truth))
     rms = {name: float(np.sqrt(np.mean(np.square(values)))) for name, values in errors.items()}
     assert rms["chosen"] < 0.8 * rms["random"] and rms["chosen"] < 0.6 * rms["before"]
 
@@ -135,5 +133,3 @@ def test_bad_goals_and_budgets(first):
     candidates = candidate_runs(fit, runs, goal)
     with pytest.raises(UserError, match="afford no run"):
         next_runs(fit, goal, candidates, 1e10)
-    with pytest.raises(UserError, match="must be positive"):
-        next_runs(fit, goal, candidates, 1e20, count=0)

@@ -14,7 +14,7 @@ import pytest
 
 from atlas.scaling import heldout, load_runs, simulation
 from atlas.scaling import law as laws
-from atlas.scaling.planning.crossover import CROSSOVER_FORMULAS
+from atlas.scaling.planning.crossover import published_crossovers
 from atlas.scaling.planning.expansion import CapacityExponents, iso_loss
 from atlas.scaling.table import published
 from configs import atlas_paper
@@ -77,7 +77,7 @@ def test_20_flops_at_the_published_crossovers():
     flops = 6.0 * rows.params * rows.crossover_tokens
     np.testing.assert_allclose([flops.min(), flops.max()], [1.758e21, 3.454e21], rtol=5e-4)
     assert (flops.idxmin(), flops.idxmax()) == ("en", "zh")
-    at = [formula.flops(rows.params.iloc[0]) for formula in CROSSOVER_FORMULAS if formula.consistent]
+    at = published_crossovers(rows.params.iloc[0]).query("consistent").flops
     assert len(at) == 2 and flops.min() < min(at) < max(at) < flops.max()
 
 
