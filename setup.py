@@ -19,6 +19,7 @@ setup(
         "atlas.report": ["*.mplstyle"],
         "checked": ["py.typed"],
         "models": ["*.csv", "py.typed"],
+        "atlas.report": ["*.css"],
         "atlas.scaling.table.published": ["*.csv", "*.md"],
     },
     install_requires=[

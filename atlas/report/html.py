@@ -16,35 +16,11 @@ from atlas.report import decisions, figures, style
 from atlas.report.summary import StudySummary
 from atlas.scaling import PUBLISHED_EXPONENTS, JointFit, expansion_table, latest_scores, score_matrix, tau_from_score
 
-_DPI = 150
-_WARNINGS = 10  # shown unfolded
+_DPI = 150  # half as much again as shown: sharp on dense screens, a file of a few megabytes
+_WARNINGS = 10  # shown unfolded: more hide the first ones
+_PAIRS = 40  # rows of the table of scores; transfer_scores.csv holds them all
 _MULTIPLIERS = (2, 4, 8, 16)  # of the number of languages
-_CSS = """
-body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#222;background:#fff;
-  margin:0 auto;max-width:920px;padding:24px 20px 60px}
-h1{font-size:26px;margin:0 0 4px}
-h2{font-size:19px;margin:40px 0 8px;border-bottom:1px solid #ddd;padding-bottom:4px}
-h3{font-size:15px;margin:22px 0 6px}
-p{margin:6px 0 10px}
-figure{margin:10px 0}
-figure img{width:100%}
-figcaption,.lead{color:#555}
-figcaption{font-size:13.5px}
-table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
-th,td{padding:3px 8px;border-bottom:1px solid #eee;text-align:right}
-th{border-bottom:1px solid #999;font-weight:600}
-th:first-child,td:first-child{text-align:left}
-table.facts td{text-align:left;vertical-align:top;overflow-wrap:anywhere}
-table.facts td:first-child{color:#555;white-space:nowrap}
-.scroll{overflow-x:auto}
-.scroll td{white-space:nowrap}
-.wide table{font-size:12px}
-.wide td,.wide th{padding:3px 6px}
-.warn{background:#FFF4DC;border-left:4px solid #E69F00;padding:8px 14px;margin:14px 0}
-.warn ul{margin:4px 0;padding-left:18px}
-.missing{background:#f4f4f4;border-left:4px solid #bbb;padding:8px 14px;color:#444}
-code{font-size:13px;background:#f4f4f4;padding:1px 4px}
-"""
+_STYLE = (pathlib.Path(__file__).parent / "report.css").read_text()
 
 
 def write_report(directory: pathlib.Path, study: StudySummary) -> pathlib.Path:
@@ -66,7 +42,7 @@ def write_report(directory: pathlib.Path, study: StudySummary) -> pathlib.Path:
         section(page, study)
     page.remove_stale()
     path = pathlib.Path(directory) / "report.html"
-    head = f'<meta charset="utf-8"><title>{escape(study.title)}</title><style>{_CSS}</style>'
+    head = f'<meta charset="utf-8"><title>{escape(study.title)}</title><style>{_STYLE}</style>'
     body = "\n".join(page.parts)
     write_atomically(path, f"<!doctype html>\n<html lang=en><head>{head}</head><body>{body}</body></html>\n")
     return path
@@ -122,9 +98,9 @@ def _lead(study: StudySummary) -> str:
 
 def _warnings(page: _Page, study: StudySummary) -> None:
     found = [("", warning) for warning in study.warnings]
-    for name, fit in (("law: ", study.fit), ("capacity law: ", study.capacity), ("mixture: ", study.mixture)):
-        found += [(name, warning) for warning in (fit.warnings if fit is not None else ())]
-    if study.fit is not None and not study.fit.converged:
+    for name, part in (("law: ", study.fit), ("capacity law: ", study.capacity), ("mixture: ", study.mixture)):
+        found += [(name, warning) for warning in (part.warnings if part else ())]
+    if not study.fit.converged:
         found.insert(0, ("law: ", "the fit did not converge; none of its numbers can be trusted"))
     if found:
         items = [f"<li>{escape(name + warning)}</li>" for name, warning in found]
@@ -136,44 +112,36 @@ def _warnings(page: _Page, study: StudySummary) -> None:
 def _curves(page: _Page, study: StudySummary) -> None:
     page.add("<h2>Loss curves</h2>")
     caption = "Loss of each language in every run that trained on it. Dots are cooled-down checkpoints."
-    if len(study.runs.targets) > style.MAX_PANELS:
-        caption += f" The {style.MAX_PANELS} languages with the most evaluations of {len(study.runs.targets)}."
+    caption += _chosen(style.MAX_PANELS, study.runs.targets)
     page.figure("loss_curves", caption, lambda: figures.loss_curves(study.runs, study.loss_unit))
+
+
+def _chosen(most: int, languages: tuple[str, ...]) -> str:
+    """What a caption adds where a figure shows some languages only."""
+    return f" The {most} languages with the most evaluations of {len(languages)}." if len(languages) > most else ""
 
 
 def _accuracy(page: _Page, study: StudySummary) -> None:
     page.add("<h2>How well the law describes the runs</h2>")
-    if study.fit is None:
-        page.missing(study.missing.get("fit", "No law was fitted."))
-    else:
-        caption = "Every dot is an evaluation; the grey band is ±2 %. Held-out rows were predicted unseen."
-        page.figure("observed_predicted", caption, lambda: _observed(study))
-        caption = "What the law leaves over. Black: medians with their central 90 %. A trend here is misfit."
-        page.figure("residuals", caption, lambda: figures.residuals(study.fitted, study.fit))
+    caption = "Every dot is an evaluation; the grey band is ±2 %. Held-out rows were predicted unseen."
+    page.figure("observed_predicted", caption, lambda: _observed(study))
+    caption = "What the law leaves over. Black: medians with their central 90 %. A trend here is misfit."
+    page.figure("residuals", caption, lambda: figures.residuals(study.fitted, study.fit))
     for name, reason in study.missing.items():
         if name.startswith("held-out"):
             page.missing(f"No {name}: {reason}")
-    if study.heldout is None or study.heldout.empty:
+    if study.heldout.empty:
         page.missing("No held-out evaluation was made.")
         return
-    page.add("<h3>Held-out scores</h3>")
-    known = [c for c in ("split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout") if c in study.heldout]
-    names = {
-        "r2": "R², mean of languages",
-        "are": "mean absolute relative error",
-        "rmse_log": "RMSE of log loss",
-    }
+    names = {"r2": "R², mean of languages", "are": "mean absolute relative error", "rmse_log": "RMSE of log loss"}
     names |= {"n_train": "rows fitted", "n_heldout": "rows held out"}
-    page.add(_table(study.heldout[known or list(study.heldout)].rename(columns=names)))
+    page.add("<h3>Held-out scores</h3>", _table(study.heldout.rename(columns=names)))
 
 
 def _observed(study: StudySummary) -> Figure:
-    fitted = study.fitted
-    language = np.asarray(fitted.languages)[fitted.target]
-    rows = pd.DataFrame({"language": language, "loss": fitted.loss, "predicted": study.fit.predict_runs(fitted)[0]})
-    rows = rows.assign(split="")
+    rows = study.fitted.evaluations().assign(predicted=study.fit.predict_runs(study.fitted)[0], split="")
     if study.heldout_rows is not None:
-        rows = pd.concat([rows, study.heldout_rows[["language", "loss", "predicted", "split"]]], ignore_index=True)
+        rows = pd.concat([rows, study.heldout_rows], ignore_index=True)
     return figures.observed_and_predicted(rows, study.loss_unit)
 
 
@@ -181,12 +149,8 @@ def _law(page: _Page, study: StudySummary) -> None:
     form = f"<code>L = E + A·K^φ / N^α + B / D_eff^β</code>, in {escape(study.loss_unit)}"
     rest = "D_eff sums the tokens of all languages, weighted by transfer τ and discounted by repetition λ."
     page.add("<h2>The law</h2>", f"<p>{form}; {rest}</p>")
-    if study.fit is None:
-        page.missing(study.missing.get("fit", "No law was fitted."))
-        return
     caption = "Monolingual loss by the law, with 90 % intervals; dots: runs, moved along the law."
-    if len(study.fit.targets) > style.MAX_SERIES:
-        caption += f" The {style.MAX_SERIES} languages with the most evaluations of {len(study.fit.targets)}."
+    caption += _chosen(style.MAX_SERIES, study.fit.targets)
     page.figure("law", caption, lambda: figures.law(study.fitted, study.fit, study.loss_unit))
     page.add(_table(_parameters(study.fit), "wide"), "<p>Value and 90 % interval; in brackets: not identified.</p>")
     noise = f"Noise of log loss σ = {100 * study.fit.sigma:.2g} %, correlated {study.fit.rho:.2g} in a run"
@@ -213,9 +177,8 @@ def _transfer(page: _Page, study: StudySummary) -> None:
     page.add("<h2>Transfer between languages</h2>")
     scores = study.transfer
     measured = None if scores is None or scores.empty else score_matrix(scores)
-    pairs = study.fit is not None and len(study.fit.sources) > 1
-    if not pairs and measured is None:
-        why = "No joint fit of two languages or more, and no bilingual runs: transfer is unknown."
+    if len(study.fit.sources) == 1 and measured is None:
+        why = "One language, and no bilingual runs: transfer is unknown."
         page.missing(study.missing.get("transfer", why))
         return
     caption = "Rows are targets, columns sources. Bold: the 90 % interval of τ excludes 0. Hatched: prior only."
@@ -234,16 +197,20 @@ def _transfer(page: _Page, study: StudySummary) -> None:
 
 
 def _score_table(scores: pd.DataFrame) -> pd.DataFrame:
-    latest = latest_scores(scores)
-    bound = np.where(latest.censored == "", latest.score.map(_number), latest.censored + " " + latest.high.map(_number))
-    bound = np.where(latest.censored == "at least", "at least " + latest.low.map(_number), bound)
-    interval = "[" + latest.low.map(_number) + ", " + latest.high.map(_number) + "]"
-    table = latest[["target", "source"]].assign(
-        N=latest.num_params.map(style.short), anchor=latest.anchor_tokens.map(style.short), score=bound
-    )
-    implied = latest.score.map(tau_from_score).map(_number)
-    table = table.assign(**{"90 % interval": interval, "τ it implies": implied})
-    return table.rename(columns={"anchor": "anchor, tokens"}).head(40)
+    latest = latest_scores(scores).head(_PAIRS)
+    low, score, high = (latest[name].map(_number) for name in ("low", "score", "high"))
+    columns = {
+        "target": latest.target,
+        "source": latest.source,
+        "N": latest.num_params.map(style.short),
+        "anchor, tokens": latest.anchor_tokens.map(style.short),
+        "score": score.mask(latest.censored == "at most", "at most " + high).mask(
+            latest.censored == "at least", "at least " + low
+        ),
+        "90 % interval": "[" + low + ", " + high + "]",
+        "τ it implies": latest.score.map(tau_from_score).map(_number),
+    }
+    return pd.DataFrame(columns)
 
 
 def _capacity(page: _Page, study: StudySummary) -> None:

@@ -29,10 +29,10 @@ class StudySummary:
 
     title: str
     runs: Runs
-    fit: JointFit | None = None
+    fit: JointFit
     transfer: pd.DataFrame | None = None
     capacity: CapacityFit | None = None
-    heldout: pd.DataFrame | None = None
+    heldout: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
     heldout_rows: pd.DataFrame | None = None
     relatedness: Mapping[tuple[str, str], float] | None = None
     relatedness_name: str = "known relatedness"
@@ -44,8 +44,7 @@ class StudySummary:
     @property
     def loss_unit(self) -> str:
         """Name of the unit of the losses, in words for an axis."""
-        units = self.runs.frame["loss_unit"].dropna().unique() if "loss_unit" in self.runs.frame else []
-        return str(units[0]).replace("_", " ") if len(units) == 1 else "loss"
+        return self.runs.loss_unit.replace("_", " ") or "loss"
 
     @property
     def fitted(self) -> Runs:
@@ -56,12 +55,10 @@ class StudySummary:
     def phi_in_words(self) -> list[str]:
         """Each estimate of the capacity exponent, whose it is and what it decides; of two, why they may differ."""
         found = []
-        if self.fit is not None and "phi" in self.fit.parameters:
-            use = "joint law: decides predictions, mixtures and next runs"
-            found.append(f"phi = {_in_words(self.fit.parameters['phi'])} ({use})")
+        if phi := self.fit.parameters.get("phi"):
+            found.append(_in_words(phi, "joint law: decides predictions, mixtures and next runs"))
         if self.capacity is not None:
-            use = "capacity law: decides what more languages cost"
-            found.append(f"phi = {_in_words(self.capacity.parameters['phi'])} ({use})")
+            found.append(_in_words(self.capacity.parameters["phi"], "capacity law: decides what more languages cost"))
         if len(found) == 2:
             found.append(
                 "The two may differ: the capacity law sees even mixtures only and counts the target's own tokens "
@@ -70,6 +67,6 @@ class StudySummary:
         return found
 
 
-def _in_words(estimate: Estimate) -> str:
-    known = "" if estimate.identified else ", not identified"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]{known}"
+def _in_words(phi: Estimate, use: str) -> str:
+    known = "" if phi.identified else ", not identified"
+    return f"phi = {phi.value:.3f} [{phi.low:.3f}, {phi.high:.3f}]{known} ({use})"

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 
@@ -22,7 +22,6 @@ SCORES = ["split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout"]
 
 _STAMP = "study.json"
 
-T = TypeVar("T")
 Known = Mapping[tuple[str, str], float] | None
 
 
@@ -84,7 +83,7 @@ def analyse(
     """
     missing: dict[str, str] = {}
 
-    def attempt(name: str, compute: Callable[[], T]) -> T | None:
+    def attempt(name: str, compute: Callable[[], Any]) -> Any:
         try:
             return compute()
         except UserError as error:
@@ -94,14 +93,14 @@ def analyse(
     fitted = runs.comparable()
     options = scaling.labels(runs.languages) | {"initial_tau": scaling.starting_tau(runs)}
     fit = scaling.fit_joint(fitted, **options)
-    once = attempt("transfer", runs.single_epoch)
+    transfer = attempt("transfer", lambda: scaling.bilingual_transfer_scores(runs.single_epoch()))
     capacity = attempt("capacity", lambda: scaling.fit_capacity(runs.single_epoch()))
     scores, rows = _heldout(fitted, options, missing)
     return report.StudySummary(
         title=title,
         runs=runs,
         fit=fit,
-        transfer=None if once is None else scaling.bilingual_transfer_scores(once),
+        transfer=transfer,
         capacity=capacity,
         heldout=scores,
         heldout_rows=rows,
@@ -209,12 +208,10 @@ def _stamp(table: pd.DataFrame, title: str, relatedness: Known) -> str:
 
 
 def _code() -> list[pathlib.Path]:
-    """The files whose change can change the results."""
-    atlas = pathlib.Path(__file__).parents[1]
-    return [
-        pathlib.Path(__file__),
-        *(p for room in ("scaling", "report") for p in sorted((atlas / room).rglob("*.py"))),
-    ]
+    """The files whose change can change the results: code, published tables and the look of the report."""
+    atlas, kinds = pathlib.Path(__file__).parents[1], (".py", ".csv", ".css")
+    rooms = (pathlib.Path(__file__), *(atlas / "scaling").rglob("*"), *(atlas / "report").rglob("*"))
+    return sorted(path for path in rooms if path.suffix in kinds)
 
 
 def _stands(workdir: pathlib.Path, stamp: str) -> bool:

@@ -113,17 +113,17 @@ def test_a_whole_report(study, tmp_path):
 
 def test_an_empty_study_says_what_is_missing(truth, tmp_path):
     runs = load_runs(truth(2).runs(sizes=(1e5,), phases=("trunk",)))
-    text, _ = read(write_report(tmp_path, StudySummary("Nothing", runs)))
-    for missing in ("No law was fitted", "No held-out", "No joint fit", "No capacity law", "No mixture"):
+    text, _ = read(write_report(tmp_path, StudySummary("Nothing", runs, truth(2).fit())))
+    for missing in ("No held-out", "No pair has", "No capacity law", "No mixture"):
         assert missing in text
 
 
 def test_reasons_given_are_shown(truth, tmp_path):
     runs = load_runs(truth(2).runs(sizes=(1e5,), phases=("trunk",)))
-    missing = {"fit": "one size cannot be fitted", "capacity": "too few rows"}
+    missing = {"transfer": "every run repeats", "capacity": "too few rows"}
     missing |= {f"held-out score of {law} on largest_n": f"{law} has no size to hold out" for law in ("atlas", "other")}
-    text, _ = read(write_report(tmp_path, StudySummary("x", runs, missing=missing)))
-    assert text.count("one size cannot be fitted") == 2 and "too few rows; what follows is by the law" in text
+    text, _ = read(write_report(tmp_path, StudySummary("x", runs, truth(2).fit(), missing=missing)))
+    assert "every run repeats" in text and "too few rows; what follows is by the law" in text
     for law in ("atlas", "other"):
         assert f"No held-out score of {law} on largest_n: {law} has no size" in text
     assert (tmp_path / "figures" / "loss_curves.png").exists()
@@ -178,7 +178,7 @@ def test_a_fit_of_other_languages_leaves_a_sentence(truth, tmp_path):
 def test_bounded_scores_are_shown_as_bounds(truth, tmp_path):
     runs = load_runs(truth(2).runs(sizes=(1e5,), phases=("trunk",), uneven=0))
     scores = bilingual_transfer_scores(runs, anchors=[6e7])
-    text, _ = read(write_report(tmp_path, StudySummary("x", runs, transfer=scores)))
+    text, _ = read(write_report(tmp_path, StudySummary("x", runs, truth(2).fit(), transfer=scores)))
     assert "at most" in text
 
 
