@@ -16,10 +16,9 @@ setup(
     packages=find_packages(include=["checked*", "atlas*", "models*", "experiments*", "configs*"]),
     package_data={
         "atlas": ["py.typed"],
-        "atlas.report": ["*.mplstyle"],
+        "atlas.report": ["*.css", "*.mplstyle"],
         "checked": ["py.typed"],
         "models": ["*.csv", "py.typed"],
-        "atlas.report": ["*.css"],
         "atlas.scaling.table.published": ["*.csv", "*.md"],
     },
     install_requires=[

@@ -209,7 +209,7 @@ def _stamp(table: pd.DataFrame, title: str, relatedness: Known) -> str:
 
 def _code() -> list[pathlib.Path]:
     """The files whose change can change the results: code, published tables and the look of the report."""
-    atlas, kinds = pathlib.Path(__file__).parents[1], (".py", ".csv", ".css")
+    atlas, kinds = pathlib.Path(__file__).parents[1], (".py", ".csv", ".css", ".mplstyle")
     rooms = (pathlib.Path(__file__), *(atlas / "scaling").rglob("*"), *(atlas / "report").rglob("*"))
     return sorted(path for path in rooms if path.suffix in kinds)
 
