@@ -9,13 +9,13 @@ corpus of 90 MB takes about 20 seconds on one core with the bytes tokenizer.
 
 from collections.abc import Sequence
 
+import pandas as pd
 from absl import flags
 
 from atlas.data import Corpus, DataConfig, prepare
 from atlas.errors import UserError
 from experiments import _app
 
-_COLUMNS = ("documents", "windows", "tokens", "bytes")
 _WORKDIR = flags.DEFINE_string("workdir", "", "directory to build in")
 _SETTINGS = _app.define_settings(DataConfig())
 
@@ -32,14 +32,11 @@ def main(argv: Sequence[str]) -> None:
 
 def table(corpus: Corpus) -> str:
     """Sizes of the train split by language, as lines of text."""
-    sizes = (corpus.num_documents, corpus.num_windows, corpus.unique_tokens, corpus.num_bytes)
-    rows = [(language, *(size(language) for size in sizes)) for language in corpus.languages]
-    totals = [sum(row[i] for row in rows) for i in range(1, 5)]
-    width = max(len("language"), *(len(row[0]) for row in rows))
-    lines = ["language".ljust(width) + "".join(f"{name:>16}" for name in _COLUMNS)]
-    for name, *cells in [*rows, ("total", *totals)]:
-        lines.append(name.ljust(width) + "".join(f"{cell:>16,}" for cell in cells))
-    return "\n".join(lines)
+    sizes = pd.DataFrame({language: splits["train"] for language, splits in corpus.sizes.items()}).T
+    sizes["tokens"] = sizes["windows"] * corpus.window
+    sizes.loc["total"] = sizes.sum()
+    columns = sizes[["documents", "windows", "tokens", "bytes"]].rename_axis(columns="language")
+    return columns.map("{:,}".format).to_string(col_space=15)
 
 
 if __name__ == "__main__":

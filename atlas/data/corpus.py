@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -17,8 +19,10 @@ from atlas.data import sources, synthetic, tokenizers, windows
 from atlas.data.config import TRAINED_TOKENIZERS, DataConfig
 from atlas.data.tokenizers import Tokenizer
 from atlas.data.windows import WindowSource
-from atlas.errors import UserError, unknown
-from atlas.files import write_atomically
+from atlas.errors import UserError
+from atlas.files import read_json, write_atomically
+
+T = TypeVar("T")
 
 _FILE = "corpus.json"
 _FORMAT = 1
@@ -32,6 +36,9 @@ class Corpus:
 
     languages: names, in the order of the config. tokenizer: see `atlas.data.tokenizers.Tokenizer`. window: T.
     fingerprint: see `fingerprint`.
+    sizes: documents, bytes of text, tokens and windows by language and split.
+    windows(language, split): random access to a split by an array of indices; a small corpus is read into memory once.
+    relatedness: share of the target's running words that the source has, by (target, source); None if unknown.
     """
 
     def __init__(self, directory: Path, description: dict):
@@ -41,60 +48,33 @@ class Corpus:
         self.window: int = description["identity"]["window"]
         self.fingerprint: str = description["fingerprint"]
         self.tokenizer = _saved_tokenizer(directory, description)
-        self._statistics = description["statistics"]
-        self._relatedness = description["relatedness"]
-        self._windows = lru_cache(maxsize=None)(self._read)
-
-    def num_windows(self, language: str, split: str = "train") -> int:
-        """Windows of a split."""
-        return self._of(language, split)["windows"]
+        self.sizes: dict[str, dict[str, dict[str, int]]] = description["statistics"]
+        pairs = description["relatedness"]
+        self.relatedness = None if pairs is None else {(target, source): share for target, source, share in pairs}
+        self.windows = functools.cache(self._read)
 
     def unique_tokens(self, language: str) -> int:
         """U: tokens of the train split that are targets in one epoch."""
-        return self.num_windows(language) * self.window
+        return self.sizes[language]["train"]["windows"] * self.window
 
-    def num_documents(self, language: str, split: str = "train") -> int:
-        """Documents of a split."""
-        return self._of(language, split)["documents"]
-
-    def num_bytes(self, language: str, split: str = "train") -> int:
-        """UTF-8 bytes of a split's text."""
-        return self._of(language, split)["bytes"]
-
-    def windows(self, language: str, split: str) -> WindowSource:
-        """Random access to a split: `len` and `rows(indices)`; a small corpus is read into memory once."""
-        self._of(language, split)
-        return self._windows(language, split)
-
-    def relatedness(self) -> dict[tuple[str, str], float] | None:
-        """Share of the target's running words that the source has, by (target, source); None if unknown."""
-        if self._relatedness is None:
-            return None
-        return {(target, source): share for target, source, share in self._relatedness}
+    def num_bytes(self, language: str) -> int:
+        """UTF-8 bytes of the train split's text."""
+        return self.sizes[language]["train"]["bytes"]
 
     def _read(self, language: str, split: str) -> WindowSource:
-        total = sum(split["windows"] for splits in self._statistics.values() for split in splits.values())
+        total = sum(size["windows"] for splits in self.sizes.values() for size in splits.values())
         in_memory = total * (self.window + 1) * 4 <= _IN_MEMORY_BYTES
+        expected = self.sizes[language][split]["windows"]
         try:
             read = windows.read(self.directory, language, split, self.window, in_memory)
+            if len(read) != expected:
+                raise ValueError(f"{len(read)} of {expected} in {split}")
         except (OSError, ValueError, RuntimeError) as error:
-            raise self._damaged(language, " ".join(str(error).split())) from error
-        if len(read) != self.num_windows(language, split):
-            raise self._damaged(language, f"{len(read)} of {self.num_windows(language, split)} in {split}")
+            raise UserError(
+                f"{self.directory}: the windows of {language} cannot be read ({' '.join(str(error).split())}); "
+                "delete the directory and build the corpus again"
+            ) from error
         return read
-
-    def _damaged(self, language: str, reason: str) -> UserError:
-        return UserError(
-            f"{self.directory}: the windows of {language} cannot be read ({reason}); "
-            "delete the directory and build the corpus again"
-        )
-
-    def _of(self, language: str, split: str) -> dict[str, int]:
-        if language not in self._statistics:
-            raise unknown("language", language, self.languages)
-        if split not in self._statistics[language]:
-            raise unknown("split", split, self._statistics[language])
-        return self._statistics[language][split]
 
 
 def load(directory: Path | str) -> Corpus:
@@ -149,7 +129,7 @@ def prepare(config: DataConfig, directory: Path | str) -> Corpus:
         description = _description(directory) or {"identity": identity, "statistics": {}}
         _check_same(description["identity"], identity, directory)
         if "fingerprint" not in description:
-            bar.reset(sum(map(source.work, source.languages)))
+            bar.reset(sum(source.work.values()))
             _build(config, source, directory, description, bar)
     return load(directory)
 
@@ -165,17 +145,17 @@ def _build(config: DataConfig, source: sources.Source, directory: Path, descript
         description["tokenizer"] = tokenizer.fingerprint
         _write(directory, description)
     done = 0
-    for language in source.languages:
+    for language, work in source.work.items():
         bar.set_description(f"prepare {language}")
         if language not in description["statistics"]:
             description["statistics"][language] = _build_language(config, source, language, tokenizer, directory)
             _write(directory, description)
-        done += source.work(language)
+        done += work
         # A split may end before its files do, and what was built before is not read at all.
         bar.update(done - bar.n)
     spoken = [language for language in source.languages if language not in config.tasks]
     pairs = synthetic.relatedness(spoken, config.seed) if config.source == "synthetic" else None
-    description["relatedness"] = [[*pair, share] for pair, share in pairs.items()] if pairs is not None else None
+    description["relatedness"] = None if pairs is None else [[*pair, share] for pair, share in pairs.items()]
     description["fingerprint"] = _digest(description["identity"])
     _write(directory, description)
 
@@ -183,60 +163,46 @@ def _build(config: DataConfig, source: sources.Source, directory: Path, descript
 def _build_language(
     config: DataConfig, source: sources.Source, language: str, tokenizer: Tokenizer, directory: Path
 ) -> dict[str, dict[str, int]]:
-    counts = {split: {"documents": 0, "bytes": 0, "tokens": 0, "windows": 0} for split in sources.SPLITS}
-    cuts = {split: _cut(config, source, language, split, tokenizer, counts[split]) for split in sources.SPLITS}
+    """Writes the windows of a language; returns the sizes of each split."""
+    sizes = {split: Counter() for split in sources.SPLITS}
+    cuts = {split: _cut(config, source, language, split, tokenizer, sizes[split]) for split in sources.SPLITS}
     windows.write(directory, language, config.window, cuts)
     if config.max_train_windows:
-        _scale_to_kept(counts["train"], config.window)
-    return counts
+        # Text is read some documents ahead of its windows: what a cap kept is known by proportion.
+        train = sizes["train"]
+        kept = min(1.0, train["windows"] * config.window / train["tokens"])
+        for name in ("documents", "bytes", "tokens"):
+            train[name] = round(train[name] * kept)
+    return sizes
 
 
 def _cut(
-    config: DataConfig,
-    source: sources.Source,
-    language: str,
-    split: str,
-    tokenizer: Tokenizer,
-    counts: dict[str, int],
+    config: DataConfig, source: sources.Source, language: str, split: str, tokenizer: Tokenizer, sizes: Counter[str]
 ) -> Iterator[np.ndarray]:
     """Windows of a split, counting them and what they are made of."""
-    documents = _counted(tokenizer.encode_documents(_counted_texts(source.documents(language, split), counts)), counts)
+    texts = filter(None, source.documents(language, split))
+    texts = _counted(texts, sizes, documents=lambda _: 1, bytes=lambda text: len(text.encode()))
+    documents = _counted(tokenizer.encode_documents(texts), sizes, tokens=len)
     if split == "train":
-        cut = windows.cut(documents, config.window)
-        cut = itertools.islice(cut, config.max_train_windows) if config.max_train_windows else cut
+        cut = itertools.islice(windows.cut(documents, config.window), config.max_train_windows or None)
     else:
         cut = windows.cut(documents, config.window, tokenizer.padding)
-    for window in cut:
-        counts["windows"] += 1
-        yield window
-    if not counts["documents"]:
-        raise UserError(f"{language} has no documents in its {split} split; add some, or leave the language out")
-    if not counts["windows"]:
+    yield from _counted(cut, sizes, windows=lambda _: 1)
+    if not sizes["documents"]:
+        raise tokenizers.no_documents(language, split)
+    if not sizes["windows"]:
         raise UserError(
-            f"{language} has {counts['tokens']} training tokens, fewer than a window of {config.window} + 1; "
+            f"{language} has {sizes['tokens']} training tokens, fewer than a window of {config.window} + 1; "
             "lower data.window, add text, or leave the language out"
         )
 
 
-def _counted_texts(texts: Iterable[str], counts: dict[str, int]) -> Iterator[str]:
-    for text in texts:
-        if text:
-            counts["documents"] += 1
-            counts["bytes"] += len(text.encode())
-            yield text
-
-
-def _counted(documents: Iterable[np.ndarray], counts: dict[str, int]) -> Iterator[np.ndarray]:
-    for ids in documents:
-        counts["tokens"] += len(ids)
-        yield ids
-
-
-def _scale_to_kept(counts: dict[str, int], window: int) -> None:
-    """Sizes of what a cap kept, by proportion: text is read some documents ahead of its windows."""
-    kept = min(1.0, counts["windows"] * window / counts["tokens"])
-    for name in ("documents", "bytes", "tokens"):
-        counts[name] = round(counts[name] * kept)
+def _counted(items: Iterable[T], sizes: Counter[str], **measures: Callable[[T], int]) -> Iterator[T]:
+    """The same items; what each measures is added to the size of that name."""
+    for item in items:
+        for name, measure in measures.items():
+            sizes[name] += measure(item)
+        yield item
 
 
 def _make_tokenizer(config: DataConfig, source: sources.Source) -> Tokenizer:
@@ -244,7 +210,7 @@ def _make_tokenizer(config: DataConfig, source: sources.Source) -> Tokenizer:
         return tokenizers.ByteTokenizer()
     if config.tokenizer not in TRAINED_TOKENIZERS:
         return tokenizers.from_file(config.tokenizer)
-    texts = {language: _Texts(source, language) for language in source.languages}
+    texts = {language: functools.partial(source.documents, language, "train") for language in source.languages}
     sample = tokenizers.sample(texts, config.tokenizer_temperature, _TOKENIZER_SAMPLE_BYTES)
     return tokenizers.train(config.tokenizer, config.vocab_size, sample)
 
@@ -262,23 +228,6 @@ def _saved_tokenizer(directory: Path, description: dict) -> Tokenizer:
     return saved
 
 
-class _Texts:
-    """Training documents of a language, from the start each time they are asked for."""
-
-    def __init__(self, source: sources.Source, language: str):
-        self._source, self._language = source, language
-
-    def __iter__(self) -> Iterator[str]:
-        empty = True
-        for text in self._source.documents(self._language, "train"):
-            empty = empty and not text
-            yield text
-        if empty:
-            raise UserError(
-                f"{self._language} has no documents in its train split; add some, or leave the language out"
-            )
-
-
 def _identity(config: DataConfig, source: sources.Source) -> dict[str, object]:
     """All that determines the windows, by name; see `fingerprint`."""
     identity = {
@@ -288,28 +237,23 @@ def _identity(config: DataConfig, source: sources.Source) -> dict[str, object]:
         "window": config.window,
         "max_train_windows": config.max_train_windows,
         **source.identity(),
+        "tokenizer": config.tokenizer,
     }
     if config.tokenizer in TRAINED_TOKENIZERS:
-        trained = {"vocab_size": config.vocab_size, "tokenizer_temperature": config.tokenizer_temperature}
-        return identity | {"tokenizer": config.tokenizer, **trained}
-    if config.tokenizer == "bytes":
-        return identity | {"tokenizer": config.tokenizer}
-    return identity | {"tokenizer": tokenizers.from_file(config.tokenizer).fingerprint}
+        return identity | {"vocab_size": config.vocab_size, "tokenizer_temperature": config.tokenizer_temperature}
+    return identity | {"tokenizer": _make_tokenizer(config, source).fingerprint}
 
 
-def _check_same(built: dict[str, object], wanted: dict[str, object], directory: Path) -> None:
-    built, wanted = _flat(built), _flat(wanted)
+def _check_same(built: dict[str, object], wanted: dict[str, object], directory: Path, section: str = "data") -> None:
     for key in wanted | built:
-        if built.get(key) != wanted.get(key):
+        values = built.get(key), wanted.get(key)
+        if all(isinstance(value, dict) for value in values):
+            _check_same(*values, directory, f"{section}.{key}")
+        elif values[0] != values[1]:
             raise UserError(
-                f"{directory} holds a corpus with data.{key}={built.get(key)!r}, but this config has "
-                f"{wanted.get(key)!r}; give another --workdir, or delete that one"
+                f"{directory} holds a corpus with {section}.{key}={values[0]!r}, but this config has {values[1]!r}; "
+                "give another --workdir, or delete that one"
             )
-
-
-def _flat(identity: dict[str, object]) -> dict[str, object]:
-    nested = {f"{k}.{name}": v for k, part in identity.items() if isinstance(part, dict) for name, v in part.items()}
-    return {key: value for key, value in identity.items() if not isinstance(value, dict)} | nested
 
 
 def _digest(value: object) -> str:
@@ -318,12 +262,7 @@ def _digest(value: object) -> str:
 
 def _description(directory: Path) -> dict | None:
     file = directory / _FILE
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file} cannot be read ({error}); delete its directory and build the corpus again") from error
+    return read_json(file, "corpus", "delete its directory and build it again") if file.exists() else None
 
 
 def _write(directory: Path, description: dict) -> None:

@@ -1,13 +1,14 @@
 """Where text comes from: documents by language and split, of files, TFDS data sets or synthetic ones."""
 
-import contextlib
 import fnmatch
+import functools
 import gzip
 import hashlib
+import importlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import fsspec
 
@@ -21,25 +22,29 @@ SPLITS = ("train", "validation", "test")
 _HELD_OUT_BYTES = 80_000_000
 _HELD_OUT_SHARES = {"test": 0.2, "validation": 0.05}
 _SYNTHETIC_HELD_OUT, _SYNTHETIC_HELD_OUT_LEAST = 0.05, 32_768
+_FILES = {"jsonl": "*.jsonl.gz", "madlad": "*clean_*.jsonl.gz", "text": "*.txt"}
 
 
-class Source(Protocol):
-    """Text by language and split."""
+class Source(NamedTuple):
+    """Text by language and split.
 
-    languages: tuple[str, ...]
+    documents: texts of a language and a split, in an order that never changes.
+    identity: gives what the text depends on, wherever it lies: equal for equal texts.
+    work: by language, bytes to read, or another measure of the time it takes beside its neighbours.
+    """
 
-    def documents(self, language: str, split: str) -> Iterator[str]:
-        """Texts of a split, in an order that never changes."""
+    documents: Callable[[str, str], Iterator[str]]
+    identity: Callable[[], dict[str, object]]
+    work: dict[str, int]
 
-    def identity(self) -> dict[str, object]:
-        """What the text depends on, wherever it lies: equal for equal texts."""
-
-    def work(self, language: str) -> int:
-        """Bytes to read for a language, or another measure of the time it takes beside its neighbours."""
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Names, in order."""
+        return tuple(self.work)
 
 
 def open_source(config: DataConfig, on_read: Callable[[int], object] = lambda _: None) -> Source:
-    """The source that a config names.
+    """The source that a config names, with its tasks as further languages.
 
     Args:
       config: validated.
@@ -48,240 +53,126 @@ def open_source(config: DataConfig, on_read: Callable[[int], object] = lambda _:
     Raises:
       UserError: an unknown or missing language, no such input.
     """
-    source: Source
+    origin = {"seed": config.seed, "synthetic_tokens": config.synthetic_tokens}
     if config.source == "synthetic":
-        source = SyntheticSource(config)
-    elif config.source == "tfds":
-        source = TfdsSource(config)
+        names = config.languages or synthetic.DEFAULT_LANGUAGES
+        work = dict.fromkeys(names, config.synthetic_tokens)
+        source = Source(functools.partial(_synthetic, config), lambda: origin, work)
     else:
-        source = {"jsonl": JsonlSource, "madlad": MadladSource, "text": TextSource}[config.source](config, on_read)
-    return WithTasks(source, config) if config.tasks else source
+        source = _tfds(config) if config.source == "tfds" else _Files(config, on_read).source()
+    if not config.tasks:
+        return source
+    if both := set(source.languages) & set(config.tasks):
+        raise UserError(f"data.tasks names {min(both)}, which is a language of the source, too; rename that one")
+    return Source(
+        lambda name, split: _synthetic(config, name, split) if name in config.tasks else source.documents(name, split),
+        lambda: source.identity() | {"tasks": {"names": list(config.tasks), **origin}},
+        source.work | dict.fromkeys(config.tasks, config.synthetic_tokens),
+    )
 
 
-class SyntheticSource:
-    """The artificial family; `config.synthetic_tokens` bytes of training text a language."""
-
-    def __init__(self, config: DataConfig):
-        self.languages = config.languages or synthetic.DEFAULT_LANGUAGES
-        self._config = config
-
-    def documents(self, language: str, split: str) -> Iterator[str]:
-        return synthetic.documents(language, split, _synthetic_bytes(self._config, split), self._config.seed)
-
-    def identity(self) -> dict[str, object]:
-        return {"seed": self._config.seed, "synthetic_tokens": self._config.synthetic_tokens}
-
-    def work(self, language: str) -> int:
-        return self._config.synthetic_tokens
+def _synthetic(config: DataConfig, name: str, split: str) -> Iterator[str]:
+    """Text of an artificial language or of a task."""
+    size = config.synthetic_tokens
+    if split != "train":
+        size = max(_SYNTHETIC_HELD_OUT_LEAST, round(size * _SYNTHETIC_HELD_OUT))
+    if name in config.tasks:
+        return tasks.documents(name, split, size, config.window, config.seed)
+    return synthetic.documents(name, split, size, config.seed)
 
 
-class WithTasks:
-    """A source and, as further languages, the tasks of the config, each of `config.synthetic_tokens` bytes."""
-
-    def __init__(self, source: Source, config: DataConfig):
-        if both := set(source.languages) & set(config.tasks):
-            raise UserError(f"data.tasks names {min(both)}, which is a language of the source, too; rename that one")
-        self.languages = (*source.languages, *config.tasks)
-        self._source, self._config = source, config
-
-    def documents(self, language: str, split: str) -> Iterator[str]:
-        config = self._config
-        if language not in config.tasks:
-            return self._source.documents(language, split)
-        return tasks.documents(language, split, _synthetic_bytes(config, split), config.window, config.seed)
-
-    def identity(self) -> dict[str, object]:
-        config = self._config
-        own = {"names": list(config.tasks), "seed": config.seed, "synthetic_tokens": config.synthetic_tokens}
-        return self._source.identity() | {"tasks": own}
-
-    def work(self, language: str) -> int:
-        return self._config.synthetic_tokens if language in self._config.tasks else self._source.work(language)
-
-
-def _synthetic_bytes(config: DataConfig, split: str) -> int:
-    if split == "train":
-        return config.synthetic_tokens
-    return max(_SYNTHETIC_HELD_OUT_LEAST, round(config.synthetic_tokens * _SYNTHETIC_HELD_OUT))
-
-
-class File(NamedTuple):
-    """path within the file system; size in bytes."""
-
-    path: str
-    size: int
-
-
-class _FileSource:
-    """A directory a language, at any fsspec path."""
-
-    pattern = ""
-    passes = len(SPLITS)  # how often each file is read: once a split where splits are made by hash
+class _Files:
+    """A directory a language, at any fsspec path, in one of the layouts that DataConfig describes."""
 
     def __init__(self, config: DataConfig, on_read: Callable[[int], object]):
-        self._input, self._on_read = config.input, on_read
+        self._layout, self._input, self._on_read = config.source, config.input, on_read
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(config.input)
-            self._exists = self._fs.isdir(self._root)
+            self._fs, root = fsspec.core.url_to_fs(config.input)
+            exists = self._fs.isdir(root)
         except (ImportError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"data.input={config.input!r} cannot be opened ({reason}); check the path and its protocol"
             ) from error
-        if not self._exists:
+        if not exists:
             raise UserError(
                 f"data.input={config.input!r} is not a directory; give one with a directory for each language"
             )
-        found = self._find_languages(config.languages)
-        self.languages = tuple(config.languages) or found
-        self._files = {language: self._list(language) for language in self.languages}
+        directories = {
+            _name(entry): entry for entry in sorted(self._fs.ls(root, detail=False)) if self._fs.isdir(entry)
+        }
+        for language in config.languages:
+            if language not in directories:
+                raise unknown(f"language in {config.input}", language, directories)
+        found = {language: self._list(directories[language]) for language in config.languages or directories}
+        if not config.languages:
+            found = {language: files for language, files in found.items() if files}
+        lacking = [language for language, files in found.items() if not files] if found else ["<language>"]
+        if lacking:
+            pattern = _FILES[config.source]
+            raise UserError(f"data.input={config.input!r} holds no {lacking[0]}/{pattern}; check data.source")
+        self._files = found
 
-    def _find_languages(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
-        names = sorted(_name(entry) for entry in self._fs.ls(self._root, detail=False) if self._fs.isdir(entry))
-        for language in wanted:
-            if language not in names:
-                raise unknown(f"language in {self._input}", language, names)
-        if not wanted:
-            names = [name for name in names if self._matching(name)]
-        if not names:
-            raise UserError(f"data.input={self._input!r} holds no <language>/{self.pattern}; check data.source")
-        return tuple(names)
+    def _list(self, directory: str) -> dict[str, dict[str, Any]]:
+        """What the file system says of each file of the layout, by name."""
+        entries = {_name(entry["name"]): entry for entry in self._fs.ls(directory, detail=True)}
+        return {name: entries[name] for name in sorted(fnmatch.filter(entries, _FILES[self._layout]))}
 
-    def _matching(self, language: str) -> list[dict]:
-        entries = self._fs.ls(f"{self._root}/{language}", detail=True)
-        return sorted((e for e in entries if fnmatch.fnmatch(_name(e["name"]), self.pattern)), key=lambda e: e["name"])
+    def source(self) -> Source:
+        # A file is read once a split where splits are made by hash.
+        passes = 1 if self._layout == "jsonl" else len(SPLITS)
+        work = {name: passes * sum(file["size"] for file in files.values()) for name, files in self._files.items()}
+        return Source(self._documents, self._identity, work)
 
-    def _list(self, language: str) -> list[File]:
-        entries = self._matching(language)
-        if not entries:
-            raise UserError(f"{self._input}/{language} holds no {self.pattern}; data.source says that is the layout")
-        return [File(e["name"], e["size"]) for e in entries]
+    def _documents(self, language: str, split: str) -> Iterator[str]:
+        files = self._files[language]
+        if self._layout == "jsonl":
+            name = f"{split}.jsonl.gz"
+            if name not in files:
+                raise UserError(f"{self._input}/{language} lacks {name}; put that split there")
+            return self._read_jsonl(files[name])
+        read = self._read_text if self._layout == "text" else self._read_madlad
+        return split_by_hash((text for file in files.values() for text in read(file)), split)
 
-    def _stamp(self, file: File) -> str:
-        """What tells another content of the same size; unlike a time it survives copying."""
-        # A gzip file ends in the checksum and length of its text, so that large files need not be read.
-        if file.path.endswith(".gz"):
-            return self._fs.read_block(file.path, max(0, file.size - 8), 8).hex()
-        return hashlib.blake2b(self._fs.cat_file(file.path), digest_size=8).hexdigest()
-
-    def identity(self) -> dict[str, object]:
+    def _identity(self) -> dict[str, object]:
         digests = {}
         for language, files in self._files.items():
-            listing = "\n".join(f"{_name(f.path)} {f.size} {self._stamp(f)}" for f in files)
-            digests[language] = hashlib.blake2b(listing.encode(), digest_size=8).hexdigest()
+            listing = "\n".join(f"{name} {file['size']} {self._stamp(file)}" for name, file in files.items())
+            digests[language] = _digest(listing.encode())
         return {"files": digests}
 
-    def work(self, language: str) -> int:
-        return self.passes * sum(file.size for file in self._files[language])
+    def _stamp(self, file: dict[str, Any]) -> str:
+        """What tells another content of the same size; unlike a time it survives copying."""
+        # A gzip file ends in the checksum and length of its text, so that large files need not be read.
+        if file["name"].endswith(".gz"):
+            return self._fs.read_block(file["name"], max(0, file["size"] - 8), 8).hex()
+        return _digest(self._fs.cat_file(file["name"]))
 
-    def _read_jsonl(self, file: File) -> Iterator[str]:
-        """Texts of a gzipped file of one JSON object a line; UserError names the line that is none."""
-        number = 0
+    def _read_text(self, file: dict[str, Any]) -> Iterator[str]:
         try:
-            with self._fs.open(file.path, "rb") as raw, gzip.open(raw, "rb") as lines:
+            yield self._fs.cat_file(file["name"]).decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file['name']} is not UTF-8 ({error}); convert it, for instance with iconv") from error
+        self._on_read(file["size"])
+
+    def _read_madlad(self, file: dict[str, Any]) -> Iterator[str]:
+        # MADLAD-400 writes a line break as a backslash and an n.
+        return (text.replace("\\n", "\n") for text in self._read_jsonl(file))
+
+    def _read_jsonl(self, file: dict[str, Any]) -> Iterator[str]:
+        """Texts of a gzipped file of one JSON object a line; UserError names the line that is none."""
+        path, number = file["name"], 0
+        try:
+            with self._fs.open(path, "rb", compression="gzip") as lines:
                 for number, line in enumerate(lines, start=1):
                     if line.strip():
-                        yield _text(line, file.path, number)
+                        yield _text(line, path, number)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             where = f"after line {number}" if number else "at its start"
-            raise UserError(
-                f"{file.path} is not a whole gzip file ({where}: {error}); compress or copy it again"
-            ) from error
+            raise UserError(f"{path} is not a whole gzip file ({where}: {error}); compress or copy it again") from error
         if not number:
-            raise UserError(f"{file.path} is empty; a split needs at least one document")
-        self._on_read(file.size)
-
-
-class JsonlSource(_FileSource):
-    """`<language>/{train,validation,test}.jsonl.gz`."""
-
-    pattern = "*.jsonl.gz"
-    passes = 1
-
-    def documents(self, language: str, split: str) -> Iterator[str]:
-        name = f"{split}.jsonl.gz"
-        file = next((file for file in self._files[language] if _name(file.path) == name), None)
-        if file is None:
-            raise UserError(f"{self._input}/{language} lacks {name}; put that split there")
-        return self._read_jsonl(file)
-
-
-class MadladSource(_FileSource):
-    """MADLAD-400: `<language>/clean_*.jsonl.gz`, or `<language>/<language>_clean_*.jsonl.gz`.
-
-    In it a line break is written as a backslash and an n, which is undone here.
-    """
-
-    pattern = "*clean_*.jsonl.gz"
-
-    def documents(self, language: str, split: str) -> Iterator[str]:
-        texts = (text.replace("\\n", "\n") for file in self._files[language] for text in self._read_jsonl(file))
-        return split_by_hash(texts, split)
-
-
-class TextSource(_FileSource):
-    """`<language>/*.txt`, one document a file."""
-
-    pattern = "*.txt"
-
-    def documents(self, language: str, split: str) -> Iterator[str]:
-        return split_by_hash(map(self._read, self._files[language]), split)
-
-    def _read(self, file: File) -> str:
-        try:
-            text = self._fs.cat_file(file.path).decode()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file.path} is not UTF-8 ({error}); convert it, for instance with iconv") from error
-        self._on_read(file.size)
-        return text
-
-
-class TfdsSource:
-    """A text data set of TFDS, by name or by the directory of a prepared one.
-
-    `{language}` in it stands for the language. What is not there yet is downloaded and prepared as
-    ArrayRecord. Splits that the data set lacks are split off by hash.
-    """
-
-    def __init__(self, config: DataConfig):
-        if not config.languages:
-            raise UserError("data.languages is missing: data.source=tfds cannot list a data set's languages; name them")
-        if "{language}" not in config.input and len(config.languages) > 1:
-            raise UserError(f"data.input={config.input!r} is one data set; write {{language}} where it varies")
-        self.languages, self._input = tuple(config.languages), config.input
-        self._builders: dict[str, Any] = {}
-
-    def identity(self) -> dict[str, object]:
-        # Name, config and version, which TFDS promises to mean one content.
-        return {"dataset": {language: self._find(language).info.full_name for language in self.languages}}
-
-    def work(self, language: str) -> int:
-        return 1
-
-    def documents(self, language: str, split: str) -> Iterator[str]:
-        builder = self._find(language)
-        _tfds_prepare(builder)
-        key, splits = _text_feature(builder), set(builder.info.splits)
-        if split in splits and split != "train":
-            return self._read(builder, split, key)
-        return split_by_hash(
-            self._read(builder, "train", key),
-            split,
-            [name for name in _HELD_OUT_SHARES if name not in splits],
-        )
-
-    def _read(self, builder: Any, split: str, key: str) -> Iterator[str]:
-        import numpy as np
-
-        examples = builder.as_data_source(split=split)
-        for start in range(0, len(examples), 1000):
-            for example in examples.__getitems__(np.arange(start, min(start + 1000, len(examples))).tolist()):
-                yield _clean(example[key].decode(errors="replace"))
-
-    def _find(self, language: str) -> Any:
-        if language not in self._builders:
-            self._builders[language] = _tfds_builder(self._input.format(language=language))
-        return self._builders[language]
+            raise UserError(f"{path} is empty; a split needs at least one document")
+        self._on_read(file["size"])
 
 
 def split_by_hash(texts: Iterable[str], split: str, held_out: Iterable[str] = tuple(_HELD_OUT_SHARES)) -> Iterator[str]:
@@ -308,7 +199,7 @@ def split_by_hash(texts: Iterable[str], split: str, held_out: Iterable[str] = tu
 
 
 def _split_of(data: bytes, room: dict[str, int]) -> str:
-    position = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) / 2**64
+    position = int(_digest(data), 16) / 2**64
     for name, share in _HELD_OUT_SHARES.items():
         if 0 <= position < share and room.get(name, 0) > 0:
             return name
@@ -337,42 +228,71 @@ def _name(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
-@contextlib.contextmanager
-def _tfds_errors(name: str) -> Iterator[None]:
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def _tfds(config: DataConfig) -> Source:
+    """A text data set of TFDS, by name or by the directory of a prepared one.
+
+    What is not there yet is downloaded and prepared as ArrayRecord. Splits that it lacks are split off by hash.
+    """
+    if not config.languages:
+        raise UserError("data.languages is missing: data.source=tfds cannot list a data set's languages; name them")
+    if "{language}" not in config.input and len(config.languages) > 1:
+        raise UserError(f"data.input={config.input!r} is one data set; write {{language}} where it varies")
+    find = functools.cache(lambda language: _tfds_builder(config.input.format(language=language)))
+
+    def documents(language: str, split: str) -> Iterator[str]:
+        builder = find(language)
+        if not builder.is_prepared():
+            _tfds_call(builder.info.full_name, lambda: builder.download_and_prepare(file_format="array_record"))
+        missing = [name for name in _HELD_OUT_SHARES if name not in builder.info.splits]
+        if split != "train" and split not in missing:
+            return _tfds_texts(builder, split)
+        return split_by_hash(_tfds_texts(builder, "train"), split, missing)
+
+    def identity() -> dict[str, object]:
+        # Name, config and version, which TFDS promises to mean one content.
+        return {"dataset": {language: find(language).info.full_name for language in config.languages}}
+
+    return Source(documents, identity, dict.fromkeys(config.languages, 1))
+
+
+def _tfds_texts(builder: Any, split: str) -> Iterator[str]:
+    import tensorflow_datasets as tfds
+
+    names = [name for name, feature in builder.info.features.items() if isinstance(feature, tfds.features.Text)]
+    if "text" not in names and len(names) != 1:
+        raise UserError(f"TFDS data set {builder.info.name!r} has text features {names}, and none is named 'text'")
+    key = "text" if "text" in names else names[0]
+    examples = builder.as_data_source(split=split)
+    for start in range(0, len(examples), 1000):
+        for example in examples.__getitems__(list(range(start, min(start + 1000, len(examples))))):
+            yield _clean(example[key].decode(errors="replace"))
+
+
+def _tfds_builder(name: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    def find() -> Any:
+        if fsspec.core.url_to_fs(name)[0].isdir(name):
+            return tfds.builder_from_directory(name)
+        # Registers the text data sets; most cannot be found by name before.
+        importlib.import_module("tensorflow_datasets.text")
+        return tfds.builder(name)
+
+    return _tfds_call(name, find)
+
+
+def _tfds_call(name: str, call: Callable[[], Any]) -> Any:
     import tensorflow_datasets as tfds
 
     try:
-        yield
+        return call()
     except (tfds.core.DatasetNotFoundError, ValueError, ImportError, OSError) as error:
         # TFDS's own lists every data set there is.
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"TFDS data set {name!r} cannot be prepared ({reason}); see tensorflow.org/datasets/catalog"
         ) from error
-
-
-def _tfds_builder(name: str) -> Any:
-    import tensorflow_datasets as tfds
-
-    with _tfds_errors(name):
-        if (fsspec.core.url_to_fs(name)[0]).isdir(name):
-            return tfds.builder_from_directory(name)
-        # Registers the text data sets; most cannot be found by name before.
-        import tensorflow_datasets.text
-
-        return tfds.builder(name)
-
-
-def _tfds_prepare(builder: Any) -> None:
-    if not builder.is_prepared():
-        with _tfds_errors(builder.info.full_name):
-            builder.download_and_prepare(file_format="array_record")
-
-
-def _text_feature(builder: Any) -> str:
-    import tensorflow_datasets as tfds
-
-    names = [name for name, feature in builder.info.features.items() if isinstance(feature, tfds.features.Text)]
-    if "text" not in names and len(names) != 1:
-        raise UserError(f"TFDS data set {builder.info.name!r} has text features {names}, and none is named 'text'")
-    return "text" if "text" in names else names[0]

@@ -3,11 +3,13 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from atlas.data import mixtures
 from atlas.errors import UserError
@@ -19,7 +21,7 @@ _ENCODE_AT_ONCE = 1000
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back.
+    """Text to ids.
 
     token_bytes: int32 [vocab_size], bytes of text that each token stands for, 0 for separator, padding and
     unused ids. Where the tokenizer is lossless the bytes of a text's tokens sum to the bytes of the text.
@@ -33,12 +35,6 @@ class Tokenizer(Protocol):
     token_bytes: np.ndarray
     fingerprint: str
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, without a separator."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; separator and padding stand for nothing."""
-
     def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         """Ids of each document, int32, with its separator at the end."""
 
@@ -47,32 +43,20 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """UTF-8 bytes: id = byte, 256 the separator, 257 padding."""
+    """UTF-8 bytes: id = byte, 256 the separator, 257 padding.
+
+    >>> print(*ByteTokenizer().encode_documents(["é"]))
+    [195 169 256]
+    """
 
     separator, padding, vocab_size = 256, 257, 288
+    token_bytes = (np.arange(vocab_size) < 256).astype(np.int32)
     fingerprint = "bytes"
-
-    def __init__(self):
-        self.token_bytes = (np.arange(self.vocab_size) < 256).astype(np.int32)
-
-    def encode(self, text: str) -> list[int]:
-        """UTF-8.
-
-        >>> ByteTokenizer().encode("é")
-        [195, 169]
-        """
-        return list(text.encode())
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Replaces what is not UTF-8, as a model may write anything."""
-        return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         for text in texts:
-            data = text.encode()
-            ids = np.empty(len(data) + 1, np.int32)
-            ids[:-1], ids[-1] = np.frombuffer(data, np.uint8), self.separator
-            yield ids
+            data = np.frombuffer(text.encode(), np.uint8)
+            yield np.append(data, np.int32(self.separator))
 
     def save(self, directory: Path) -> None:
         """Nothing to write."""
@@ -88,8 +72,6 @@ class JsonTokenizer:
 
     def __init__(self, json_text: str, name: str = FILE):
         """Raises UserError where the text is no tokenizer."""
-        from tokenizers import Tokenizer as Backend
-
         try:
             description = _without_prefix_space(json.loads(json_text))
             self._json = json.dumps(description, ensure_ascii=False)
@@ -105,14 +87,9 @@ class JsonTokenizer:
         self.token_bytes = _token_bytes(description, vocabulary, self.vocab_size)
         self.fingerprint = hashlib.blake2b(self._json.encode(), digest_size=8).hexdigest()
 
-    def encode(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._backend.decode([i for i in ids if i < self.separator])
-
     def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        for batch in _batched(texts, _ENCODE_AT_ONCE):
+        texts = iter(texts)
+        while batch := list(itertools.islice(texts, _ENCODE_AT_ONCE)):
             # Encodes on all cores; "fast" leaves out offsets into the text.
             for encoding in self._backend.encode_batch_fast(batch, add_special_tokens=False):
                 yield np.array([*encoding.ids, self.separator], np.int32)
@@ -143,9 +120,6 @@ def train(kind: str, vocab_size: int, texts: Iterable[str]) -> JsonTokenizer:
       vocab_size: tokens, the 256 byte symbols included; small samples give fewer.
       texts: training sample.
     """
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
     backend = Backend(models.BPE() if kind == "bpe" else models.Unigram())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -157,7 +131,7 @@ def train(kind: str, vocab_size: int, texts: Iterable[str]) -> JsonTokenizer:
     return JsonTokenizer(backend.to_str())
 
 
-def sample(texts: Mapping[str, Iterable[str]], temperature: float, max_bytes: int) -> Iterator[str]:
+def sample(texts: Mapping[str, Callable[[], Iterator[str]]], temperature: float, max_bytes: int) -> Iterator[str]:
     """Documents of a mixture of languages with shares ∝ bytes^(1/temperature), language by language.
 
     A language smaller than its share is repeated, as in training. Sizes are counted up to `max_bytes` a
@@ -165,18 +139,29 @@ def sample(texts: Mapping[str, Iterable[str]], temperature: float, max_bytes: in
     any usual temperature.
 
     Args:
-      texts: a re-iterable of documents by language, none of them empty.
+      texts: by language, what gives its documents from the start.
       temperature: ATLAS trains its vocabulary with 100.
       max_bytes: most bytes of the sample, over all languages; there are no more than the texts have.
+
+    Raises:
+      UserError: a language without text.
     """
-    sizes = {language: sum(map(_size, take(documents, max_bytes))) for language, documents in texts.items()}
+    sizes = {language: sum(map(_size, _take(documents(), max_bytes))) for language, documents in texts.items()}
+    for language, size in sizes.items():
+        if not size:
+            raise no_documents(language, "train")
     total = min(max_bytes, sum(sizes.values()))
     for language, share in mixtures.temperature(sizes, temperature).items():
-        again = itertools.chain.from_iterable(itertools.repeat(texts[language]))
-        yield from take(again, total * share)
+        again = itertools.chain.from_iterable(texts[language]() for _ in itertools.count())
+        yield from _take(again, total * share)
 
 
-def take(texts: Iterable[str], max_bytes: float) -> Iterator[str]:
+def no_documents(language: str, split: str) -> UserError:
+    """The error of a language without text."""
+    return UserError(f"{language} has no documents in its {split} split; add some, or leave the language out")
+
+
+def _take(texts: Iterable[str], max_bytes: float) -> Iterator[str]:
     """The first documents, until they hold `max_bytes` bytes."""
     for text in texts:
         if max_bytes <= 0:
@@ -187,17 +172,6 @@ def take(texts: Iterable[str], max_bytes: float) -> Iterator[str]:
 
 def _size(text: str) -> int:
     return len(text.encode())
-
-
-def _batched(texts: Iterable[str], n: int) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == n:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _components(component: dict | None) -> list[dict]:
@@ -212,13 +186,10 @@ def _components(component: dict | None) -> list[dict]:
 
 def _without_prefix_space(description: dict) -> dict:
     """The same tokenizer without the space before a text, and without its removal when decoding."""
-    normalizers = _components(description.get("normalizer"))
-    prepends = [part for part in normalizers if part["type"] == "Prepend"]
-    if prepends:
-        kept = [part for part in normalizers if part["type"] != "Prepend"]
-        description["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
-        decoders = [part for part in _components(description.get("decoder")) if part["type"] != "Strip"]
-        description["decoder"] = {"type": "Sequence", "decoders": decoders} if decoders else None
+    if any(part["type"] == "Prepend" for part in _components(description.get("normalizer"))):
+        for name, dropped in (("normalizer", "Prepend"), ("decoder", "Strip")):
+            kept = [part for part in _components(description.get(name)) if part["type"] != dropped]
+            description[name] = {"type": "Sequence", f"{name}s": kept} if kept else None
     for part in (*_components(description.get("pre_tokenizer")), *_components(description.get("decoder"))):
         if part["type"] == "Metaspace":
             part["prepend_scheme"] = "never"

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,49 +25,25 @@ def cut(documents: Iterable[np.ndarray], window: int, padding: int | None = None
     >>> print(*cut([np.arange(4, dtype=np.int32), np.arange(4, 6, dtype=np.int32)], 2, padding=9))
     [0 1 2] [2 3 4] [4 5 9]
     """
-    stream = np.empty(0, np.int32)
-    for some in _gather(documents, 256 * window):
-        stream = np.concatenate([stream, *some])
-        full = max(0, (len(stream) - 1) // window)
-        for start in range(0, full * window, window):
-            yield stream[start : start + window + 1]
-        stream = stream[full * window :]
+    stream, some, size = np.empty(0, np.int32), [], 0
+    for document in itertools.chain(documents, [None]):
+        if document is not None:
+            some.append(document)
+            size += len(document)
+        # Joining documents one by one would copy the stream each time.
+        if size >= 256 * window or document is None:
+            stream = np.concatenate([stream, *some])
+            full = max(0, (len(stream) - 1) // window) * window
+            yield from (stream[start : start + window + 1] for start in range(0, full, window))
+            stream, some, size = stream[full:], [], 0
     if padding is not None and len(stream) > 1:
         yield np.pad(stream, (0, window + 1 - len(stream)), constant_values=padding)
 
 
-def _gather(documents: Iterable[np.ndarray], tokens: int) -> Iterator[list[np.ndarray]]:
-    """Lists of documents of about so many tokens: joining one by one would copy the stream each time."""
-    some, size = [], 0
-    for document in documents:
-        some.append(document)
-        size += len(document)
-        if size >= tokens:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some
-
-
-class ArrayWindows:
-    """All windows of a split in memory."""
-
-    def __init__(self, windows_NT: np.ndarray):
-        self._windows_NT = windows_NT
-
-    def __len__(self) -> int:
-        return len(self._windows_NT)
-
-    def rows(self, indices: np.ndarray) -> np.ndarray:
-        """Windows at indices [n], int32 [n, T+1]."""
-        return self._windows_NT[indices]
-
-
 class StoredWindows:
-    """Windows of a split on disk, read when asked for."""
+    """Windows of a split of the TFDS data set in a directory, read when asked for."""
 
     def __init__(self, directory: Path, split: str):
-        """Of the TFDS data set in a directory."""
         import tensorflow_datasets as tfds
         from tensorflow_datasets.proto import tf_example_pb2
 
@@ -78,7 +55,7 @@ class StoredWindows:
     def __len__(self) -> int:
         return len(self._records)
 
-    def rows(self, indices: np.ndarray) -> np.ndarray:
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         """Windows at indices [n], int32 [n, T+1]."""
         indices = np.asarray(indices).tolist()
         # One call for many starts a pool of threads, which costs as much as some records one by one.
@@ -88,7 +65,8 @@ class StoredWindows:
         return np.frombuffer(b"".join(tokens), np.int32).reshape(len(indices), -1)
 
 
-WindowSource = ArrayWindows | StoredWindows
+# Windows by index: `windows[indices]` is int32 [n, T+1] for indices [n].
+WindowSource = np.ndarray | StoredWindows
 
 
 def write(directory: Path, name: str, window: int, splits: Mapping[str, Iterable[np.ndarray]]) -> None:
@@ -123,13 +101,13 @@ def read(directory: Path, name: str, split: str, window: int, in_memory: bool) -
     stored = StoredWindows(_path(directory, name), split)
     if not in_memory:
         # A truncated file is noticed now, not in the middle of training.
-        stored.rows(np.array([len(stored) - 1]))
+        stored[np.array([len(stored) - 1])]
         return stored
     windows_NT = np.empty((len(stored), window + 1), np.int32)
     for start in range(0, len(stored), _READ_AT_ONCE):
         stop = min(start + _READ_AT_ONCE, len(stored))
-        windows_NT[start:stop] = stored.rows(np.arange(start, stop))
-    return ArrayWindows(windows_NT)
+        windows_NT[start:stop] = stored[np.arange(start, stop)]
+    return windows_NT
 
 
 def _path(directory: Path, name: str) -> Path:

@@ -27,7 +27,7 @@ def run_study(study: Study, workdir: pathlib.Path, command: str = "") -> str:
     """
     run_sweep(study.runs, workdir, study.population, shard="0/1")
     frame = runs_table(study.runs, workdir)
-    known = prepare_corpus(study.base.data, workdir).relatedness()
+    known = prepare_corpus(study.base.data, workdir).relatedness
     return analyse_into(workdir, frame, study.title, known, _facts(study, frame, workdir, command))
 
 

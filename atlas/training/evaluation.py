@@ -34,8 +34,9 @@ def evaluation_set(corpus: Corpus, windows: int, batch_size: int) -> EvaluationS
     padding, token_bytes = corpus.tokenizer.padding, corpus.tokenizer.token_bytes
     chunks, languages, targets, num_bytes = [], [], [], []
     for number, language in enumerate(corpus.languages):
-        count = min(windows, corpus.num_windows(language, "validation"))
-        rows = corpus.windows(language, "validation").rows(np.arange(count))
+        held_out = corpus.windows(language, "validation")
+        count = min(windows, len(held_out))
+        rows = held_out[np.arange(count)]
         whole = -(-count // batch_size) * batch_size
         filled = np.full((whole, rows.shape[1]), padding, np.int32)
         filled[:count] = rows

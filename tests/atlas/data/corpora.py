@@ -45,5 +45,5 @@ class FakeCorpus:
         def __len__(self) -> int:
             return self._n
 
-        def rows(self, indices: np.ndarray) -> np.ndarray:
+        def __getitem__(self, indices: np.ndarray) -> np.ndarray:
             return np.repeat(np.asarray(indices, np.int32)[:, None], self._window + 1, axis=1)

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from atlas.data import batches
 from atlas.data.batches import LanguageOrder, Sampler, permute
-from atlas.errors import UserError
 from tests.atlas.data.corpora import FakeCorpus
 
 CORPUS = FakeCorpus(en=37, fr=10, de=3)
@@ -138,18 +137,3 @@ def test_a_languages_order_does_not_depend_on_the_others():
     alone, together = sampler(weights={"fr": 1.0}), sampler(weights={"fr": 0.5, "en": 0.5})
     order = [b.tokens[b.language == 1, 0] for b in (together.batch(0), together.batch(1))]
     assert np.array_equal(np.concatenate(order), alone.batch(0).tokens[:, 0])
-
-
-@pytest.mark.parametrize(
-    ("weights", "batch_size", "word"),
-    [
-        ({"enn": 1.0}, 4, "did you mean 'en'"),
-        ({"en": 0.5}, 4, "sum to 0.5"),
-        ({}, 4, "sum to 0"),
-        ({"en": 1.5, "fr": -0.5}, 4, "negative"),
-        ({"en": 1.0}, 0, "batch_size"),
-    ],
-)
-def test_mistakes_are_named(weights, batch_size, word):
-    with pytest.raises(UserError, match=word):
-        Sampler(CORPUS, weights, batch_size, 0)

@@ -30,7 +30,7 @@ def test_jsonl_reads_its_splits(tmp_path):
     source = sources.open_source(DataConfig(source="jsonl", input=str(tmp_path)), read.append)
     assert source.languages == ("en", "fr")
     assert documents(source) == {"train": ["one", "two"], "validation": ["one"], "test": ["one"]}
-    assert sum(read) == source.work("en")
+    assert sum(read) == source.work["en"]
 
 
 def test_lone_surrogates_and_blank_lines_do_not_stop_a_build(tmp_path):
@@ -198,7 +198,7 @@ def test_bad_places_are_named(tmp_path):
     assert "holds no <language>/" in message(source="jsonl", input=str(tmp_path / "empty"))
     full = str(tmp_path / "full")
     assert "did you mean 'fr'" in message(source="jsonl", input=full, languages=("frr",))
-    assert "holds no *.txt" in message(source="text", input=full, languages=("en",))
+    assert "holds no en/*.txt" in message(source="text", input=full, languages=("en",))
     assert "lacks validation.jsonl.gz" in message(source="jsonl", input=str(tmp_path / "part"))
     assert "cannot be opened" in message(source="jsonl", input="nothing://place")
     assert "name them" in message(source="tfds", input="lm1b")

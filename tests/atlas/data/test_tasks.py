@@ -105,12 +105,12 @@ def test_corpus_has_tasks_beside_its_languages(tmp_path):
     config = DataConfig(languages=("a1", "b1"), tasks=("needle", "tracking"), window=64, synthetic_tokens=6400)
     corpus = prepare(config, tmp_path)
     assert corpus.languages == ("a1", "b1", "needle", "tracking")
-    assert set(corpus.relatedness()) == {("a1", "b1"), ("b1", "a1")}
+    assert set(corpus.relatedness) == {("a1", "b1"), ("b1", "a1")}
     # The last window lacks the first token of a next one.
-    assert corpus.num_windows("needle") == 99
-    rows = corpus.windows("tracking", "train").rows(np.arange(3))
-    decoded = corpus.tokenizer.decode(rows[0])
-    assert decoded.startswith(next(tasks.documents("tracking", "train", 6400, 64, 0)))
+    assert corpus.sizes["needle"]["train"]["windows"] == 99
+    rows = corpus.windows("tracking", "train")[np.arange(3)]
+    text = next(tasks.documents("tracking", "train", 6400, 64, 0)).encode()
+    assert bytes(rows[0, : len(text)].tolist()) == text
     with pytest.raises(UserError, match=r"holds a corpus with data\.languages"):
         prepare(dataclasses.replace(config, tasks=("needle",)), tmp_path)
     with pytest.raises(UserError, match=r"holds a corpus with data\.seed|data\.tasks\.seed"):
@@ -121,8 +121,8 @@ def test_tasks_change_nothing_of_a_corpus_without_them(tmp_path):
     plain = DataConfig(languages=("a1",), window=64, synthetic_tokens=6400)
     alone = prepare(plain, tmp_path / "alone")
     beside = prepare(dataclasses.replace(plain, tasks=("needle",)), tmp_path / "beside")
-    indices = np.arange(alone.num_windows("a1"))
-    np.testing.assert_array_equal(*(c.windows("a1", "train").rows(indices) for c in (alone, beside)))
+    indices = np.arange(alone.sizes["a1"]["train"]["windows"])
+    np.testing.assert_array_equal(*(c.windows("a1", "train")[indices] for c in (alone, beside)))
     assert "tasks" not in (alone.directory / "corpus.json").read_text()
 
 

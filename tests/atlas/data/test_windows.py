@@ -51,8 +51,8 @@ def test_rows_come_back_as_written(built, in_memory, indices):
     directory, rows = built
     read = windows.read(directory, "ace_Arab", "train", 4, in_memory)
     assert len(read) == 23
-    assert read.rows(np.array(indices)).dtype == np.int32
-    assert np.array_equal(read.rows(np.array(indices)), rows[indices])
+    assert read[np.array(indices)].dtype == np.int32
+    assert np.array_equal(read[np.array(indices)], rows[indices])
 
 
 def test_only_the_data_set_is_left(built):
