@@ -6,7 +6,6 @@ from models.decoding.language_model import LanguageModel, Voice, make_voice
 from models.decoding.sampling import Sampling
 from models.decoding.text import write_text
 from models.decoding.tokenizers import ByteView, load_tokenizer
-from models.decoding.vocabulary import VocabularyMap
 
 __all__ = [
     "METHODS",
@@ -14,7 +13,6 @@ __all__ = [
     "ByteView",
     "LanguageModel",
     "Sampling",
-    "VocabularyMap",
     "Voice",
     "Written",
     "compare",

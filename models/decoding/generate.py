@@ -113,8 +113,8 @@ def write(
     lengths = job.draft_lengths(method)
     proposer = job.proposer(method, verify, sampling)
     while not seen.done.all():
-        if not lengths.current:
-            proposer = Nobody()
+        if not lengths.current and not isinstance(proposer, Nobody):
+            proposer = Nobody(len(prompts))
         texts = [row[:n] for row, n in zip(seen.tokens, seen.length, strict=True)]
         compiled, given = proposer.propose(lengths.current, texts, ~seen.done)
         program = compile_rounds(target.model, compiled, verify, not sampling.is_greedy)
@@ -180,7 +180,7 @@ class _Job:
 
     def proposer(self, method: str, verify: str, sampling: Sampling) -> Proposer:
         if method == "ar":
-            return Nobody()
+            return Nobody(len(self.prompts))
         if method == "lookup":
             return Lookup()
         if method == "tli":

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from models.attention.cache import Cache, write
@@ -39,8 +40,8 @@ class Progress(NamedTuple):
     accepted: jax.Array
 
     def look(self) -> Progress:
-        """All but the cache, on the host: programs consume their progress, and each copy waits for the device."""
-        return jax.device_get(self._replace(cache=None))
+        """A copy on the host of all but the cache: programs consume their progress."""
+        return self._replace(cache=None, **{f: np.array(x) for f, x in self._asdict().items() if f != "cache"})
 
 
 class Drafts(NamedTuple):
