@@ -31,11 +31,10 @@ def transfer(
     maps = []
     if fit is not None:
         maps.append(("fitted transfer weight τ", _off_diagonal(fit.transfer_matrix()), fit))
-    if scores is not None and scores.notna().any(axis=None):
+    if scores is not None:
         maps.append(("bilingual transfer score", scores, None))
     if relatedness:
-        table = pd.Series(dict(relatedness)).unstack()
-        maps.append((relatedness_name, _off_diagonal(table), None))
+        maps.append((relatedness_name, _off_diagonal(pd.Series(dict(relatedness)).unstack()), None))
     maps = [entry for entry in maps if entry[1].notna().any(axis=None)]
     if not maps:
         return style.nothing("no transfer was measured")

@@ -102,12 +102,6 @@ def objective(law: Law, x: jax.Array, problem: Problem) -> jax.Array:
     return jnp.sum(problem.weight * huber(residuals(law, x, problem), problem.corner))
 
 
-def penalised(law: Law, x: jax.Array, problem: Problem, scale: jax.Array) -> jax.Array:
-    """What a fit minimises: the objective and the prior in its unit."""
-    away = law.fitted(x, problem.centre) - problem.mean
-    return objective(law, x, problem) + 0.5 * scale * away @ problem.precision @ away
-
-
 def prior_scale(law: Law, x: jax.Array, problem: Problem) -> jax.Array:
     """Weighs a prior against the Huber sum as it would weigh against the likelihood it stands for."""
     slope, square = _score_moments(residuals(law, x, problem), problem)
@@ -122,10 +116,14 @@ def descend(
     tolerance: jax.Array | float = 0.0,
     steps: int = _STEPS,
 ) -> Optimum:
-    """Newton descent of `penalised` from x [p], until a step promises less than `tolerance` or rounding."""
+    """Newton descent from x [p], until a step promises less than `tolerance` or rounding.
+
+    It minimises the objective and the prior in its unit.
+    """
 
     def value(x: jax.Array) -> jax.Array:
-        return penalised(law, x, problem, scale)
+        away = law.fitted(x, problem.centre) - problem.mean
+        return objective(law, x, problem) + 0.5 * scale * away @ problem.precision @ away
 
     def slope(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         found, slope = jax.value_and_grad(value)(x)
@@ -175,20 +173,18 @@ def solve(law: Law, problem: Problem) -> Solution:
     values = jnp.where(jnp.isfinite(ends.value), ends.value, jnp.inf)
     best = jnp.argmin(values)
     agreeing = jnp.mean(values <= values[best] * (1.0 + _AGREEING))
-    end = jax.tree.map(lambda a: a[best], ends)
-    return _solution(law, end, problem, scales[best], agreeing)
+    return _solution(law, jax.tree.map(lambda a: a[best], ends), problem, scales[best], agreeing)
+
+
+@partial(jax.jit, static_argnames="law")
+def polish(law: Law, near: Solution, problem: Problem, scale: jax.Array) -> Solution:
+    """The optimum that a descent from a solution of another sample or prior reaches."""
+    return _solution(law, descend(law, near.x, problem, scale), problem, scale, near.agreeing)
 
 
 def _solution(law: Law, end: Optimum, problem: Problem, scale: jax.Array, agreeing: jax.Array) -> Solution:
     converged = end.decrement <= OPTIMAL * jnp.maximum(end.value, LEAST_OBJECTIVE)
     return Solution(end.x, objective(law, end.x, problem), scale, end.decrement, converged, agreeing)
-
-
-@partial(jax.jit, static_argnames="law")
-def polish(law: Law, x: jax.Array, problem: Problem, scale: jax.Array) -> Solution:
-    """The optimum that a descent from one start x [p] reaches."""
-    end = descend(law, x, problem, scale)
-    return _solution(law, end, problem, scale, jnp.ones_like(scale))
 
 
 def _score_moments(residual: jax.Array, problem: Problem, near: bool = False):

@@ -120,9 +120,8 @@ class Fit:
         """
         batch = self.batch(*columns, **named)
         shape = next(iter(batch.values())).shape
-        rows = {name: values.ravel() for name, values in batch.items()}
-        size, count = bucket(int(np.prod(shape))), int(np.prod(shape))
-        rows = {name: padded(values, size, values[-1] if count else 1.0) for name, values in rows.items()}
+        count = int(np.prod(shape))
+        rows = {name: padded(values.ravel(), bucket(count), 1.0) for name, values in batch.items()}
         with jax.enable_x64(True):
             loss, slope = _predict(self.model, self.x, self.problem.centre, rows)
         loss, slope = np.asarray(loss)[:count], np.asarray(slope)[:count]
@@ -224,16 +223,14 @@ def _solve(law: Law, problem: Problem, rows: int) -> tuple[estimator.Solution, e
         picked = {name: values[some] for name, values in problem.batch.items()}
         sample = {name: getattr(problem, name)[some] for name in ("log_loss", "weight")}
         near = estimator.solve(law, problem._replace(batch=picked, run=np.zeros(_SAMPLE, int), **sample))
-        scale = estimator.prior_scale(law, near.x, problem)
-        solution = estimator.polish(law, near.x, problem, scale)._replace(agreeing=near.agreeing)
+        solution = estimator.polish(law, near, problem, estimator.prior_scale(law, near.x, problem))
     else:
         solution = estimator.solve(law, problem)
     spread = estimator.spread(law, solution.x, problem, solution.scale)
     if np.any(problem.precision):
         # Rows of a run tell less than as many independent ones: the prior counts for more beside them.
         scale = estimator.prior_scale(law, solution.x, problem) * (rows / spread.rows)
-        agreeing = solution.agreeing
-        solution = estimator.polish(law, solution.x, problem, scale)._replace(agreeing=agreeing)
+        solution = estimator.polish(law, solution, problem, scale)
         spread = estimator.spread(law, solution.x, problem, scale)
     return jax.tree.map(np.asarray, (solution, spread))
 
@@ -305,12 +302,12 @@ def _report(law, runs, open_, tokens, problem, solution, spread) -> Fit:
     fitted, predicted = spread.fitted, spread.predicted[: len(runs)]
     covariance = spread.to_fitted @ spread.covariance @ spread.to_fitted.T
     notes = list(runs.warnings)
-    told = _judge(law, open_, covariance, notes)
+    deviations = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
+    told = _judge(law, open_, deviations, notes)
     if not solution.converged:
         notes.append("the fit did not reach an optimum: do not trust its parameters")
     freedom = max(float(spread.rows) - len(fitted), 1.0)
     quantile = stdtrit(freedom, 0.95)
-    deviations = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
     estimates = {
         p.name: (Estimate.lognormal if p.positive else Estimate.normal)(value, deviation, p.name in told, quantile)
         for p, value, deviation in zip(law.parameters, fitted, deviations, strict=True)
@@ -344,14 +341,12 @@ def _report(law, runs, open_, tokens, problem, solution, spread) -> Fit:
     )
 
 
-def _judge(law: Law, structural: Mapping[str, str], covariance: np.ndarray, notes: list[str]) -> set[str]:
+def _judge(law: Law, structural: Mapping[str, str], deviations: np.ndarray, notes: list[str]) -> set[str]:
     """The parameters that the runs determine; why not, in `notes`, for the others."""
     for reason in dict.fromkeys(structural.values()):
         notes.append(f"{', '.join(n for n in structural if structural[n] == reason)} not identified: {reason}")
     told = set(law.names) - set(structural)
-    deviations = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
-    widths = {p.name: p.width for p in law.parameters}
-    vague = {name for name, d in zip(law.names, deviations, strict=True) if not d < widths[name]}
+    vague = {p.name for p, deviation in zip(law.parameters, deviations, strict=True) if not deviation < p.width}
     if extra := sorted(vague & told):
         notes.append(f"{', '.join(extra)} not identified: the runs leave its size open")
     return told - vague

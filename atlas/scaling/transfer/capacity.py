@@ -36,6 +36,7 @@ _STARTS = ((0.35, 0.3), (0.6, 0.2), (0.2, 0.5))  # exponents α, β
 _SAME = 0.1  # of a log posterior, within which starts count as one optimum
 _RHO_GRID = np.linspace(0.0, 0.95, 20)  # steps far below what a study tells apart
 _ROUNDS, _STILL = 10, 1e-6  # of law and noise in turn, and the relative change of the objective that ends them
+_MISFIT = 0.05  # of the loss, from which the noise is estimated: more than runs miss a law by
 _STEPS, _DECREMENT = 200, 1e-10  # of one descent, which takes about ten
 
 
@@ -185,13 +186,11 @@ def _data(rows: Runs, language: np.ndarray, count: int) -> tuple[_Data, tuple[fl
 def _solve(data: _Data, exponents: tuple[float, float]) -> _Solved:
     """Alternates the law's mode with the noise until they stand still."""
     theta = np.concatenate([np.log(exponents), data.prior_mean[2:]])
-    start = (np.float64(0.05**2), np.float64(0.0), np.float64(np.inf))  # 5 % of the loss, more than runs miss a law by
-    old = _Solved(theta, data.log_loss, np.eye(len(theta)), *start)
-    for _ in range(_ROUNDS):
-        new = _alternate(data, old.theta, old.variance, old.rho)
+    new = _alternate(data, theta, np.float64(_MISFIT**2), np.float64(0.0))
+    for _ in range(_ROUNDS - 1):
+        old, new = new, _alternate(data, new.theta, new.variance, new.rho)
         if abs(new.objective - old.objective) < _STILL * max(1.0, abs(new.objective)) and new.rho == old.rho:
             break
-        old = new
     return new
 
 
