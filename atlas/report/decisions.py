@@ -18,19 +18,16 @@ _NUMBERS_UP_TO = 10  # languages, beyond which cells are too small for figures
 
 @style.styled
 def transfer(
-    fit: JointFit | None,
+    fit: JointFit,
     scores: pd.DataFrame | None,
     relatedness: Mapping[tuple[str, str], float] | None,
     relatedness_name: str,
 ) -> Figure:
-    """Heat maps [target, source] side by side: fitted τ, measured bilingual scores, relatedness; those that
-    exist.
+    """Heat maps [target, source] side by side: fitted τ, measured bilingual scores, relatedness; those that exist.
 
     τ is hatched where the runs do not determine it and bold where its 90 % interval excludes 0.
     """
-    maps = []
-    if fit is not None:
-        maps.append(("fitted transfer weight τ", _off_diagonal(fit.transfer_matrix()), fit))
+    maps = [("fitted transfer weight τ", _off_diagonal(fit.transfer_matrix()), fit)]
     if scores is not None:
         maps.append(("bilingual transfer score", scores, None))
     if relatedness:

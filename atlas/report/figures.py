@@ -122,9 +122,10 @@ def law(runs: Runs, fit: JointFit, unit: str) -> Figure:
     Points are the fitted rows moved along the law to the panel's fixed tokens or size: their distance from
     the line is their residual.
     """
-    chosen = _busiest(pd.Series(np.asarray(runs.languages)[runs.target]), style.MAX_SERIES, known=fit.targets)
-    rows = runs.where(np.isin(np.asarray(runs.languages)[runs.target], chosen))
-    language = np.asarray(rows.languages)[rows.target]
+    languages = runs.evaluations().language
+    chosen = _busiest(languages[languages.isin(fit.targets)], style.MAX_SERIES)
+    rows = runs.where(languages.isin(chosen).to_numpy())
+    language = rows.evaluations().language.to_numpy()
     index = pd.Index(fit.targets).get_indexer(language)
     share = fit.law.effective_share(*rows.aligned(fit.sources), index)
     effective = np.asarray(share) * rows.total_tokens
@@ -169,26 +170,13 @@ def _alone(fit: JointFit, names: np.ndarray, N: np.ndarray, D: np.ndarray) -> tu
 
 
 def _plain(runs: Runs) -> pd.DataFrame:
-    """run, phase, language, num_params, K, tokens, own, epochs, loss as columns."""
-    frame = pd.DataFrame(
-        {
-            "run": runs.run,
-            "phase": runs.phase,
-            "language": np.asarray(runs.languages)[runs.target],
-            "num_params": runs.N,
-            "K": (runs.D > 0).sum(1),
-            "tokens": runs.total_tokens,
-            "own": runs.own(runs.D),
-            "loss": runs.loss,
-        }
-    )
-    return frame.assign(epochs=frame.own / runs.own(runs.U))
+    """Evaluations with K languages, own tokens and epochs of the evaluated one."""
+    own = runs.own(runs.D)
+    return runs.evaluations().assign(K=(runs.D > 0).sum(1), own=own, epochs=own / runs.own(runs.U))
 
 
-def _busiest(languages: pd.Series, most: int, known: tuple[str, ...] | None = None) -> list[str]:
+def _busiest(languages: pd.Series, most: int) -> list[str]:
     """The `most` languages with the most rows, in alphabetical order."""
-    if known is not None:
-        languages = languages[languages.isin(known)]
     return sorted(languages.value_counts(sort=True).index[:most])
 
 

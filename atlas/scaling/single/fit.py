@@ -205,7 +205,7 @@ def fit(
     columns = columns_of(model, runs, tokens)
     open_ = model.diagnose(columns)
     undetermined = any(p.role == "exponent" and p.name in open_ for p in model.parameters)
-    problem = _problem(columns, runs, corner, _prior(model, prior, undetermined, _unit(runs)))
+    problem = _problem(columns, runs, corner, _prior(model, prior, undetermined, runs.loss_unit))
     with jax.enable_x64(True):
         solution, spread = _solve(model, problem, len(runs))
     return _report(model, runs, open_, tokens, problem, solution, spread)
@@ -293,11 +293,6 @@ def _check(law: Law, runs: Runs, objective: str, delta: float, tokens: str) -> N
         raise UserError(f"{len(runs)} rows cannot determine the {len(law.names)} parameters of the {law.name} law")
 
 
-def _unit(runs: Runs) -> str:
-    named = runs.frame["loss_unit"].dropna() if "loss_unit" in runs.frame else ()
-    return str(named.iloc[0]) if len(named) else ""
-
-
 def _report(law, runs, open_, tokens, problem, solution, spread) -> Fit:
     fitted, predicted = spread.fitted, spread.predicted[: len(runs)]
     covariance = spread.to_fitted @ spread.covariance @ spread.to_fitted.T
@@ -320,7 +315,7 @@ def _report(law, runs, open_, tokens, problem, solution, spread) -> Fit:
         starts_agreeing=float(solution.agreeing),
         covariance=covariance,
         tokens=tokens,
-        unit=_unit(runs),
+        unit=runs.loss_unit,
         n_rows=len(runs),
         n_runs=len(runs.run_ids),
         warnings=tuple(notes),

@@ -138,20 +138,9 @@ def starting_tau(runs: Runs) -> pd.DataFrame | None:
 
 
 def _curves(runs: Runs, keys: list[str]) -> dict[tuple, pd.DataFrame]:
-    """Rows by (target, source or "" for monolingual, *keys), reduced to run, phase, tokens, loss."""
-    names = np.asarray(runs.languages)
-    rows = pd.DataFrame(
-        {
-            "target": names[runs.target],
-            "source": _sources(runs),
-            **{key: runs.frame[key].to_numpy() for key in keys},
-            "run": runs.run,
-            "phase": runs.phase,
-            "tokens": runs.total_tokens,
-            "loss": runs.loss,
-        }
-    )
-    return dict(list(rows[rows.source.notna()].groupby(["target", "source", *keys], sort=True)))
+    """Evaluations by (target, source or "" for monolingual, *keys)."""
+    rows = runs.evaluations().assign(source=_sources(runs), **{key: runs.frame[key].to_numpy() for key in keys})
+    return dict(list(rows[rows.source.notna()].groupby(["language", "source", *keys])))
 
 
 def _sources(runs: Runs) -> np.ndarray:
