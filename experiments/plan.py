@@ -37,14 +37,14 @@ _SHARES = flags.DEFINE_list("shares", [], "next: mixture of the run to predict a
 _UNIQUE = flags.DEFINE_list("unique", [], "unique tokens U as language:tokens,…; default: as in the runs")
 _JSON = flags.DEFINE_string("json", "", "file for the result as JSON")
 
+_QUESTIONS = ("expand", "crossover", "allocate", "mixture", "next", "transfer")
+
 
 def main(argv: Sequence[str]) -> None:
     """Answers the question that the first argument names."""
     if len(argv) != 2:
         raise UserError(f"give one of {', '.join(_QUESTIONS)}; for example: plan expand --multiplier=4")
-    if argv[1] not in _QUESTIONS:
-        raise unknown("plan", argv[1], _QUESTIONS)
-    table, facts = _QUESTIONS[argv[1]]()
+    table, facts = _answer(argv[1])
     print(table.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     for name, value in facts.items():
         print(f"{name}: {_text(value)}")
@@ -53,48 +53,29 @@ def main(argv: Sequence[str]) -> None:
         write_atomically(pathlib.Path(_JSON.value), json.dumps(document, indent=1))
 
 
-def _expand() -> answers.Answer:
-    return answers.expand([_number("multiplier", text) for text in _MULTIPLIER.value], _FIT.value)
-
-
-def _crossover() -> answers.Answer:
-    if not _RUNS.value:
-        _app.require(params=_PARAMS.value)
-    return answers.crossover(_PARAMS.value, _LANGUAGE.value, _RUNS.value)
-
-
-def _allocate() -> answers.Answer:
-    _app.require(flops=_FLOPS.value)
-    if not _FIT.value:
-        _app.require(language=_LANGUAGE.value)
-    return answers.allocate(_FLOPS.value, _LANGUAGE.value, _FIT.value, _REGIME.value, _pairs(_UNIQUE))
-
-
-def _mixture() -> answers.Answer:
-    _app.require(fit=_FIT.value, flops=_FLOPS.value)
-    return answers.mixture(_FIT.value, _FLOPS.value, _pairs(_WEIGHTS), _pairs(_UNIQUE))
-
-
-def _next() -> answers.Answer:
-    _app.require(fit=_FIT.value, language=_LANGUAGE.value, params=_PARAMS.value, tokens=_TOKENS.value)
-    goal = (_LANGUAGE.value, _PARAMS.value, _TOKENS.value, _pairs(_SHARES), _pairs(_UNIQUE))
-    return answers.further_runs(_FIT.value, *goal, _FLOPS.value, _COUNT.value)
-
-
-def _transfer() -> answers.Answer:
-    if not _FIT.value:
-        _app.require(language=_LANGUAGE.value)
-    return answers.transfer(_LANGUAGE.value, _FIT.value)
-
-
-_QUESTIONS = {
-    "expand": _expand,
-    "crossover": _crossover,
-    "allocate": _allocate,
-    "mixture": _mixture,
-    "next": _next,
-    "transfer": _transfer,
-}
+def _answer(question: str) -> answers.Answer:
+    fit, runs, language, params, flops = (f.value for f in (_FIT, _RUNS, _LANGUAGE, _PARAMS, _FLOPS))
+    unique = _pairs(_UNIQUE)
+    match question:
+        case "expand":
+            return answers.expand([_number("multiplier", text) for text in _MULTIPLIER.value], fit)
+        case "crossover":
+            _app.require(params=runs or params)
+            return answers.crossover(params, language, runs)
+        case "allocate":
+            _app.require(flops=flops, language=fit or language)
+            return answers.allocate(flops, language, fit, _REGIME.value, unique)
+        case "mixture":
+            _app.require(fit=fit, flops=flops)
+            return answers.mixture(fit, flops, _pairs(_WEIGHTS), unique)
+        case "next":
+            tokens = _TOKENS.value
+            _app.require(fit=fit, language=language, params=params, tokens=tokens)
+            return answers.further_runs(fit, language, params, tokens, _pairs(_SHARES), unique, flops, _COUNT.value)
+        case "transfer":
+            _app.require(language=fit or language)
+            return answers.transfer(language, fit)
+    raise unknown("plan", question, _QUESTIONS)
 
 
 def _pairs(flag: flags.FlagHolder) -> dict[str, float]:

@@ -273,7 +273,7 @@ def _trained_rows(runs: Runs, trained: np.ndarray, notes: list[str]) -> Runs:
     if len(kept) == len(runs.targets):
         return runs
     rest = np.setdiff1d(np.arange(len(runs.languages)), kept)
-    bare = ", ".join(runs.languages[i] for i in rest if i < runs.num_targets)
+    bare = ", ".join(runs.languages[i] for i in rest if i < len(runs.targets))
     notes.append(f"no row evaluates {bare} in a run trained on it: a source only")
     order = np.concatenate([kept, rest])
     return dataclasses.replace(
@@ -282,7 +282,7 @@ def _trained_rows(runs: Runs, trained: np.ndarray, notes: list[str]) -> Runs:
         U=runs.U[:, order],
         target=np.searchsorted(kept, runs.target),
         languages=tuple(runs.languages[i] for i in order),
-        num_targets=len(kept),
+        targets=tuple(runs.languages[i] for i in kept),
     )
 
 

@@ -6,7 +6,7 @@ the crossover says from which budget on the checkpoint is no longer worth its he
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -135,15 +135,8 @@ def _log_loss(curve: LossCurve, tokens: np.ndarray) -> np.ndarray:
     return np.interp(np.log(tokens), np.log(curve.tokens), np.log(curve.loss))
 
 
-@dataclass(frozen=True)
-class CrossoverLaw:
-    """C = coefficient · N^exponent FLOPs of the crossover of one language, and its uncertainty.
-
-    Attributes:
-      coefficient, exponent: of the fit.
-      exponent_se: standard error of the exponent.
-      sizes: number of sizes behind it.
-    """
+class CrossoverLaw(NamedTuple):
+    """C = coefficient · N^exponent FLOPs of the crossover of one language, by its sizes; and the exponent's error."""
 
     coefficient: float
     exponent: float
@@ -152,7 +145,7 @@ class CrossoverLaw:
 
     def flops(self, params: float) -> float:
         """C at N parameters."""
-        return float(self.coefficient * params**self.exponent)
+        return self.coefficient * params**self.exponent
 
 
 def crossover_law(table: pd.DataFrame) -> CrossoverLaw | None:
@@ -173,12 +166,9 @@ def crossover_law(table: pd.DataFrame) -> CrossoverLaw | None:
     spread = np.where(np.isfinite(width) & (width > 0), width / (2 * Z90), np.nan)
     # An interval that is open at one end is at least as wide as the widest closed one.
     spread = np.where(np.isnan(spread), np.nanmax(spread, initial=0.0) or 1.0, spread)
-    design = np.stack([np.ones_like(x), x - x.mean()], 1) / spread[:, None]
-    covariance = np.linalg.inv(design.T @ design)
-    level, exponent = covariance @ design.T @ (y / spread)
-    return CrossoverLaw(
-        float(np.exp(level - exponent * x.mean())), float(exponent), float(np.sqrt(covariance[1, 1])), len(rows)
-    )
+    (exponent, level), covariance = np.polyfit(x - x.mean(), y, 1, w=1 / spread, cov="unscaled")
+    coefficient = float(np.exp(level - exponent * x.mean()))
+    return CrossoverLaw(coefficient, float(exponent), float(np.sqrt(covariance[0, 0])), len(rows))
 
 
 def published_crossovers(params: float, language: str = "") -> pd.DataFrame:

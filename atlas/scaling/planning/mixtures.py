@@ -88,15 +88,20 @@ def plan_mixture(
 ) -> MixturePlan:
     """The best mixture by a fit of these runs, in the region that they support and with the text that they had.
 
+    Shares and N minimise the weighted mean loss at C = 6·N·D_tot FLOPs. Shares are a softmax above their floors, N a
+    sigmoid between its bounds; Adam from 32 starts at once, the best of which counts. Shortfalls of z are penalised,
+    not forbidden: the plan says where one is left.
+
     Args:
       law, runs: a joint fit's law and the rows that it is of.
-      flops: budget; by default ten times that of the most expensive run.
-      weights: see `optimal_mixture`.
+      flops: budget C; by default ten times that of the most expensive run.
+      weights: importance of each target language, not negative; by default all alike.
       unique_tokens: U by language where it is another than `Runs.unique_tokens` says.
-      draws: see `optimal_mixture`.
+      draws: laws [n] that the runs allow, of the same languages, for the plan's band.
 
     Raises:
-      UserError: see `optimal_mixture`.
+      UserError: the budget or a U is not positive, a weight is negative, a language is unknown, or the draws are of
+        other languages.
     """
     if flops is None:
         flops = _BUDGET_FACTOR * FLOPS_PER_PARAMETER_TOKEN * float((runs.N * runs.total_tokens).max())
@@ -114,23 +119,7 @@ def optimal_mixture(
     unique_tokens: Mapping[str, float] | None = None,
     draws: JointLaw | None = None,
 ) -> MixturePlan:
-    """Shares and N that minimise the weighted mean loss at C = 6·N·D_tot FLOPs, inside the trust region.
-
-    Shares are a softmax above their floors, N a sigmoid between its bounds; Adam from 32 starts at once, the
-    best of which counts. Shortfalls of z are penalised, not forbidden: the plan says where one is left.
-
-    Args:
-      law: the fitted law.
-      flops: C, positive.
-      trust: see TrustRegion.
-      weights: importance of each target language, not negative; by default all alike.
-      unique_tokens: U per source language; absent means that it never repeats.
-      draws: laws [n] that the runs allow, of the same languages, for the plan's band.
-
-    Raises:
-      UserError: the budget or a U is not positive, a weight is negative, a language is unknown, or the draws are of
-        other languages.
-    """
+    """`plan_mixture` of any law in any region; a language without `unique_tokens` never repeats."""
     problem = _problem(law, flops, trust, weights, unique_tokens)
     rng = np.random.default_rng(0)
     lanes = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], _STARTS, 0), law)

@@ -108,25 +108,17 @@ def _mixed_units(frame: pd.DataFrame, D: np.ndarray, target: np.ndarray, languag
     if "loss_unit" in frame or "initialize" in frame:
         return []
     own = D[np.arange(len(D)), target]
-    rows = pd.DataFrame({"N": frame["num_params"], "own": own, "total": D.sum(1), "target": target})
+    rows = pd.DataFrame({"N": frame["num_params"], "own": own, "target": target})
     rows["loss"] = np.log(frame["loss"])
     rows = rows[rows.own > 0].iloc[:_SAMPLE]
     for t, part in rows.groupby("target"):
-        factor = max(_between_replicates(part), _between_groups(part))
+        factor = _between_groups(part)
         if factor > _UNIT_FACTOR:
             return [
                 f"losses of {languages[t]!r} fall into groups a factor {factor:.2f} apart at alike sizes and tokens: "
                 "are they all in one unit (nats or bits, per token or per byte)?"
             ]
     return []
-
-
-def _between_replicates(rows: pd.DataFrame) -> float:
-    """Typical ratio of losses at exactly equal N and tokens, where it is large; 1 if only stray rows differ so."""
-    groups = rows.groupby(["N", "own", "total"]).loss.agg(["min", "max", "size"])
-    span = (groups["max"] - groups["min"])[groups["size"] > 1]
-    far = span[span > np.log(_UNIT_FACTOR)]
-    return float(np.exp(far.median())) if len(far) >= max(2, 0.1 * len(span)) else 1.0
 
 
 def _between_groups(rows: pd.DataFrame) -> float:

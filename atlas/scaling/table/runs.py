@@ -30,7 +30,7 @@ class Runs:
       loss: [n] float64, in the table's own unit.
       run: [n] int, index into `run_ids`; rows of one run are correlated.
       languages: the Ls source languages; the evaluated ones come first, source-only ones after them.
-      num_targets: how many languages are evaluated.
+      targets: the languages that have evaluations: the first of `languages`, whatever rows are selected.
       run_ids: the runs' names.
       frame: the rows kept, in the same order, with every column of the table.
       notes: what was dropped or assumed while reading, with counts.
@@ -43,18 +43,13 @@ class Runs:
     loss: np.ndarray
     run: np.ndarray
     languages: tuple[str, ...]
-    num_targets: int
+    targets: tuple[str, ...]
     run_ids: tuple[str, ...]
     frame: pd.DataFrame
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.loss)
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The languages that have evaluations: a prefix of `languages`, whatever rows are selected."""
-        return self.languages[: self.num_targets]
 
     @property
     def total_tokens(self) -> np.ndarray:
@@ -227,7 +222,7 @@ def load_runs(source: str | os.PathLike | pd.DataFrame) -> Runs:
         loss=frame["loss"].to_numpy(float),
         run=run,
         languages=languages,
-        num_targets=len(targets),
+        targets=targets,
         run_ids=tuple(run_ids),
         frame=frame,
         notes=tuple(notes),
