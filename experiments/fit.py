@@ -59,10 +59,10 @@ def main(_) -> None:
     runs = _select(scaling.load_runs(_RUNS.value)).comparable()
     options = _joint_options(runs) if _LAW.value == "atlas" else _options()
     split = None if _HOLDOUT.value == "none" else _HOLDOUT.value
-    document = scaling.fit_document(
+    document, text = scaling.fit_document(
         runs, _LAW.value, options, split, resamples=_BOOTSTRAP.value, advise=_ADVISE.value, seed=_SEED.value
     )
-    print(scaling.describe_fit(document))
+    print(text)
     path = pathlib.Path(_WORKDIR.value) / "fit.json"
     write_atomically(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     print(f"wrote {path}")

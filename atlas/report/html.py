@@ -14,7 +14,7 @@ from atlas.errors import UserError
 from atlas.files import write_atomically
 from atlas.report import decisions, figures, style
 from atlas.report.summary import StudySummary
-from atlas.scaling import PUBLISHED_EXPONENTS, JointFit, expansion_table, latest_scores, score_matrix, tau_from_score
+from atlas.scaling import PUBLISHED_EXPONENTS, JointFit, expansion_table, latest_scores
 
 _DPI = 150  # half as much again as shown: sharp on dense screens, a file of a few megabytes
 _WARNINGS = 10  # shown unfolded: more hide the first ones
@@ -176,7 +176,8 @@ def _interval(value: float, low: float, high: float, identified: bool) -> str:
 def _transfer(page: _Page, study: StudySummary) -> None:
     page.add("<h2>Transfer between languages</h2>")
     scores = study.transfer
-    measured = None if scores is None or scores.empty else score_matrix(scores)
+    latest = None if scores is None or scores.empty else latest_scores(scores)
+    measured = None if latest is None else latest.pivot(index="target", columns="source", values="score")
     if len(study.fit.sources) == 1 and measured is None:
         why = "One language, and no bilingual runs: transfer is unknown."
         page.missing(study.missing.get("transfer", why))
@@ -193,11 +194,10 @@ def _transfer(page: _Page, study: StudySummary) -> None:
     page.add("<h3>Bilingual transfer scores</h3>")
     caption = "Score over its anchor, with 90 % intervals; triangles: at most. 0: neutral."
     page.figure("score_drift", caption, lambda: decisions.score_drift(scores))
-    page.add(_table(_score_table(scores)))
+    page.add(_table(_score_table(latest.head(_PAIRS))))
 
 
-def _score_table(scores: pd.DataFrame) -> pd.DataFrame:
-    latest = latest_scores(scores).head(_PAIRS)
+def _score_table(latest: pd.DataFrame) -> pd.DataFrame:
     low, score, high = (latest[name].map(_number) for name in ("low", "score", "high"))
     columns = {
         "target": latest.target,
@@ -208,7 +208,7 @@ def _score_table(scores: pd.DataFrame) -> pd.DataFrame:
             latest.censored == "at least", "at least " + low
         ),
         "90 % interval": "[" + low + ", " + high + "]",
-        "τ it implies": latest.score.map(tau_from_score).map(_number),
+        "τ it implies": latest.tau.map(_number),
     }
     return pd.DataFrame(columns)
 

@@ -22,12 +22,10 @@ from atlas.scaling.holdout import heldout
 from atlas.scaling.joint.draws import joint_draws
 from atlas.scaling.joint.fit import JointFit, fit_joint
 from atlas.scaling.joint.influence import influence as joint_influence
-from atlas.scaling.joint.influence import objective as joint_objective
-from atlas.scaling.joint.influence import parameter_gradients, prediction_gradients, refit
 from atlas.scaling.joint.prior import LAMBDA_KINDS, TAU_PRIORS, Hyperprior
 from atlas.scaling.law import JointLaw
 from atlas.scaling.planning import answers
-from atlas.scaling.planning.documents import describe_fit, fit_document
+from atlas.scaling.planning.documents import fit_document
 from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expansion_table, iso_loss
 from atlas.scaling.planning.mixtures import MixturePlan, plan_mixture
 from atlas.scaling.planning.practice import borrow
@@ -40,14 +38,7 @@ from atlas.scaling.table.labels import labels
 from atlas.scaling.table.runs import COOLDOWN, Runs, load_runs, read_table
 from atlas.scaling.table.splits import SPLITS
 from atlas.scaling.transfer.capacity import CapacityExponents, CapacityFit, fit_capacity
-from atlas.scaling.transfer.scores import (
-    bilingual_transfer_scores,
-    latest_scores,
-    score_from_tau,
-    score_matrix,
-    starting_tau,
-    tau_from_score,
-)
+from atlas.scaling.transfer.scores import bilingual_transfer_scores, latest_scores, score_from_tau, starting_tau
 
 __all__ = [
     "COOLDOWN",
@@ -72,7 +63,6 @@ __all__ = [
     "bootstrap",
     "borrow",
     "compare",
-    "describe_fit",
     "expansion_table",
     "finite",
     "fit",
@@ -83,19 +73,13 @@ __all__ = [
     "iso_loss",
     "joint_draws",
     "joint_influence",
-    "joint_objective",
     "labels",
     "latest_scores",
     "load_runs",
-    "parameter_gradients",
     "plan_mixture",
-    "prediction_gradients",
     "published",
     "read_table",
-    "refit",
     "score_from_tau",
-    "score_matrix",
     "simulation",
     "starting_tau",
-    "tau_from_score",
 ]

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from atlas.scaling import JointFit, fit_joint, load_runs, plan_mixture, refit, simulation
+from atlas.scaling import JointFit, fit_joint, load_runs, plan_mixture, simulation
+from atlas.scaling.joint.influence import refit
 from experiments.benchmarks.studies import judged
 from experiments.benchmarks.timing import seconds
 

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from scipy.optimize import minimize
 
-from atlas.scaling import JointFit, joint_influence, joint_objective, prediction_gradients, refit
+from atlas.scaling import JointFit
+from atlas.scaling.joint.influence import influence, objective, prediction_gradients, refit
 
 _STEPS = (1e-7, 1e-8)  # of log losses, for finite differences: the longest that carries no row across its corner
 _LEFT_OUT = 40  # runs
@@ -39,7 +40,7 @@ def derivatives(fit: JointFit, point: dict[str, Any], seed: int) -> dict[str, fl
         weight = np.array(fit.record.state.noise.run_weight)
         weight[run] = 0.0
         refits.append(np.log(refit(fit, run_weight=weight).predict(**point)[0]) - base)
-    quick = joint_influence(fit, **point).loc[[names[run] for run in some]].to_numpy()
+    quick = influence(fit, **point).loc[[names[run] for run in some]].to_numpy()
     agreement = [np.corrcoef(a, b)[0, 1] for a, b in zip(quick.T, np.array(refits).T, strict=True)]
     return {
         "gradient error": float(np.linalg.norm(found - numeric) / np.linalg.norm(numeric)),
@@ -62,7 +63,7 @@ def objective_gap(fit: JointFit) -> float:
     coordinates whitened by the fit's precision, without which L-BFGS-B does not arrive.
     """
     with jax.enable_x64(True):
-        function, end, precision = joint_objective(fit)
+        function, end, precision = objective(fit)
         value = jax.jit(jax.value_and_grad(function))
         factor = np.linalg.cholesky(precision)
 

@@ -218,9 +218,8 @@ def fit_joint(
       lambda_kind: whose the repetition rate λ is: one for each "target" and all that it learns from, one "shared"
         by all languages, or one for each "source", whoever learns from it, then named lambda[<-fr] (dearer: it
         couples all targets).
-      initial_tau: transfer weights [target, source] to start from, NaN where unknown, such as
-        `tau_from_score(score_matrix(scores))`; languages that the runs lack are ignored. They shorten the way;
-        the optimum is the same.
+      initial_tau: transfer weights [target, source] to start from, NaN where unknown, as `starting_tau` gives them;
+        languages that the runs lack are ignored. They shorten the way; the optimum is the same.
       hyperprior: the numbers of the prior.
 
     Raises:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 
-from atlas.errors import UserError
 from atlas.scaling.estimates import finite
 from atlas.scaling.holdout import heldout
 from atlas.scaling.joint.fit import fit_joint
@@ -23,7 +22,7 @@ def fit_document(
     resamples: int = 0,
     advise: float | None = None,
     seed: int = 0,
-) -> dict:
+) -> tuple[dict, str]:
     """Fits a law and says how far to trust it.
 
     Args:
@@ -37,12 +36,11 @@ def fit_document(
 
     Returns:
       Plain values, ready for json.dumps: those of the fit's `to_json`, and "bootstrap" and "advice" where asked for.
+      And the same as text for a terminal.
 
     Raises:
-      UserError: as those functions do, or the number of resamples is negative.
+      UserError: as those functions do.
     """
-    if resamples < 0:
-        raise UserError(f"the number of resamples must not be negative, got {resamples}; 1000 are usual")
     found = fit_joint(runs, **options) if law == "atlas" else fit(law, runs, **options)
     scores = None
     if holdout:
@@ -53,7 +51,7 @@ def fit_document(
     if advise is not None:
         table, notes = advice(runs, advise, law, **options)
         document["advice"] = finite({"flops": advise, "plans": table.to_dict("records"), "notes": notes})
-    return document
+    return document, _describe(document)
 
 
 def _resample(law: Fit, parameters: dict[str, dict], resamples: int, seed: int) -> dict:
@@ -65,8 +63,7 @@ def _resample(law: Fit, parameters: dict[str, dict], resamples: int, seed: int) 
     return {"resamples": resamples, "converged": found.converged}
 
 
-def describe_fit(document: Mapping) -> str:
-    """A document of `fit_document` as text for a terminal."""
+def _describe(document: Mapping) -> str:
     size = f"{document['n_rows']} rows of {document['n_runs']} runs"
     lines = [f"{document['law']} law: {size}, objective {document['objective']:.9g}"]
     lines.append(f"{'parameter':<20}{'value':>12}{'se':>11}   90 % interval")

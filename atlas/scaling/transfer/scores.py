@@ -129,7 +129,8 @@ def starting_tau(runs: Runs) -> pd.DataFrame | None:
     """
     languages = list(runs.languages)
     try:
-        measured = score_matrix(bilingual_transfer_scores(runs.single_epoch()))
+        latest = latest_scores(bilingual_transfer_scores(runs.single_epoch()))
+        measured = latest.pivot(index="target", columns="source", values="score")
     except UserError:
         measured = pd.DataFrame()
     known = published.transfer_scores().reindex(index=languages, columns=languages)
@@ -205,14 +206,9 @@ def replicate_deviation(rows: pd.DataFrame) -> float:
 def latest_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """One row a (target, source): the largest N, and there the latest anchor at which the score was measured.
 
-    Pairs that were only bounded keep their latest bound (score NaN, `censored` set).
+    Pairs that were only bounded keep their latest bound (score NaN, `censored` set). Column tau: what a score implies.
     """
     order = scores.assign(_measured=scores.score.notna()).sort_values(["num_params", "_measured", "anchor_tokens"])
     order = order[order.censored != "no anchor"]
-    last = order.groupby(["target", "source"]).tail(1)
-    return last.drop(columns="_measured").sort_values(["target", "source"], ignore_index=True)
-
-
-def score_matrix(scores: pd.DataFrame) -> pd.DataFrame:
-    """`latest_scores` as a matrix [target, source], NaN where no score was measured."""
-    return latest_scores(scores).pivot(index="target", columns="source", values="score")
+    last = order.groupby(["target", "source"]).tail(1).drop(columns="_measured")
+    return last.assign(tau=tau_from_score(last.score)).sort_values(["target", "source"], ignore_index=True)

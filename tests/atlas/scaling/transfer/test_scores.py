@@ -10,7 +10,6 @@ from atlas.scaling.transfer.scores import (
     bilingual_transfer_scores,
     latest_scores,
     score_from_tau,
-    score_matrix,
     tau_from_score,
 )
 
@@ -115,7 +114,7 @@ def test_scores_from_a_runs_table():
     }
     scores = scores_of(table(tau))
     assert len(scores) == 6 * 5
-    matrix = score_matrix(scores)
+    matrix = latest_scores(scores).pivot(index="target", columns="source", values="score")
     for (target, source), value in tau.items():
         assert matrix.loc[target, source] == pytest.approx(score_from_tau(value), abs=0.02)
     # By default only anchors that can be measured; equal budgets reach to half the monolingual tokens or so.
@@ -141,7 +140,9 @@ def test_phases_are_never_mixed():
     both = table(tau, phase=("trunk", "cooldown"))
     scores = scores_of(both)
     assert set(scores.phase) == {"cooldown"}
-    assert score_matrix(scores).loc["a", "b"] == pytest.approx(score_from_tau(0.4), abs=0.02)
+    latest = latest_scores(scores).set_index(["target", "source"])
+    assert latest.score["a", "b"] == pytest.approx(score_from_tau(0.4), abs=0.02)
+    assert latest.tau["a", "b"] == pytest.approx(0.4, abs=0.02)
     few = both[(both.phase == "trunk") | both.groupby("run").cumcount().isin([0, 2, 4])]
     assert set(scores_of(few).phase) == {"trunk"}
     # A bilingual side without cooled-down points falls back to trunk with trunk.
