@@ -1,9 +1,10 @@
 """Figures of a comparison of attention kinds: one line a kind, everywhere in the same colour."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -21,12 +22,9 @@ def training_curves(curves: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     shown = {column: title for column, title in titles.items() if column in curves and curves[column].notna().any()}
     figure, axes = style.panels(len(shown), columns=2, height=2.8)
     for axis, (column, title) in zip(axes, shown.items(), strict=True):
-        for kind, colour in _colours(curves).items():
-            part = curves[(curves.kind == kind) & curves[column].notna()]
+        for part, colour in _means(axis, curves, "step", column):
             for _, run in part.groupby("seed"):
                 axis.plot(run.step, run[column], color=colour, lw=0.6, alpha=0.4)
-            mean = part.groupby("step")[column].mean()
-            axis.plot(mean.index, mean, color=colour)
         axis.set(title=title, xlabel="step")
         if column == "loss":
             style.log_axis(axis.yaxis, curves[column])
@@ -44,11 +42,8 @@ def accuracy_by_length(accuracy: pd.DataFrame) -> Figure:
     figure, axes = style.panels(len(names))
     for axis, task in zip(axes, names, strict=True):
         part = accuracy[accuracy.task == task]
-        for kind, colour in _colours(accuracy).items():
-            mine = part[part.kind == kind]
-            mean = mine.groupby("length").accuracy.mean()
+        for mine, colour in _means(axis, part, "length", "accuracy"):
             axis.plot(mine.length, mine.accuracy, "o", color=colour, ms=3, alpha=0.5, mew=0)
-            axis.plot(mean.index, mean, color=colour)
         lengths = sorted(part.length.unique())
         axis.set_xscale("log")
         axis.set_xticks(lengths, [str(length) for length in lengths])
@@ -69,17 +64,23 @@ def learning_rates(rates: pd.DataFrame) -> Figure:
     if not np.isfinite(rates.loss).any():
         style.say(axis, "no short run ended with a finite loss")
         return figure
-    for kind, colour in _colours(rates).items():
-        mine = rates[rates.kind == kind].sort_values("learning_rate")
-        axis.plot(mine.learning_rate, mine.loss, color=colour)
-        for diverged, marker in ((False, "o"), (True, "x")):
-            part = mine[mine.diverged == diverged]
-            axis.plot(part.learning_rate, part.loss, marker, color=colour, ms=5)
+    for mine, colour in _means(axis, rates, "learning_rate", "loss"):
+        for diverged, part in mine.groupby("diverged"):
+            axis.plot(part.learning_rate, part.loss, "x" if diverged else "o", color=colour, ms=5)
     style.log_axis(axis.xaxis, rates.learning_rate, most=len(rates.learning_rate.unique()))
     style.log_axis(axis.yaxis, rates.loss)
     axis.set(xlabel="learning rate", ylabel="loss at the end, nats per token")
     _legend(figure, rates)
     return figure
+
+
+def _means(axis: Axes, frame: pd.DataFrame, x: str, y: str) -> Iterator[tuple[pd.DataFrame, str]]:
+    """Draws the mean over the seeds of every kind; gives a kind's rows that have the number, and its colour."""
+    for kind, colour in _colours(frame).items():
+        part = frame[(frame.kind == kind) & frame[y].notna()]
+        mean = part.groupby(x)[y].mean()
+        axis.plot(mean.index, mean, color=colour)
+        yield part, colour
 
 
 def _colours(frame: pd.DataFrame) -> dict[str, str]:

@@ -3,10 +3,8 @@
 import dataclasses
 import io
 import json
-import os
 import pathlib
-import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -16,6 +14,7 @@ from tqdm import tqdm
 from atlas.data import Corpus
 from atlas.files import write_atomically
 from atlas.report import attention_comparison as figures
+from atlas.studies.scaling_study import machine, training_seconds
 from atlas.training import RunConfig, Study, load_model, run_id, run_sweep, runs_table, stability
 from atlas.training.config import shape_of
 from atlas.training.evaluation import evaluation_set, exact_matches, read
@@ -25,14 +24,11 @@ from atlas.training.step import Skeleton
 from atlas.training.sweep import prepare_corpus
 
 RATES = "learning_rates"  # the group of a comparison's short runs
-TABLE, SUMMARY = "table.csv", "summary.json"
 
-_MEASUREMENTS = "measurements.json"
-_CONSTANTS = ("num_params", "d_ff")  # numbers of a kind, the same for every seed
+_CONSTANTS = ["num_params", "d_ff"]  # numbers of a kind, the same for every seed
 _CURVE_STEPS = 20  # steps that a point of a curve is the mean of
 _UNDISTURBED = 0.1  # quantile of the times between steps
 _CLOCK_SECONDS = 1e-3  # to which log lines tell the time
-_IDLE_SECONDS = 60.0  # longer gaps between log lines are interruptions, not training
 _DPI = 150
 _CURVES = {
     "loss": "loss, nats per token",
@@ -42,14 +38,15 @@ _CURVES = {
 
 
 def run_comparison(study: Study, workdir: pathlib.Path, command: str = "", measured_windows: int = 256) -> str:
-    """Trains and measures what is not done yet, and leaves TABLE, SUMMARY and their sources in `workdir`.
+    """Trains and measures what is not done yet, and leaves what it found in `workdir`.
 
     study: its runs of group RATES tell the largest stable learning rate of their kind, all others everything else.
     command: how it was started, for the summary. measured_windows: validation windows a language or task that trained
     models are measured on.
 
-    Files: `runs.csv` (the runs table), `results.csv` (a row a run), `accuracy.csv` (a row a run, task and document
-    length), `learning_rates.csv` (a row a short run), `curves.csv` (means of 20 steps), figures/*.png.
+    Files: `table.csv` (a row a kind), `summary.json` (the same with its circumstances), `runs.csv` (the runs table),
+    `results.csv` (a row a run), `accuracy.csv` (a row a run, task and document length), `learning_rates.csv` (a row a
+    short run), `curves.csv` (means of 20 steps), figures/*.png.
 
     Returns:
       The table in words.
@@ -57,65 +54,74 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str = "", measu
     run_sweep(study.runs, workdir, study.population, shard="0/1")
     corpus = prepare_corpus(study.base.data, workdir)
     full, short = ([run for run in study.runs if (run.group == RATES) is wanted] for wanted in (False, True))
-    measured = measure(full, corpus, workdir, measured_windows)
+    measured = _measure(full, corpus, workdir, measured_windows)
+    records = {run: JsonLines(workdir / "runs" / run_id(run) / METRICS).read() for run in study.runs}
     evaluations = runs_table(full, workdir)
-    evaluations = evaluations[(evaluations.phase == COOLDOWN) & (evaluations.step == evaluations.step.max())]
-    losses = evaluations[~evaluations.language.isin(study.base.data.tasks)].groupby("run").loss.mean()
-    results = pd.DataFrame(_row(run, measured[run_id(run)], losses[run_id(run)], workdir) for run in full)
-    rates = pd.DataFrame(_rate_row(run, workdir) for run in short)
-    accuracy = pd.DataFrame(row for run in full for row in _accuracy_rows(run, measured[run_id(run)]))
-    curves = pd.DataFrame(row for run in full for row in _curve_rows(run, workdir))
+    last = evaluations[(evaluations.phase == COOLDOWN) & (evaluations.step == evaluations.step.max())]
+    of_text = last[~last.language.isin(study.base.data.tasks)].groupby("run")
+    facts = pd.DataFrame({"num_params": of_text.num_params.first(), "bits_per_byte": of_text.loss.mean()})
+    results = pd.DataFrame(_row(run, facts.loc[run_id(run)], measured[run], records[run]) for run in full)
+    rates = pd.DataFrame(_rate_row(run, records[run]) for run in short)
+    accuracy = pd.DataFrame(row for run in full for row in _accuracy_rows(run, measured[run]))
+    curves = pd.DataFrame(row for run in full for row in _curve_rows(run, records[run]))
     table = tabulate(results, rates)
-    frames = {"results": results, "accuracy": accuracy, "learning_rates": rates, "curves": curves}
-    for name, frame in (frames | {"runs": runs_table(full, workdir)}).items():
+    frames = {"results": results, "accuracy": accuracy, "learning_rates": rates, "curves": curves, "runs": evaluations}
+    for name, frame in (frames | {"table": table.reset_index()}).items():
         write_atomically(workdir / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
-    write_atomically(workdir / TABLE, table.to_csv(float_format="%.6g"))
     _draw(workdir / "figures", curves, accuracy, rates)
-    write_atomically(workdir / SUMMARY, json.dumps(_summary(study, table, workdir, command), indent=1))
-    return f"{study.title}: mean ± standard deviation over seeds\n{describe(table)}\ntable: {workdir / TABLE}"
+    summary = {
+        "title": study.title,
+        "command": command,
+        **machine(),
+        "training_minutes": round(training_seconds(map(run_id, study.runs), workdir) / 60, 1),
+        "tokens_a_run": study.base.train.planned_steps * study.base.train.batch_size * study.base.data.window,
+        "kinds": json.loads(table.to_json(orient="index", double_precision=6)),
+    }
+    write_atomically(workdir / "summary.json", json.dumps(summary, indent=1))
+    return f"{study.title}: mean ± standard deviation over seeds\n{describe(table)}\ntable: {workdir / 'table.csv'}"
 
 
-def measure(
+def _measure(
     runs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path, measured_windows: int
-) -> dict[str, Record]:
-    """Measurements of trained runs by id, read back where they were made before.
+) -> dict[RunConfig, Record]:
+    """Measurements of trained runs, read back where they were made before.
 
     Each has `metrics`, those of the attention on validation text, and `matches`, {task: {document length: (answers
     that match, documents)}} on validation windows of the tasks.
     """
-    missing = [run for run in runs if not _measurements(workdir, run).exists()]
-    readers: dict[RunConfig, _Reader] = {}
+    files = {run: workdir / "runs" / run_id(run) / "measurements.json" for run in runs}
+    missing = [run for run, file in files.items() if not file.exists()]
+    readers: dict[RunConfig, Callable[[dict], Record]] = {}
     for run in tqdm(missing, desc="measure", unit="run", disable=not missing):
         shape = shape_of(run)
         if shape not in readers:
-            readers = {shape: _Reader(run, corpus, measured_windows)}
-        found = readers[shape](load_model(workdir, run_id(run)))
-        write_atomically(_measurements(workdir, run), json.dumps(found))
-    return {run_id(run): json.loads(_measurements(workdir, run).read_text()) for run in runs}
+            readers = {shape: _reader(run, corpus, measured_windows)}
+        write_atomically(files[run], json.dumps(readers[shape](load_model(workdir, run_id(run)))))
+    return {run: json.loads(file.read_text()) for run, file in files.items()}
 
 
-class _Reader:
+def _reader(run: RunConfig, corpus: Corpus, measured_windows: int) -> Callable[[dict], Record]:
     """Measures trained models of one shape, compiled once."""
+    tokenizer = corpus.tokenizer
+    skeleton = Skeleton(dataclasses.replace(run.model, vocab_size=tokenizer.vocab_size))
+    ids = tokenizer.separator, tokenizer.padding
+    compiled = jax.jit(lambda model, tokens: read(skeleton.merge(model["params"], model["buffers"]), tokens, *ids))
+    windows = evaluation_set(corpus, measured_windows, run.train.batch_size)
+    language = np.asarray(corpus.languages)[windows.language]
 
-    def __init__(self, run: RunConfig, corpus: Corpus, measured_windows: int):
-        self._separator = corpus.tokenizer.separator
-        skeleton = Skeleton(dataclasses.replace(run.model, vocab_size=corpus.tokenizer.vocab_size))
-        ids = self._separator, corpus.tokenizer.padding
-        self._read = jax.jit(lambda params, buffers, tokens: read(skeleton.merge(params, buffers), tokens, *ids))
-        windows = evaluation_set(corpus, measured_windows, run.train.batch_size)
-        languages = np.asarray(corpus.languages)[windows.language]
-        self._text = windows.tokens[~np.isin(languages, run.data.tasks)]
-        self._tasks = {task: windows.tokens[languages == task] for task in run.data.tasks}
-
-    def __call__(self, model: dict) -> Record:
-        _, metrics = self._read(model["params"], model["buffers"], self._text)
-        matches = {task: self._matches(model, tokens) for task, tokens in self._tasks.items()}
-        return {"metrics": {name: float(value) for name, value in metrics.items()}, "matches": matches}
-
-    def _matches(self, model: dict, tokens_CBS: np.ndarray) -> dict[int, tuple[int, int]]:
-        correct_CBT, _ = self._read(model["params"], model["buffers"], tokens_CBS)
+    def matches(model: dict, tokens_CBS: np.ndarray) -> dict[int, tuple[int, int]]:
+        correct_CBT, _ = compiled(model, tokens_CBS)
         rows = tokens_CBS.reshape(-1, tokens_CBS.shape[-1])
-        return exact_matches(rows, np.asarray(correct_CBT).reshape(len(rows), -1), self._separator)
+        return exact_matches(rows, np.asarray(correct_CBT).reshape(len(rows), -1), tokenizer.separator)
+
+    def measure(model: dict) -> Record:
+        _, metrics = compiled(model, windows.tokens[~np.isin(language, run.data.tasks)])
+        return {
+            "metrics": {name: float(value) for name, value in metrics.items()},
+            "matches": {task: matches(model, windows.tokens[language == task]) for task in run.data.tasks},
+        }
+
+    return measure
 
 
 def tabulate(results: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
@@ -124,15 +130,12 @@ def tabulate(results: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
     `largest_stable_rate` is that of the short runs; see `atlas.training.stability`.
     """
     kinds = results.groupby("kind", sort=False)
-    numbers = [name for name in results if name not in ("run", "kind", "seed", *_CONSTANTS)]
-    columns = {"runs": kinds.size()} | {name: kinds[name].first() for name in _CONSTANTS}
-    for name in numbers:
-        columns |= {name: kinds[name].mean(), f"{name}_sd": kinds[name].std()}
-    table = pd.DataFrame(columns)
+    columns = [kinds.size().rename("runs"), kinds[_CONSTANTS].first()]
+    for name in results.columns.drop(["run", "kind", "seed", *_CONSTANTS]):
+        columns.append(kinds[name].agg(**{name: "mean", f"{name}_sd": "std"}))
     by_kind = {kind: dict(zip(part.learning_rate, part.diverged, strict=True)) for kind, part in rates.groupby("kind")}
     stable = {kind: stability.largest_stable_rate(runs) for kind, runs in by_kind.items()}
-    table["largest_stable_rate"] = pd.Series(stable, dtype=float)
-    return table
+    return pd.concat(columns, axis=1).assign(largest_stable_rate=pd.Series(stable, dtype=float))
 
 
 def describe(table: pd.DataFrame) -> str:
@@ -149,18 +152,14 @@ def describe(table: pd.DataFrame) -> str:
     return pd.DataFrame(lines, index=table.index).T.to_string()
 
 
-def _row(run: RunConfig, measured: Record, bits_per_byte: float, workdir: pathlib.Path) -> Record:
-    records = _records(run, workdir)
+def _row(run: RunConfig, facts: pd.Series, measured: Record, records: Sequence[Record]) -> Record:
     losses = stability.losses_of(records)
     matches = {task: np.sum(list(counts.values()), axis=0) for task, counts in measured["matches"].items()}
-    description = json.loads((workdir / "runs" / run_id(run) / "config.json").read_text())
     return {
-        "run": run_id(run),
-        "kind": run.model.attention,
-        "seed": run.seed,
-        "num_params": description["num_params"],
+        **_labels(run),
+        "num_params": int(facts.num_params),
         "d_ff": run.model.d_ff,
-        "bits_per_byte": bits_per_byte,
+        "bits_per_byte": facts.bits_per_byte,
         **{task: float(right / documents) for task, (right, documents) in matches.items()},
         **{name: value for name, value in measured["metrics"].items() if _concerns(run, name)},
         "spike_score": stability.spike_score(losses),
@@ -169,8 +168,8 @@ def _row(run: RunConfig, measured: Record, bits_per_byte: float, workdir: pathli
     }
 
 
-def _rate_row(run: RunConfig, workdir: pathlib.Path) -> Record:
-    losses = stability.losses_of(_records(run, workdir))
+def _rate_row(run: RunConfig, records: Sequence[Record]) -> Record:
+    losses = stability.losses_of(records)
     last = [np.nan if loss is None else loss for loss in losses[-max(1, len(losses) // 10) :]]
     return {
         "kind": run.model.attention,
@@ -183,16 +182,19 @@ def _rate_row(run: RunConfig, workdir: pathlib.Path) -> Record:
 def _accuracy_rows(run: RunConfig, measured: Record) -> Iterator[Record]:
     for task, counts in measured["matches"].items():
         for length, (right, documents) in counts.items():
-            place = {"run": run_id(run), "kind": run.model.attention, "seed": run.seed, "task": task}
-            yield place | {"length": int(length), "documents": documents, "accuracy": right / documents}
+            found = {"task": task, "length": int(length), "documents": documents, "accuracy": right / documents}
+            yield _labels(run) | found
 
 
-def _curve_rows(run: RunConfig, workdir: pathlib.Path) -> Iterator[Record]:
-    records = _records(run, workdir)
+def _curve_rows(run: RunConfig, records: Sequence[Record]) -> Iterator[Record]:
     frame = pd.DataFrame(records).sort_values("step")
     columns = [name for name in _CURVES if name in frame and _concerns(run, name)]
     for step, part in frame.groupby(-(-frame.step // _CURVE_STEPS) * _CURVE_STEPS):
         yield {"kind": run.model.attention, "seed": run.seed, "step": step} | part[columns].mean().to_dict()
+
+
+def _labels(run: RunConfig) -> Record:
+    return {"run": run_id(run), "kind": run.model.attention, "seed": run.seed}
 
 
 def _concerns(run: RunConfig, metric: str) -> bool:
@@ -212,14 +214,6 @@ def _steps_per_second(records: Sequence[Record]) -> float:
     return float(1 / max(np.quantile(np.diff(times), _UNDISTURBED), _CLOCK_SECONDS))
 
 
-def _records(run: RunConfig, workdir: pathlib.Path) -> list[Record]:
-    return JsonLines(workdir / "runs" / run_id(run) / METRICS).read()
-
-
-def _measurements(workdir: pathlib.Path, run: RunConfig) -> pathlib.Path:
-    return workdir / "runs" / run_id(run) / _MEASUREMENTS
-
-
 def _draw(directory: pathlib.Path, curves: pd.DataFrame, accuracy: pd.DataFrame, rates: pd.DataFrame) -> None:
     drawn = {
         "training": figures.training_curves(curves, _CURVES),
@@ -230,17 +224,3 @@ def _draw(directory: pathlib.Path, curves: pd.DataFrame, accuracy: pd.DataFrame,
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=_DPI)
         write_atomically(directory / f"{name}.png", image.getvalue())
-
-
-def _summary(study: Study, table: pd.DataFrame, workdir: pathlib.Path, command: str) -> Record:
-    times = [np.sort([r["time"] for r in _records(run, workdir)]) for run in study.runs]
-    gaps = np.concatenate([np.diff(times_of_run) for times_of_run in times])
-    return {
-        "title": study.title,
-        "command": command,
-        "hardware": f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
-        "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
-        "training_minutes": round(float(gaps[gaps < _IDLE_SECONDS].sum()) / 60, 1),
-        "tokens_a_run": study.base.train.planned_steps * study.base.train.batch_size * study.base.data.window,
-        "kinds": json.loads(table.to_json(orient="index", double_precision=6)),
-    }

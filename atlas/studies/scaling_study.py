@@ -3,6 +3,7 @@
 import os
 import pathlib
 import platform
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -32,21 +33,30 @@ def run_study(study: Study, workdir: pathlib.Path, command: str = "") -> str:
 
 
 def _facts(study: Study, frame: pd.DataFrame, workdir: pathlib.Path, command: str) -> dict[str, object]:
-    device, data = jax.devices()[0], study.base.data
+    data = study.base.data
     return {
         "command": command,
         "runs": len(study.runs),
         "sizes N": ", ".join(f"{n:,}" for n in sorted(frame["num_params"].unique())),
         "attention": study.base.model.attention,
         "corpus": f"{data.source}, {data.tokenizer} tokens, windows of {data.window}",
-        "hardware": f"{jax.device_count()} × {device.device_kind}, {os.cpu_count()} cores, {platform.machine()}",
-        "training time": f"{_training_seconds(frame, workdir) / 60:.1f} minutes",
+        "training time": f"{training_seconds(frame['run'].unique(), workdir) / 60:.1f} minutes",
+        **machine(),
+    }
+
+
+def machine() -> dict[str, str]:
+    """What this process runs on and with, in words."""
+    device = jax.devices()[0].device_kind
+    return {
+        "hardware": f"{jax.device_count()} × {device}, {os.cpu_count()} cores, {platform.machine()}",
         "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
     }
 
 
-def _training_seconds(frame: pd.DataFrame, workdir: pathlib.Path) -> float:
-    """Time in which log lines were written, without interruptions; processes that trained side by side count once."""
-    times = [r["time"] for run in frame["run"].unique() for r in JsonLines(workdir / "runs" / run / METRICS).read()]
+def training_seconds(runs: Iterable[str], workdir: pathlib.Path) -> float:
+    """Time in which log lines of these runs, by id, were written, without interruptions; processes that trained side by
+    side count once."""
+    times = [r["time"] for run in runs for r in JsonLines(workdir / "runs" / run / METRICS).read()]
     gaps = np.diff(np.sort(times))
     return float(gaps[gaps < _IDLE_SECONDS].sum())
