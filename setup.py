@@ -19,6 +19,7 @@ setup(
         "atlas.report": ["*.css", "*.mplstyle"],
         "checked": ["py.typed"],
         "models": ["*.csv", "py.typed"],
+        "experiments.benchmarks": ["*.csv", "*.json"],
         "atlas.scaling.table.published": ["*.csv", "*.md"],
     },
     install_requires=[

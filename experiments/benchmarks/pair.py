@@ -30,38 +30,16 @@ from models.config import Architecture
 from models.pretrained import Pretrained, save_pretrained
 
 CONTEXT = 2048
-# Of the targets: M, L, H, G, F; heads are 32 wide, and two of them share keys, in every one.
-SHAPES = {
-    "1M": (128, 4, 4, 2, 384),
-    "5M": (256, 6, 8, 4, 768),
-    "30M": (512, 9, 16, 8, 1536),
-}
-_DRAFT_SHAPE = (64, 2, 2, 1, 192)
-_TRAINED = "1M"
+# M and L of the targets, of which the first is trained; heads are 32 wide, and two share keys.
+SHAPES = {"1M": (128, 4), "5M": (256, 6), "30M": (512, 9)}
+_DRAFT_SHAPE = (64, 2)
 _TRAINING = {"target": (120, 4e-3), "draft": (300, 6e-3)}  # steps and learning rate
 _TARGET_VOCABULARY, _DRAFT_VOCABULARY = 768, 640
-_WINDOW, _HEAD = 128, 32
+_WINDOW = 128
 _DOCUMENTS, _SENTENCES = 1200, 16
 _HELD_OUT = 60
 _LANGUAGE = "templates"
-
-_WORDS = {
-    "name": "Anna Boris Clara David Elena Frank Greta Henry Irina Jacob Karin Leon Marta Nils Olga Peter",
-    "place": "harbour market station garden library bridge castle village school river museum theatre",
-    "thing": "letter basket lantern ticket blanket camera violin ladder teapot compass mirror notebook",
-    "kind": "small yellow broken heavy wooden silver ancient borrowed",
-    "day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
-}
-_TEMPLATES = (
-    "On {day} morning {name} walked to the {place} and found a {kind} {thing}.",
-    "{name} told {other} that the {thing} had been left at the {place} since {day}.",
-    '"Have you seen the {kind} {thing}?" asked {name}. "It was at the {place}," answered {other}.',
-    "By the time {name} reached the {place}, the {kind} {thing} was already gone.",
-    "The keeper of the {place} gave {name} a {kind} {thing} and wished everyone a pleasant {day}.",
-    "After a long conversation {name} and {other} decided to return to the {place} on {day}.",
-    "Nobody at the {place} could remember who had brought the {kind} {thing}.",
-    "{other} wrote in the visitors' book: the {thing} belongs to {name}, who lives behind the {place}.",
-)
+_WRITING = pathlib.Path(__file__).with_name("templates.json")
 
 
 def make_pair(workdir: pathlib.Path) -> tuple[dict[str, pathlib.Path], list[str]]:
@@ -82,27 +60,24 @@ def make_pair(workdir: pathlib.Path) -> tuple[dict[str, pathlib.Path], list[str]
         directories[name] = workdir / "models" / name
         model, config = load_run(run)
         if name in SHAPES:
-            model, config = pad(model, config, SHAPES[name])
+            model, config = pad(model, config, _model(*SHAPES[name]))
         save_pretrained(Pretrained(model, config, CONTEXT), directories[name])
         shutil.copy(run / "model" / tokenizers.FILE, directories[name])
     return directories, texts[-_HELD_OUT:]
 
 
-def pad(model: Decoder, config: ModelConfig, shape: tuple[int, ...]) -> tuple[Decoder, ModelConfig]:
+def pad(model: Decoder, config: ModelConfig, larger: ModelConfig) -> tuple[Decoder, ModelConfig]:
     """A decoder of a larger shape that computes what the small one does.
 
     The residual stream's new places stay 0, since nothing writes to them: the norms' mean squares shrink by the
     ratio of the widths, which their scales and the epsilon make up for.
 
-    Args:
-      shape: M, L, H, G, F, none smaller than the model's own; H / G is the same.
+    larger: no size is below the model's own; its H / G and E are the same.
     """
-    M, L, H, G, F = shape
-    narrower = config.d_model / M
+    narrower = config.d_model / larger.d_model
     epsilon = config.architecture.norm_epsilon * narrower
     architecture = dataclasses.replace(config.architecture, norm_epsilon=epsilon)
-    sizes = {"d_model": M, "layers": L, "heads": H, "kv_heads": G, "d_ff": F}
-    larger = dataclasses.replace(config, architecture=architecture, **sizes)
+    larger = dataclasses.replace(larger, architecture=architecture, vocab_size=config.vocab_size)
     small, fresh = Skeleton(config).split(model)[0], Skeleton(larger).init(jax.random.key(0))[0]
     params = {name: _padded(name, np.array(large), small[name], narrower) for name, large in fresh.items()}
     return Skeleton(larger).merge(params, {}), larger
@@ -116,34 +91,36 @@ def _padded(name: str, large: np.ndarray, small: jax.Array, narrower: float) -> 
     return jnp.asarray(large)
 
 
+def _model(M: int, L: int) -> ModelConfig:
+    sizes = {"d_model": M, "layers": L, "heads": M // 32, "kv_heads": M // 64, "head_width": 32, "d_ff": 3 * M}
+    return ModelConfig(**sizes, scan_layers=False, architecture=Architecture(family="llama"))
+
+
 def _config(role: str, text: pathlib.Path) -> RunConfig:
     steps, learning_rate = _TRAINING[role]
-    tokenizer = str(text / tokenizers.FILE) if role == "draft" else "bpe"
-    M, L, H, G, F = _DRAFT_SHAPE if role == "draft" else SHAPES[_TRAINED]
+    tokenizer, shape = (str(text / tokenizers.FILE), _DRAFT_SHAPE) if role == "draft" else ("bpe", SHAPES["1M"])
     return RunConfig(
         name=role,
         data=DataConfig(
             source="jsonl", input=str(text), languages=(_LANGUAGE,), tokenizer=tokenizer, vocab_size=_TARGET_VOCABULARY,
             window=_WINDOW,
         ),
-        model=ModelConfig(
-            d_model=M, layers=L, heads=H, kv_heads=G, head_width=_HEAD, d_ff=F, scan_layers=False,
-            architecture=Architecture(family="llama"),
-        ),
+        model=_model(*shape),
         train=TrainConfig(batch_size=16, steps=(steps,), learning_rate=learning_rate, evaluation_windows=16),
     )  # fmt: skip
 
 
 def _document(seed: int) -> str:
-    rng = random.Random(seed)
+    rng, writing = random.Random(seed), json.loads(_WRITING.read_text())
+    words = {field: text.split() for field, text in writing["words"].items()}
 
     def choose(items: Sequence[str]) -> str:
         # Zipf's law: what is likeliest is the same for any model that has learnt it.
         return rng.choices(items, [1 / rank for rank in range(1, 1 + len(items))])[0]
 
     def sentence() -> str:
-        drawn = {field: choose(words.split()) for field, words in _WORDS.items()}
-        return choose(_TEMPLATES).format(other=choose(_WORDS["name"].split()), **drawn)
+        drawn = {field: choose(some) for field, some in words.items()}
+        return choose(writing["templates"]).format(other=choose(words["name"]), **drawn)
 
     return " ".join(sentence() for _ in range(_SENTENCES))
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import pathlib
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ _FEW = 4  # studies of what hardly differs between them
 _LARGE_N, _LARGE_D = 3e10, 1e12
 _UNSEEN_RUNS = 40
 _LOST = 0.2  # weight below which a run counts as left out
+_BARS = pathlib.Path(__file__).with_name("recovery_bars.csv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,23 +63,7 @@ STUDY_KINDS = {
 }
 
 
-class Bar(NamedTuple):
-    """What a statistic of the studies' outcomes must reach: from `low` to `high`, bounds included."""
-
-    line: str
-    study: str
-    key: str
-    statistic: str
-    low: float = -np.inf
-    high: float = np.inf
-
-
-_STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
-    "median": np.median,
-    "mean": np.mean,
-    "largest": np.max,
-    "smallest": np.min,
-}
+_STATISTICS = {"median": np.median, "mean": np.mean, "largest": np.max, "smallest": np.min}
 
 
 def run(workdir: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -88,7 +73,7 @@ def run(workdir: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     tasks["M160 at its optimum"] = functools.partial(measure_optimum, STUDY_KINDS["M160 rho 0.3"]), _FEW
     found = {name: outcomes(name, *task, workdir) for name, task in tasks.items()}
     settled = np.mean([outcome["converged"] for name in STUDY_KINDS for outcome in found[name]])
-    rows = [_row(bar, found[bar.study]) for bar in _bars()] + joint_speed.run()
+    rows = [_row(found[bar["study"]], **bar) for bar in _bars().to_dict("records")] + joint_speed.run()
     return rows, {"converged": float(settled)}
 
 
@@ -125,9 +110,7 @@ def measure_optimum(study: Study, seed: int) -> Outcome:
     """How exact the optimum and its derivatives are."""
     truth, frame = simulate(study, seed)
     found = fit_joint(load_runs(frame), truth.families)
-    N, D, target = _large(truth)
-    point = {"N": N, "D": D, "U": truth.U, "target": target}
-    return optimum.derivatives(found, point, seed) | {"objective gap": optimum.objective_gap(found)}
+    return optimum.derivatives(found, _large(truth), seed) | {"objective gap": optimum.objective_gap(found)}
 
 
 def simulate(study: Study, seed: int) -> tuple[simulation.Truth, pd.DataFrame]:
@@ -168,16 +151,16 @@ def _off_diagonal(truth: simulation.Truth) -> np.ndarray:
 
 def large_run(found: JointFit, truth: simulation.Truth) -> list[tuple[Estimate, float]]:
     """Losses predicted for a run larger than any fitted one, on all languages evenly, each with its true loss."""
-    N, D, target = _large(truth)
-    loss, deviation = found.predict(N, D, truth.U, target)
+    point = _large(truth)
+    loss, deviation = found.predict(**point)
     estimates = [Estimate.lognormal(np.log(x), s / x, True) for x, s in zip(loss, deviation, strict=True)]
-    return list(zip(estimates, truth.loss(N, D, target).tolist(), strict=True))
+    return list(zip(estimates, np.asarray(truth.law.loss(**point)).tolist(), strict=True))
 
 
-def _large(truth: simulation.Truth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """N [L], D [L, L] and targets [L] of a run on all languages evenly, seen from each of them."""
+def _large(truth: simulation.Truth) -> dict[str, np.ndarray]:
+    """N [L], D [L, L], U [L] and targets [L] of a run on all languages evenly, seen from each of them."""
     L = len(truth.languages)
-    return np.full(L, _LARGE_N), np.full((L, L), _LARGE_D / L), np.arange(L)
+    return {"N": np.full(L, _LARGE_N), "D": np.full((L, L), _LARGE_D / L), "U": truth.U, "target": np.arange(L)}
 
 
 def _plan(study: Study, rng: np.random.Generator) -> list[simulation.Mixture]:
@@ -218,43 +201,13 @@ def _unseen(found: JointFit, runs: Runs, truth: simulation.Truth, seed: int, rho
     return {"unseen r2": ours, "gain in r2": ours - theirs}
 
 
-def _bars() -> Iterator[Bar]:
-    for key, high in (("tau", 0.020), ("alpha", 0.005), ("beta", 0.006), ("log E", 0.010)):
-        yield Bar(f"{key}, root mean square error", "M160 rho 0.0", key, "median", high=high)
-    yield Bar("tau, root mean square error", "S80 rho 0.0", "tau", "median", high=0.040)
-    yield Bar("tau, root mean square error", "50 mono + 110 Dirichlet", "tau", "median", high=0.007)
-    for design, rho in itertools.product(("M160", "S80"), (0.0, 0.3, 0.6)):
-        study = f"{design} rho {rho}"
-        yield Bar("tau, checkpoints correlated", study, "tau", "median", high={"M160": 0.032, "S80": 0.058}[design])
-        yield Bar("estimated correlation", study, "rho", "median", rho - 0.15, rho + 0.15)
-        yield Bar("90 % intervals that cover tau", study, "tau inside", "mean", 0.84, 0.95)
-        yield Bar("90 % intervals that cover a large run's losses", study, "loss inside", "mean", 0.82, 0.96)
-    yield Bar("tau, few runs", "XS40", "tau", "median", high=0.09)
-    yield Bar("tau under wrong families over none", "XS40 by prior", "wrong over none", "largest", high=1.1)
-    yield Bar("tau without a prior over true families", "XS40 by prior", "flat over true", "median", low=3.0)
-    yield Bar("phi, error", "M160 phi 0.11", "phi error", "median", high=0.01)
-    yield Bar("phi, error", "M160 phi 0", "phi error", "median", high=0.02)
-    for study in ("M160 phi 0.11", "M160 phi 0"):
-        yield Bar("R2 on unseen mixtures", study, "unseen r2", "median", low=0.99)
-        yield Bar("R2 above the data-constrained law's", study, "gain in r2", "median", low=0.15)
-    yield Bar("tau, some runs diverged", "M160 10% diverged", "tau", "median", high=0.040)
-    yield Bar("diverged runs found", "M160 10% diverged", "detected", "mean", low=0.90)
-    yield Bar("false alarms", "M160 10% diverged", "false alarms", "mean", high=0.05)
-    for study in ("pairs at 50/50 only", "even mixtures only"):
-        yield Bar("tau claimed though the design hides it", study, "told", "largest", high=0.0)
-        yield Bar("languages whose tau is said to be hidden", study, "flagged", "smallest", low=1.0)
-    yield Bar("tau, no noise", "M160 without noise", "tau", "largest", high=1e-4)
-    for line, key, statistic, low, high in (
-        ("objective, against L-BFGS-B", "objective gap", "largest", -np.inf, 1e-6),
-        ("gradients, against refits", "gradient error", "largest", -np.inf, 1e-4),
-        ("influence of runs, against refits", "influence correlation", "smallest", 0.99, np.inf),
-        ("the same, worst of ten languages", "worst influence correlation", "smallest", 0.99, np.inf),
-    ):
-        yield Bar(line, "M160 at its optimum", key, statistic, low, high)
+def _bars() -> pd.DataFrame:
+    """What a statistic of each study's outcomes `key` must reach: from `low` to `high`."""
+    return pd.read_csv(_BARS).fillna({"low": -np.inf, "high": np.inf})
 
 
-def _row(bar: Bar, found: list[Outcome]) -> dict[str, Any]:
-    values = np.array([outcome[bar.key] for outcome in found])
-    measured = float(_STATISTICS[bar.statistic](values))
-    row = judged(bar.line, bar.study, bar.statistic, measured, len(values), bar.low, bar.high)
+def _row(found: list[Outcome], line: str, study: str, key: str, statistic: str, **bounds: float) -> dict[str, Any]:
+    values = np.array([outcome[key] for outcome in found])
+    measured = float(_STATISTICS[statistic](values))
+    row = judged(line, study, statistic, measured, len(values), **bounds)
     return row | {"p95": float(np.quantile(values, 0.95))}

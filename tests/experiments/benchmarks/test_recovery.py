@@ -5,24 +5,24 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import recovery
-from experiments.benchmarks.recovery import Bar, Study
+from experiments.benchmarks.recovery import Study
 
 SMALL = Study((4, 2, 4, 8), languages=3, rho=0.3)
 
 
 @pytest.mark.parametrize(
-    ("bar", "values", "measured", "reached"),
+    ("statistic", "bounds", "values", "measured", "reached"),
     [
-        (Bar("", "", "x", "median", high=0.02), [0.01, 0.02, 0.5], 0.02, "yes"),
-        (Bar("", "", "x", "median", high=0.02), [0.01, 0.021, 0.03], 0.021, "no"),
-        (Bar("", "", "x", "mean", 0.84, 0.95), [0.8, 0.9], 0.85, "yes"),
-        (Bar("", "", "x", "mean", 0.84, 0.95), [1.0, 0.98], 0.99, "no"),
-        (Bar("", "", "x", "smallest", low=1.0), [1.0, 0.9], 0.9, "no"),
-        (Bar("", "", "x", "largest", high=1e-4), [1e-5, np.nan], np.nan, "no"),
+        ("median", {"high": 0.02}, [0.01, 0.02, 0.5], 0.02, "yes"),
+        ("median", {"high": 0.02}, [0.01, 0.021, 0.03], 0.021, "no"),
+        ("mean", {"low": 0.84, "high": 0.95}, [0.8, 0.9], 0.85, "yes"),
+        ("mean", {"low": 0.84, "high": 0.95}, [1.0, 0.98], 0.99, "no"),
+        ("smallest", {"low": 1.0}, [1.0, 0.9], 0.9, "no"),
+        ("largest", {"high": 1e-4}, [1e-5, np.nan], np.nan, "no"),
     ],
 )
-def test_a_bar_is_reached_only_inside_its_bounds(bar, values, measured, reached):
-    row = recovery._row(bar, [{"x": value} for value in values])
+def test_a_bar_is_reached_only_inside_its_bounds(statistic, bounds, values, measured, reached):
+    row = recovery._row([{"x": value} for value in values], "line", "study", "x", statistic, **bounds)
     assert row["measured"] == pytest.approx(measured, nan_ok=True) and row["reached"] == reached
     assert row["studies"] == len(values)
 
@@ -72,12 +72,12 @@ def test_every_bar_has_its_study(monkeypatch):
     def fake(name, task, count, workdir):
         assert isinstance(task, functools.partial) and workdir == "kept"
         counts[name] = count
-        bars = {bar.key for bar in recovery._bars() if bar.study == name}
-        return [dict.fromkeys(bars | {"converged"}, 0.5)] * count
+        bars = recovery._bars()
+        return [dict.fromkeys([*bars.key[bars.study == name], "converged"], 0.5)] * count
 
     monkeypatch.setattr(recovery, "outcomes", fake)
     monkeypatch.setattr(recovery.joint_speed, "run", lambda: [])
     rows, facts = recovery.run("kept")
-    assert len(rows) == len(list(recovery._bars())) > 40
+    assert len(rows) == len(recovery._bars()) > 40
     assert all(row["studies"] == counts[row["study"]] for row in rows) and min(counts.values()) >= 4
     assert all(row["measured"] == 0.5 and row["bar"] for row in rows) and facts["converged"] == 0.5
