@@ -13,7 +13,7 @@ experiments/results/attention_comparison/ has what the second command gave on re
 import dataclasses
 from collections.abc import Sequence
 
-from atlas.data import DataConfig, mixtures
+from atlas.data import DataConfig
 from atlas.data.tasks import TASKS
 from atlas.errors import UserError
 from atlas.studies.attention_comparison import RATES
@@ -31,58 +31,38 @@ def get_config() -> RunConfig:
     return RunConfig(
         name="attention",
         data=DataConfig(
-            source="synthetic",
-            languages=("a1", "a2", "b1"),
-            tasks=TASKS,
-            window=WINDOW,
-            synthetic_tokens=4_000_000,
+            source="synthetic", languages=("a1", "a2", "b1"), tasks=TASKS, window=WINDOW, synthetic_tokens=4_000_000
         ),
         model=ModelConfig(
-            d_model=64,
-            layers=2,
-            heads=4,
-            kv_heads=2,
-            head_width=16,
-            d_ff=256,
-            indexer_heads=2,
-            indexer_width=16,
-            k_base=WINDOW // 8,
-            k_min=WINDOW // 32,
-            k_max=WINDOW // 4,
+            d_model=64, layers=2, heads=4, kv_heads=2, head_width=16, d_ff=256,
+            indexer_heads=2, indexer_width=16, k_base=WINDOW // 8, k_min=WINDOW // 32, k_max=WINDOW // 4,
             scan_layers=False,  # two layers compile as fast unrolled, and run faster on a CPU
         ),
         train=TrainConfig(
-            batch_size=8,
-            steps=(1000,),
-            warmup_steps=50,
-            learning_rate=8e-3,
-            evaluation_windows=128,
-            checkpoint_every=250,
+            batch_size=8, steps=(1000,), warmup_steps=50, learning_rate=8e-3,
+            evaluation_windows=128, checkpoint_every=250,
         ),
-    )
+    )  # fmt: skip
 
 
 def get_sweep(
     base: RunConfig, seeds: int = 3, learning_rates: Sequence[float] = LEARNING_RATES, rate_steps: int = 80
 ) -> Study:
-    """A run for every kind and seed, and a short one, of so many steps, for every kind and learning rate."""
+    """A run for every kind and seed, and a short one, of so many steps, for every kind and learning rate.
+
+    Text has TEXT_SHARE of the training windows, in equal shares of the languages, and the tasks have the others.
+    """
+    if not base.data.languages or not base.data.tasks:
+        raise UserError("name the languages in data.languages and the tasks in data.tasks: their shares depend on both")
     kinds = [{"name": kind, "model.attention": kind, "model.d_ff": width(base.model, kind)} for kind in ATTENTION_KINDS]
     short = {"name": "rate", "group": RATES, "train.steps": (rate_steps,), "train.checkpoint_every": 0}
     runs = chain(
         cross([{"group": "kinds"}], kinds, each("seed", range(base.seed, base.seed + seeds))),
         cross(kinds, [short], each("train.learning_rate", learning_rates)),
     )
-    shares = [{"mixture": mixture(base.data.languages, base.data.tasks)}]
-    return Study("Attention kinds at equal parameters and data", base, cross(runs, shares))
-
-
-def mixture(languages: Sequence[str], tasks: Sequence[str]) -> str:
-    """Equal shares of the languages, and of the tasks, in the proportion of TEXT_SHARE."""
-    if not languages or not tasks:
-        raise UserError("name the languages in data.languages and the tasks in data.tasks: their shares depend on both")
-    shares = {name: TEXT_SHARE * share for name, share in mixtures.uniform(languages).items()}
-    shares |= {name: (1 - TEXT_SHARE) * share for name, share in mixtures.uniform(tasks).items()}
-    return ",".join(f"{name}:{share!r}" for name, share in shares.items())
+    parts = (base.data.languages, TEXT_SHARE), (base.data.tasks, 1 - TEXT_SHARE)
+    shares = (f"{name}:{part / len(names)!r}" for names, part in parts for name in names)
+    return Study("Attention kinds at equal parameters and data", base, cross(runs, [{"mixture": ",".join(shares)}]))
 
 
 def width(dense: ModelConfig, kind: str) -> int:

@@ -24,13 +24,14 @@ class Assisted:
         torch.set_num_threads(cores())
         transformers.logging.set_verbosity_error()
         self.target, self.calls = _model(target), []
-        self.target.register_forward_pre_hook(self._count, with_kwargs=True)
+        self.target.register_forward_pre_hook(
+            lambda _, args, kwargs: self.calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+        )
         # Sampling with two vocabularies replaces the head of the drafter that it is given.
         self.drafters = {method: _model(draft) for method in ("slem", "tli")}
         for drafter in self.drafters.values():
-            settings = drafter.generation_config
-            settings.num_assistant_tokens, settings.num_assistant_tokens_schedule = length, "constant"
-            settings.assistant_confidence_threshold = 0.0
+            constant = {"num_assistant_tokens": length, "num_assistant_tokens_schedule": "constant"}
+            drafter.generation_config.update(**constant, assistant_confidence_threshold=0.0)
         self.tokenizers = {"tokenizer": _Sorted(target), "assistant_tokenizer": _Sorted(draft)}
         self.length = length
 
@@ -38,12 +39,13 @@ class Assisted:
         """Continues one prompt: method "ar", "slem" (greedy), "tli" (sampled) or "lookup"."""
         torch.manual_seed(seed)
         prompt_1T, clock = torch.tensor([prompt]), _Clock()
+        sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         self.calls.clear()
         began = time.perf_counter()
         with torch.inference_mode():
             output = self.target.generate(
                 prompt_1T, attention_mask=torch.ones_like(prompt_1T), max_new_tokens=new, streamer=clock,
-                **_sampling(temperature), **self._options(method),
+                **(sampled if temperature else {"do_sample": False}), **self._options(method),
             )  # fmt: skip
         tokens = output[0, len(prompt) :].tolist()
         # The first call reads the prompt with the first drafts.
@@ -57,9 +59,6 @@ class Assisted:
         if method == "lookup":
             return {"prompt_lookup_num_tokens": self.length, "max_matching_ngram_size": 3}
         return {} if method == "ar" else {"assistant_model": self.drafters[method]} | self.tokenizers
-
-    def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.calls.append(kwargs["input_ids"].shape[1])
 
 
 class _Sorted(PreTrainedTokenizerFast):
@@ -96,8 +95,3 @@ def _model(directory: pathlib.Path) -> LlamaForCausalLM:
     # No token ends a text: all runs write the same number.
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
     return model
-
-
-def _sampling(temperature: float) -> dict[str, Any]:
-    sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    return sampled if temperature else {"do_sample": False}

@@ -17,6 +17,7 @@ weights, makes neighbours share almost nothing, and says nothing about a trained
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -88,40 +89,34 @@ def attend_sparsely(
     return streamed.attend(q_BTHE, k_BSGE, v_BSGE, reads, selection, chunk=_CHUNK)
 
 
-def training(attend: Any) -> Any:
+def training(attend: Callable[..., Attended]) -> Callable[..., Any]:
     """Gradients of the output's sum of squares and, where there is one, of the indexer's loss."""
 
     def loss(arguments):
         out = attend(*arguments)
-        o, losses = (out.output, out.indexer_loss) if isinstance(out, Attended) else (out, 0.0)
-        return jnp.sum(o.astype(jnp.float32) ** 2) + jnp.sum(losses)
+        indexer = 0.0 if out.indexer_loss is None else jnp.sum(out.indexer_loss)
+        return jnp.sum(out.output.astype(jnp.float32) ** 2) + indexer
 
     return lambda *arguments: jax.value_and_grad(loss)(arguments)
 
 
 def _programs(shape: Shape, T: int) -> list[Program]:
-    q, k, v, index = _inputs(shape, T)
+    *inputs, index = _inputs(shape, T)
     implementation = "cudnn" if jax.default_backend() == "gpu" else "xla"
     dense = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation=implementation)
-
-    def streamed_dense(q, k, v):
-        return streamed.attend(q, k, v, _reads(T), chunk=_CHUNK).output
-
     programs = []
 
-    def add(kind: str, path: str, function: Any, *arguments: Any) -> None:
-        programs.append(Program({"length": T, "pass": kind, "path": path}, function, arguments))
+    def add(path: str, attend: Callable[..., Attended], *arguments: jax.Array | IndexInputs) -> None:
+        for kind, function in {"forward": lambda *a: attend(*a).output, "training": training(attend)}.items():
+            programs.append(Program({"length": T, "pass": kind, "path": path}, function, arguments))
 
-    for path, attend in {f"dense ({implementation})": dense, "streamed dense": streamed_dense}.items():
-        add("forward", path, attend, q, k, v)
-        add("training", path, training(attend), q, k, v)
+    add(f"dense ({implementation})", lambda *qkv: Attended(dense(*qkv)), *inputs)
+    add("streamed dense", lambda *qkv: streamed.attend(*qkv, _reads(T), chunk=_CHUNK), *inputs)
     for path, block in _BLOCKS.items():
         selection = _selection(shape, T, block)
-        attend = functools.partial(attend_sparsely, selection=selection)
-        add("forward", path, lambda *a, attend=attend: attend(*a).output, q, k, v, index)
-        add("training", path, training(attend), q, k, v, index)
+        add(path, functools.partial(attend_sparsely, selection=selection), *inputs, index)
         for kind, part in _parts(selection, T).items():
-            add(kind, path, part, index)
+            programs.append(Program({"length": T, "pass": kind, "path": path}, part, (index,)))
     return programs
 
 
@@ -129,19 +124,18 @@ def _reads(T: int) -> Reads:
     return in_documents(jnp.zeros((1, T), jnp.int32))
 
 
-def _parts(selection: Selection, T: int) -> dict[str, Any]:
-    """What comes before attention to selected keys, as functions of the index."""
+def _parts(selection: Selection, T: int) -> dict[str, Callable[[IndexInputs], Any]]:
+    """What comes before attention to selected keys."""
     if selection.block:
         return {
             "index": lambda index: _largest_of_blocks(index, selection),
             "index+select": lambda index: select_blocks(_reads(T)._replace(index=index), selection)[0],
         }
-    return {
-        "index": lambda index: _by_tiles(index, selection, lambda scores_BCX, _: jnp.max(scores_BCX, axis=-1)),
-        "index+select": lambda index: _by_tiles(
-            index, selection, lambda scores_BCX, tile: select_tokens(scores_BCX, tile, selection)[1]
-        ),
+    parts = {
+        "index": lambda scores_BCX, _: jnp.max(scores_BCX, axis=-1),
+        "index+select": lambda scores_BCX, tile: select_tokens(scores_BCX, tile, selection)[1],
     }
+    return {kind: functools.partial(_by_tiles, selection=selection, part=part) for kind, part in parts.items()}
 
 
 def _by_tiles(index: IndexInputs, selection: Selection, part: Any) -> Any:
