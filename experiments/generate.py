@@ -49,7 +49,7 @@ def main(_) -> None:
         seeds = [_SEED.value + row for row in range(len(_PROMPT.value))]
         options["sampling"] = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, seeds)
         texts, written = _write(target, options)
-        figures = _figures(written) | (_speedup(target, options) if _COMPARE.value else {})
+        figures = _figures(target, options, written)
     except ValueError as error:
         raise UserError(str(error)) from error
     for name, value in figures.items():
@@ -76,8 +76,8 @@ def _write(target: Voice, options: dict[str, Any]) -> tuple[list[str], Written]:
     return texts, written
 
 
-def _figures(written: Written) -> dict[str, Any]:
-    return {
+def _figures(target: Voice, options: dict[str, Any], written: Written) -> dict[str, Any]:
+    figures = {
         "method": written.method,
         "tokens": sum(map(len, written.tokens)),
         "tokens_per_call": written.tokens_per_call,
@@ -85,14 +85,13 @@ def _figures(written: Written) -> dict[str, Any]:
         "time_to_first_token": written.first_seconds,
         "tokens_per_second_with_compilation": written.tokens_per_second,
     }
-
-
-def _speedup(target: Voice, options: dict[str, Any]) -> dict[str, float]:
+    if not _COMPARE.value:
+        return figures
     prompts = [target.tokenizer.encode_prompt(prompt) for prompt in _PROMPT.value]
     ways = {"plain": {"method": "ar", "sampling": options["sampling"]}, "drafted": options}
     programs = {name: lambda way=way: [write(target, prompts, _NEW.value, **way)] for name, way in ways.items()}
     plain, drafted = compare(programs, range(1 + _ROUNDS)).values()
-    return {
+    return figures | {
         "tokens_per_second": drafted["tokens_per_second"],
         "plain_tokens_per_second": plain["tokens_per_second"],
         "speedup": drafted["tokens_per_second"] / plain["tokens_per_second"],

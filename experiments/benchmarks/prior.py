@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from atlas.scaling import Hyperprior, JointFit, fit_joint, labels, load_runs
+from atlas.scaling import Hyperprior, fit_joint, labels, load_runs
 from experiments.benchmarks import recovery
 
 _STUDY = "S80 rho 0.3"  # of the recovery suite: few enough runs that the prior has a say
@@ -30,25 +30,17 @@ def run(table: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         truth, frame = recovery.simulate(recovery.STUDY_KINDS[_STUDY], seed=0)
         runs, options = load_runs(frame), {"families": truth.families}
     usual, rows = fit_joint(runs, **options), []
+    se, pairs = usual.estimates["se"], ~np.eye(len(usual.targets), len(usual.sources), dtype=bool)
     for name, value in tqdm(dataclasses.asdict(Hyperprior()).items(), desc="numbers of the prior", leave=False):
         for factor in _FACTORS:
             moved = fit_joint(runs, hyperprior=Hyperprior(**{name: factor * value}), **options)
-            rows.append({"number": name, "value": value, "factor": factor} | _shift(usual, moved))
+            tau = (moved.law.tau - usual.law.tau)[pairs] / se.tau[pairs]
+            shift = {
+                "tau": float(np.sqrt(np.mean(tau**2))),
+                "tau_largest": float(np.abs(tau).max()),
+                "phi": float((moved.law.phi - usual.law.phi) / se.phi),
+                "settled": moved.converged,
+            }
+            rows.append({"number": name, "value": value, "factor": factor} | shift)
     facts = {"study": table or _STUDY, "phi": float(usual.law.phi), "converged": usual.converged}
-    return rows, facts | {"tau_se": float(np.median(usual.estimates["se"].tau[_pairs(usual)]))}
-
-
-def _shift(usual: JointFit, moved: JointFit) -> dict[str, Any]:
-    se, pairs = usual.estimates["se"], _pairs(usual)
-    tau = (moved.law.tau - usual.law.tau)[pairs] / se.tau[pairs]
-    return {
-        "tau": float(np.sqrt(np.mean(tau**2))),
-        "tau_largest": float(np.abs(tau).max()),
-        "phi": float((moved.law.phi - usual.law.phi) / se.phi),
-        "settled": moved.converged,
-    }
-
-
-def _pairs(fit: JointFit) -> np.ndarray:
-    """[Lt, Ls] where a target is not its own source."""
-    return ~np.eye(len(fit.targets), len(fit.sources), dtype=bool)
+    return rows, facts | {"tau_se": float(np.median(se.tau[pairs]))}

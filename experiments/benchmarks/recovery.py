@@ -78,13 +78,32 @@ def run(workdir: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def measure(study: Study, seed: int) -> Outcome:
-    """Errors of a fit to the study with this seed: root mean squares over languages or pairs, and coverage."""
+    """Errors of a fit to the study with this seed: root mean squares over languages, for τ over pairs; ρ̂; parts of
+    the τ that the fit claims, and of the languages whose τ it calls hidden; parts of the τ, and of the losses of a
+    large run on all languages, inside their 90 % intervals; parts of the runs, diverged or not, that it leaves out."""
     truth, frame = simulate(study, seed)
     runs = load_runs(frame)
     found = fit_joint(runs, truth.families)
-    outcome = _errors(found, truth) | _coverage(found, truth) | {"converged": float(found.converged)}
+    low, tau, high = (law.tau for law in (found.estimates["low"], truth.law, found.estimates["high"]))
+    hidden = [warning.partition(":")[0] for warning in found.warnings if "cannot be told apart" in warning]
+    off = _off_diagonal(truth)
+    outcome = {
+        "tau": _rms((found.law.tau - tau)[off]),
+        "alpha": _rms(found.law.alpha - truth.law.alpha),
+        "beta": _rms(found.law.beta - truth.law.beta),
+        "log E": _rms(np.log(found.law.E / truth.law.E)),
+        "phi error": abs(float(found.law.phi - truth.law.phi)),
+        "rho": found.rho,
+        "told": float(found.estimates["identified"].tau[off].mean()),
+        "flagged": float(np.isin(truth.languages, hidden).mean()),
+        "tau inside": float(((low <= tau) & (tau <= high))[off].mean()),
+        "loss inside": float(np.mean([x.low <= loss <= x.high for x, loss in large_run(found, truth)])),
+        "converged": float(found.converged),
+    }
     if study.diverged:
-        outcome |= _detected(found, frame)
+        bad = frame.groupby("run")["diverged"].first()
+        lost = np.array([found.run_weights[name] < _LOST for name in bad.index])
+        outcome |= {"detected": float(lost[bad].mean()), "false alarms": float(lost[~bad].mean())}
     if study.unseen:
         outcome |= _unseen(found, runs, truth, seed, study.rho)
     return outcome
@@ -102,7 +121,7 @@ def measure_priors(study: Study, seed: int) -> Outcome:
         fit_joint(runs),
         fit_joint(runs, tau_prior="flat"),
     )
-    true, wrong, none, flat = (_errors(found, truth)["tau"] for found in fits)
+    true, wrong, none, flat = (_rms((found.law.tau - truth.law.tau)[_off_diagonal(truth)]) for found in fits)
     return {"wrong over none": wrong / none, "flat over true": flat / true}
 
 
@@ -119,29 +138,6 @@ def simulate(study: Study, seed: int) -> tuple[simulation.Truth, pd.DataFrame]:
     plan = _plan(study, np.random.default_rng(seed))
     noise = study.checkpoints, study.sigma, study.rho, study.diverged
     return truth, simulation.table(truth, plan, seed, *noise)
-
-
-def _errors(found: JointFit, truth: simulation.Truth) -> Outcome:
-    """Root mean square errors of τ, alpha, beta, log E, and the errors of φ and ρ̂."""
-    law, off = truth.law, _off_diagonal(truth)
-    return {
-        "tau": _rms((found.law.tau - law.tau)[off]),
-        "alpha": _rms(found.law.alpha - law.alpha),
-        "beta": _rms(found.law.beta - law.beta),
-        "log E": _rms(np.log(found.law.E / law.E)),
-        "phi error": abs(float(found.law.phi - law.phi)),
-        "rho": found.rho,
-        "told": float(found.estimates["identified"].tau[off].mean()),
-        "flagged": float(np.mean([any(_confounds(w, name) for w in found.warnings) for name in law.targets])),
-    }
-
-
-def _coverage(found: JointFit, truth: simulation.Truth) -> Outcome:
-    """Parts of the τ and of the losses of a large run on all languages that lie inside their 90 % intervals."""
-    low, tau, high = (law.tau for law in (found.estimates["low"], truth.law, found.estimates["high"]))
-    inside = ((low <= tau) & (tau <= high))[_off_diagonal(truth)]
-    losses = [estimate.low <= loss <= estimate.high for estimate, loss in large_run(found, truth)]
-    return {"tau inside": float(inside.mean()), "loss inside": float(np.mean(losses))}
 
 
 def _off_diagonal(truth: simulation.Truth) -> np.ndarray:
@@ -173,18 +169,8 @@ def _plan(study: Study, rng: np.random.Generator) -> list[simulation.Mixture]:
     return simulation.mixtures(L, *study.design, rng)
 
 
-def _confounds(warning: str, name: str) -> bool:
-    return warning.startswith(f"{name}:") and "cannot be told apart" in warning
-
-
 def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
-
-
-def _detected(found: JointFit, frame: pd.DataFrame) -> Outcome:
-    bad = frame.groupby("run")["diverged"].first()
-    lost = np.array([found.run_weights[name] < _LOST for name in bad.index])
-    return {"detected": float(lost[bad].mean()) if bad.any() else 1.0, "false alarms": float(lost[~bad].mean())}
 
 
 def _unseen(found: JointFit, runs: Runs, truth: simulation.Truth, seed: int, rho: float) -> Outcome:

@@ -42,12 +42,11 @@ def measure(programs: list[Program]) -> list[dict[str, Any]]:
         for execute, times in runnable:
             if sum(wall for _, wall in times) < _SECONDS_PER_PROGRAM:
                 times.append(seconds(execute))
-    return [row | _medians(times) for _, row, times in compiled]
-
-
-def _medians(times: list[tuple[float, float]]) -> dict[str, Any]:
-    cpu, wall = np.median(times, 0).tolist() if times else (None, None)
-    return {"seconds": wall, "cpu_seconds": cpu, "runs": len(times)}
+    rows = []
+    for _, row, times in compiled:
+        cpu, wall = np.median(times, 0).tolist() if times else (None, None)
+        rows.append(row | {"seconds": wall, "cpu_seconds": cpu, "runs": len(times)})
+    return rows
 
 
 def compile_program(program: Program) -> tuple[Callable[[], Any], dict[str, Any]]:
