@@ -24,6 +24,10 @@ _NO_WINDOW = jnp.iinfo(jnp.int32).max
 class Block(nnx.Module):
     """Attention and feed-forward on one residual stream; the kinds differ in where norms stand and what they feed."""
 
+    attention: Attention
+    _attention_input: Callable[[jax.Array], jax.Array]
+    _add: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
     def __call__(
         self, x_BTM: jax.Array, segments_BT: jax.Array, view: View, *, train: bool = False, measure: bool = False
     ) -> tuple[jax.Array, Metrics]:

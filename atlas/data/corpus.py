@@ -162,7 +162,7 @@ def _build(config: DataConfig, source: sources.Source, directory: Path, descript
 
 def _build_language(
     config: DataConfig, source: sources.Source, language: str, tokenizer: Tokenizer, directory: Path
-) -> dict[str, dict[str, int]]:
+) -> dict[str, Counter[str]]:
     """Writes the windows of a language; returns the sizes of each split."""
     sizes = {split: Counter() for split in sources.SPLITS}
     cuts = {split: _cut(config, source, language, split, tokenizer, sizes[split]) for split in sources.SPLITS}

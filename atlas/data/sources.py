@@ -53,7 +53,7 @@ def open_source(config: DataConfig, on_read: Callable[[int], object] = lambda _:
     Raises:
       UserError: an unknown or missing language, no such input.
     """
-    origin = {"seed": config.seed, "synthetic_tokens": config.synthetic_tokens}
+    origin: dict[str, object] = {"seed": config.seed, "synthetic_tokens": config.synthetic_tokens}
     if config.source == "synthetic":
         names = config.languages or synthetic.DEFAULT_LANGUAGES
         work = dict.fromkeys(names, config.synthetic_tokens)

@@ -7,7 +7,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 _RC = matplotlib.rc_params_from_file(pathlib.Path(__file__).with_name("house.mplstyle"), use_default_template=False)
 
@@ -24,9 +26,8 @@ styled = matplotlib.rc_context(_RC)  # decorates functions that draw, and leaves
 
 def canvas(height: float, width: float = WIDTH) -> Figure:
     """An empty figure, in inches, that keeps its parts from overlapping."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.05)
-    return figure
+    spaced = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.05)
+    return Figure(figsize=(width, height), layout=spaced)
 
 
 def panels(
@@ -64,7 +65,7 @@ def times(value: float) -> str:
     return f"{value:g}×"
 
 
-def log_axis(axis, values: Sequence[float], most: int = 4, text: Callable[[float], str] = short) -> None:
+def log_axis(axis, values: ArrayLike, most: int = 4, text: Callable[[float], str] = short) -> None:
     """A logarithmic axis of a panel with a few ticks as `text`, over positive finite `values`."""
     name = axis.axis_name
     values = np.asarray(values, float)
@@ -82,7 +83,7 @@ def log_axis(axis, values: Sequence[float], most: int = 4, text: Callable[[float
     axis.set_ticks([], minor=True)
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
+def _ticks(low: float, high: float, most: int) -> Sequence[float]:
     """At most `most` round numbers between 10^low and 10^high, more of them where the range is short."""
     if high - low < 0.75:
         ticks = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(10**low, 10**high)

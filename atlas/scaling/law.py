@@ -76,7 +76,7 @@ def effective_share(D: ArrayLike, U: ArrayLike, transfer: ArrayLike, lam: ArrayL
     return jnp.sum(transfer * saturation(D, U, lam), -1) / jnp.sum(D, -1)
 
 
-def kept_positive(z: ArrayLike, guard: ArrayLike) -> jax.Array:
+def kept_positive(z: jax.Array, guard: jax.Array | float) -> jax.Array:
     """guard·softplus(z/guard): z itself once it is above 40·guard, and above 0 everywhere."""
     return guard * jax.nn.softplus(z / guard)
 
@@ -270,7 +270,7 @@ class JointLaw:
         return law
 
 
-def _concrete(values: jax.Array) -> jax.Array | np.ndarray:
+def _concrete(values: jax.Array) -> np.ndarray:
     # Arithmetic with a jax array would fall back to float32 where nobody enabled 64 bits.
     return values if isinstance(values, jax.core.Tracer) else np.asarray(values)
 

@@ -12,7 +12,7 @@ _NEGLIGIBLE = 1e-12  # relative to the objective: a decrement that rounding may 
 _PROMISE = 0.4  # of a gain, relative to what a quadratic model promises
 
 
-def inner(a: Tree, b: Tree) -> jax.Array:
+def inner(a: Tree, b: Tree) -> Tree:
     """Sum of products over the leaves of two trees."""
     return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 

@@ -51,7 +51,7 @@ class Segment:
         return TRUNK if self.phase == TRUNK else f"{COOLDOWN}-{self.stop}"
 
     @property
-    def cooldown(self) -> Cooldown:
+    def cooldown(self) -> Cooldown | tuple[int, int]:
         """The schedule's bounds."""
         return NO_COOLDOWN if self.phase == TRUNK else (self.start, self.stop)
 

@@ -49,12 +49,12 @@ class Record(NamedTuple):
     units: Units
 
     @property
-    def theta(self) -> np.ndarray:
+    def theta(self) -> jax.Array:
         """[Lt, 6 + Ls] blocks."""
         return self.state.x.own
 
     @property
-    def direct(self) -> np.ndarray:
+    def direct(self) -> jax.Array:
         """[1] φ, or [1 + Ls] φ and log λ of every source."""
         return system.direct_part(self.state.x, self.state.prior)
 

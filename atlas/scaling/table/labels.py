@@ -39,4 +39,5 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, str]]:
         raise UserError(f"{str(path)!r} needs a column language, and family or script; it has {', '.join(frame)}")
     by_language = frame.set_index("language")
     empty = pd.Series(dtype=str)
-    return tuple({k: v for k, v in by_language.get(name, empty).items() if v} for name in columns[1:])
+    families, scripts = ({k: v for k, v in by_language.get(name, empty).items() if v} for name in columns[1:])
+    return families, scripts

@@ -170,7 +170,7 @@ class _Solved(NamedTuple):
     objective: jax.Array
 
 
-def _data(rows: Runs, language: np.ndarray, count: int) -> tuple[_Data, tuple[float, float]]:
+def _data(rows: Runs, language: np.ndarray, count: int) -> tuple[_Data, tuple[float, ...]]:
     """The rows as arrays, and the logarithms of N₀ and D₀."""
     own, log_loss = rows.own(rows.D), np.log(rows.loss)
     centre = tuple(float(np.log(values).mean()) for values in (rows.N, own))
