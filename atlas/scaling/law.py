@@ -7,6 +7,7 @@ arguments and is differentiable in all of them.
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -270,7 +271,7 @@ class JointLaw:
         return law
 
 
-def _concrete(values: jax.Array) -> np.ndarray:
+def _concrete(values: jax.Array) -> Any:
     # Arithmetic with a jax array would fall back to float32 where nobody enabled 64 bits.
     return values if isinstance(values, jax.core.Tracer) else np.asarray(values)
 
