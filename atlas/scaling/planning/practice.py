@@ -154,13 +154,13 @@ def _affordable(models: int, ratio: float, budget: float, smallest: float) -> np
     low, high = _LEAST_SIZE * smallest, np.sqrt(budget / (FLOPS_PER_PARAMETER_TOKEN * ratio))
     for _ in range(_BISECTIONS):
         middle = np.sqrt(low * high)
-        sizes = np.geomspace(min(smallest, middle), middle, models) if models > 1 else np.array([middle])
+        sizes = np.geomspace(middle, min(smallest, middle), models)[::-1]
         low, high = (middle, high) if np.sum(FLOPS_PER_PARAMETER_TOKEN * ratio * sizes**2) <= budget else (low, middle)
     return sizes
 
 
 def _planned(index: int, N: float, ratio: float, rows: int) -> pd.DataFrame:
-    tokens = N * ratio * np.linspace(_FIRST, 1.0, rows) if rows > 1 else np.array([N * ratio])
+    tokens = N * ratio * np.linspace(1.0, _FIRST, rows)[::-1]
     return pd.DataFrame({"num_params": N, "tokens": tokens, "run": f"planned {index}"})
 
 

@@ -44,7 +44,10 @@ def law_draws(document: Mapping, count: int, seed: int = 0) -> dict[str, np.ndar
     middle = np.log(value, where=[p.positive for p in law.parameters], out=value.copy())
     to_terms = law.to_terms(middle, centre)
     matrix = to_terms @ np.array(found["matrix"]) @ to_terms.T
-    moved = _student(matrix, float(found["freedom"]), count, np.random.default_rng(seed))
+    rng, freedom = np.random.default_rng(seed), float(found["freedom"])
+    # Rounding may have left the covariance indefinite: its validity is not checked.
+    moved = rng.multivariate_normal(np.zeros(len(matrix)), matrix, count, check_valid="ignore", method="eigh")
+    moved *= np.sqrt(freedom / rng.chisquare(freedom, (count, 1)))
     linear = [p.role == "level" or p.scale is not None for p in law.parameters]
     drawn = middle + np.where(linear, linear_in_value(moved), moved)
     # Coefficients move with their exponents; the terms at the middle of the runs do not.
@@ -60,11 +63,3 @@ def linear_in_value(moved: np.ndarray) -> np.ndarray:
     every draw, by the curvature of the exponential, and a band of the loss would lie above the data.
     """
     return np.log(np.maximum(1.0 + moved, 0.1))
-
-
-def _student(matrix: np.ndarray, freedom: float, count: int, rng: np.random.Generator) -> np.ndarray:
-    """[count, p] draws of a multivariate t around 0."""
-    values, vectors = np.linalg.eigh(matrix)
-    # Rounding may have left the covariance indefinite.
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
-    return rng.normal(size=(count, len(matrix))) @ root.T * np.sqrt(freedom / rng.chisquare(freedom, (count, 1)))

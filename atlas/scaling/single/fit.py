@@ -341,7 +341,8 @@ def _judge(law: Law, structural: Mapping[str, str], deviations: np.ndarray, note
     for reason in dict.fromkeys(structural.values()):
         notes.append(f"{', '.join(n for n in structural if structural[n] == reason)} not identified: {reason}")
     told = set(law.names) - set(structural)
-    vague = {p.name for p, deviation in zip(law.parameters, deviations, strict=True) if not deviation < p.width}
+    widths = [np.inf if p.scale else p.width for p in law.parameters]
+    vague = {name for name, d, width in zip(law.names, deviations, widths, strict=True) if not d < width}
     if extra := sorted(vague & told):
         notes.append(f"{', '.join(extra)} not identified: the runs leave its size open")
     return told - vague

@@ -39,7 +39,8 @@ class Parameter:
       scale: (column, exponent, multiple) of a coefficient of column^(−multiple·exponent).
       prior: mean and standard deviation of the fitted value (the logarithm of a positive parameter), for
         what few studies determine.
-      width: standard deviation of the fitted value from which it counts as unknown.
+      width: standard deviation of the fitted value from which it counts as unknown; of a coefficient there is none, as
+        the value of a term at one parameter or token is vague in any real study.
     """
 
     name: str
@@ -49,10 +50,6 @@ class Parameter:
     scale: tuple[str, str, float] | None = None
     prior: tuple[float, float] | None = None
     width: float = 1.0
-
-    def __post_init__(self) -> None:
-        # The value of a term at one parameter or token is vague in any real study.
-        object.__setattr__(self, "width", np.inf if self.scale else self.width)
 
 
 @dataclasses.dataclass(frozen=True)
