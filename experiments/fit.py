@@ -16,14 +16,13 @@ import pathlib
 from absl import flags
 
 from atlas import scaling
-from atlas.errors import UserError, unknown
+from atlas.errors import UserError
 from atlas.files import write_atomically
 from experiments import _app
 
 _RUNS = flags.DEFINE_string("runs", "", "runs table: CSV or Parquet, one row an evaluation")
 _LAW = flags.DEFINE_enum("law", "atlas", ["atlas", *scaling.LAWS], "law to fit; atlas fits all languages jointly")
 _WORKDIR = flags.DEFINE_string("workdir", "", "directory that receives fit.json")
-_FAMILY = flags.DEFINE_string("family", "", "keep the rows whose column family has this value")
 _WHERE = flags.DEFINE_string("where", "", "keep the rows that satisfy this pandas query, e.g. 'num_params > 1e6'")
 _OBJECTIVE = flags.DEFINE_enum(
     "objective", None, list(scaling.OBJECTIVES), "loss of log residuals (default huber; not atlas)"
@@ -56,44 +55,30 @@ _SEED = flags.DEFINE_integer("seed", 0, "seed of the random split and of the res
 def main(_) -> None:
     """Fits, prints and writes."""
     _app.require(runs=_RUNS.value, workdir=_WORKDIR.value)
-    runs = _select(scaling.load_runs(_RUNS.value)).comparable()
-    options = _joint_options(runs) if _LAW.value == "atlas" else _options()
+    runs = scaling.load_runs(_RUNS.value)
+    runs = (runs.where(_WHERE.value) if _WHERE.value else runs).comparable()
     split = None if _HOLDOUT.value == "none" else _HOLDOUT.value
-    document, text = scaling.fit_document(
-        runs, _LAW.value, options, split, resamples=_BOOTSTRAP.value, advise=_ADVISE.value, seed=_SEED.value
-    )
+    how = {"resamples": _BOOTSTRAP.value, "advise": _ADVISE.value, "seed": _SEED.value}
+    document, text = scaling.fit_document(runs, _LAW.value, _options(runs), split, **how)
     print(text)
     path = pathlib.Path(_WORKDIR.value) / "fit.json"
     write_atomically(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     print(f"wrote {path}")
 
 
-def _select(runs: scaling.Runs) -> scaling.Runs:
-    if _FAMILY.value:
-        families = runs.frame["family"].astype(str).unique() if "family" in runs.frame else []
-        if _FAMILY.value not in families:
-            raise unknown("family", _FAMILY.value, families)
-        runs = runs.where((runs.frame["family"].astype(str) == _FAMILY.value).to_numpy())
-    return runs.where(_WHERE.value) if _WHERE.value else runs
-
-
-def _options() -> dict:
-    for flag in (_LABELS, _TAU_PRIOR, _LAMBDA_KIND):
-        if flag.value is not None:
-            raise UserError(f"--{flag.name} applies to the atlas law only, not to {_LAW.value}; drop it")
-    given = {"objective": _OBJECTIVE.value, "delta": _DELTA.value}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _joint_options(runs: scaling.Runs) -> dict:
-    for flag in (_OBJECTIVE, _DELTA, _BOOTSTRAP, _ADVISE):
+def _options(runs: scaling.Runs) -> dict:
+    joint = _LAW.value == "atlas"
+    for flag in (_OBJECTIVE, _DELTA, _BOOTSTRAP, _ADVISE) if joint else (_LABELS, _TAU_PRIOR, _LAMBDA_KIND):
         if flag.value:
-            raise UserError(f"--{flag.name} does not apply to the atlas law, which estimates its own noise; drop it")
-    given = {"tau_prior": _TAU_PRIOR.value, "lambda_kind": _LAMBDA_KIND.value}
+            why = ", which estimates its own noise" if joint else ": only to atlas"
+            raise UserError(f"--{flag.name} does not apply to the {_LAW.value} law{why}; drop it")
+    own = (_TAU_PRIOR, _LAMBDA_KIND) if joint else (_OBJECTIVE, _DELTA)
+    given = {flag.name: flag.value for flag in own if flag.value is not None}
+    if not joint:
+        return given
     # The flat prior knows no related pairs: labels that nobody asked for are not a contradiction.
     source = _LABELS.value or ("none" if _TAU_PRIOR.value == "flat" else "published")
-    known = scaling.labels(runs.languages, source) | {"initial_tau": scaling.starting_tau(runs)}
-    return known | {name: value for name, value in given.items() if value is not None}
+    return scaling.labels(runs.languages, source) | {"initial_tau": scaling.starting_tau(runs)} | given
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a runs table tells: joint law, transfer, capacity law, held-out scores, the next mixture; as files and words."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -82,20 +83,13 @@ def analyse(
       UserError: the runs hold too little for a joint fit.
     """
     missing: dict[str, str] = {}
-
-    def attempt(name: str, compute: Callable[[], Any]) -> Any:
-        try:
-            return compute()
-        except UserError as error:
-            missing[name] = str(error)
-            return None
-
+    attempt = functools.partial(_attempt, missing)
     fitted = runs.comparable()
     options = scaling.labels(runs.languages) | {"initial_tau": scaling.starting_tau(runs)}
     fit = scaling.fit_joint(fitted, **options)
     transfer = attempt("transfer", lambda: scaling.bilingual_transfer_scores(runs.single_epoch()))
     capacity = attempt("capacity", lambda: scaling.fit_capacity(runs.single_epoch()))
-    scores, rows = _heldout(fitted, options, missing)
+    scores, rows = _heldout(fitted, options, attempt)
     return report.StudySummary(
         title=title,
         runs=runs,
@@ -165,20 +159,25 @@ def describe(summary: report.StudySummary) -> str:
     return "\n".join(parts)
 
 
+def _attempt(missing: dict[str, str], name: str, compute: Callable[[], Any]) -> Any:
+    """What is computed; None and the reason under its name where a user's data do not give it."""
+    try:
+        return compute()
+    except UserError as error:
+        missing[name] = str(error)
+        return None
+
+
 def _heldout(
-    runs: Runs, options: Mapping[str, Any], missing: dict[str, str]
+    runs: Runs, options: Mapping[str, Any], attempt: Callable[..., Any]
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """A row per split and law with its scores, and the rows that the joint law predicted unseen."""
     scores, rows = [], []
     for split, law in itertools.product(SPLITS, LAWS):
-        try:
-            score, predicted = scaling.heldout(runs, split, law, **(options if law == "atlas" else {}))
-        except UserError as error:
-            missing[f"held-out score of {law} on {split}"] = str(error)
-            continue
-        scores.append(score)
-        if law == "atlas":
-            rows.append(predicted.assign(split=split))
+        fit = functools.partial(scaling.heldout, runs, split, law, **(options if law == "atlas" else {}))
+        if found := attempt(f"held-out score of {law} on {split}", fit):
+            scores.append(found[0])
+            rows += [found[1].assign(split=split)] if law == "atlas" else []
     return pd.DataFrame(scores, columns=SCORES), pd.concat(rows) if rows else None
 
 

@@ -79,7 +79,6 @@ def test_dropped_rows_are_counted_with_the_reason(command):
         (lambda t: t.iloc[:1], {}, "1 rows cannot determine the 5"),
         (lambda t: t.assign(loss=np.inf), {}, "no usable row"),
         (lambda t: t.assign(unique_tokens=0.0), {}, "unique tokens"),
-        (lambda t: t, {"family": "b"}, "unknown family 'b'"),
         (lambda t: t, {"where": "loss > 100"}, "keeps none"),
         (lambda t: t, {"bootstrap": -1}, "needs 2 resamples or more"),
         (lambda t: t, {"law": "atlas", "bootstrap": 10}, "--bootstrap does not apply"),

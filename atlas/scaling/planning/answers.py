@@ -32,7 +32,6 @@ Answer = tuple[pd.DataFrame, dict[str, Any]]
 Numbers = Mapping[str, float]
 
 _REMEDY = "give a study's workdir, or fit its runs again"
-_BASELINE = "multiples of the baseline"
 _LAW_DRAWS = 1000  # of one law, whose draws are nearly free
 _JOINT_DRAWS = 48  # of the law of all languages, each of which plans a mixture anew
 
@@ -55,11 +54,6 @@ class Fitted:
         if not isinstance(self.document.get("parameters"), dict):
             raise UserError(f"{str(self.file)!r} is no fit: it has no 'parameters'; {_REMEDY}")
 
-    @property
-    def is_joint(self) -> bool:
-        """Whether it is the law of all languages."""
-        return self.document.get("law") == "atlas"
-
     def joint_law(self) -> JointLaw:
         """The law of all languages.
 
@@ -75,25 +69,21 @@ class Fitted:
 
     def law(self, language: str = "") -> dict[str, float]:
         """Parameters of the law of one language, which a joint fit needs the name of."""
-        if self.is_joint:
+        if "joint_law" in self.document:
             return {name: float(value) for name, value in self.joint_law().language(language).items()}
         return {name: estimate["value"] for name, estimate in self.document["parameters"].items()}
-
-    def runs(self) -> Runs:
-        """The rows that the study's laws are fitted to."""
-        return study_runs(self.folder)
 
     def joint_draws(self) -> tuple[JointLaw | None, str]:
         """Laws of all languages that the runs allow, None where they cannot be had; and in words which they are."""
         try:
-            draws = joint_draws(refitted(self.document, self.runs()), _JOINT_DRAWS)
+            draws = joint_draws(refitted(self.document, study_runs(self.folder)), _JOINT_DRAWS)
         except UserError as error:
             return None, f"none: {error}"
         return draws, f"90 %, over {_JOINT_DRAWS} laws drawn from the fit's posterior"
 
     def draws(self, language: str) -> tuple[Mapping | None, str]:
         """`joint_draws` for the law of one language, or draws of a fit of one law."""
-        if self.is_joint:
+        if "joint_law" in self.document:
             draws, bands = self.joint_draws()
             return None if draws is None else draws.language(language), bands
         if draws := law_draws(self.document, _LAW_DRAWS):
@@ -108,15 +98,14 @@ def study_runs(folder: str | pathlib.Path) -> Runs:
 
 def expand(multipliers: Sequence[float], fit: str = "") -> Answer:
     """What r times as many languages cost; fit: of the capacity law, or nothing for the published exponents."""
-    if not fit:
-        source = "ATLAS, Fig. 5 (phi, psi as printed; alpha, beta from its multipliers)"
-        return expansion_table(multipliers, PUBLISHED_EXPONENTS), {"unit": _BASELINE, "source": source}
-    values = Fitted(fit, "capacity.json").document["parameters"]
-    try:
-        law = CapacityExponents(**{name: values[name]["value"] for name in ("alpha", "beta", "phi", "psi")})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{fit} is no fit of the capacity law: it lacks {error}; run the study again") from None
-    return expansion_table(multipliers, law), {"unit": _BASELINE, "source": fit}
+    law, source = PUBLISHED_EXPONENTS, "ATLAS, Fig. 5 (phi, psi as printed; alpha, beta from its multipliers)"
+    if fit:
+        values = Fitted(fit, "capacity.json").document["parameters"]
+        try:
+            law = CapacityExponents(**{name: values[name]["value"] for name in ("alpha", "beta", "phi", "psi")})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{fit} is no fit of the capacity law: it lacks {error}; run the study again") from None
+    return expansion_table(multipliers, law), {"unit": "multiples of the baseline", "source": fit or source}
 
 
 def crossover(params: float | None, language: str = "", runs: str = "") -> Answer:
@@ -164,7 +153,7 @@ def mixture(fit: str, flops: float, weights: Numbers, unique: Numbers) -> Answer
     """The mixture and size of least mean loss of a study's languages, as its report plans it, with bands."""
     fitted = Fitted(fit)
     draws, bands = fitted.joint_draws()
-    plan = plan_mixture(fitted.joint_law(), fitted.runs(), flops, weights, unique, draws)
+    plan = plan_mixture(fitted.joint_law(), study_runs(fitted.folder), flops, weights, unique, draws)
     facts = {name: getattr(plan, name) for name in ("params", "tokens", "flops", "loss", "even_loss")}
     return plan.table, facts | plan.band | {"bands": bands, "warnings": list(plan.warnings)}
 

@@ -17,11 +17,12 @@ import pandas as pd
 from atlas.errors import UserError
 from atlas.scaling.law import JointLaw
 
-_FOLDS = 5
-_REPEATS = 5
+_FOLDS, _REPEATS = 5, 5  # of cross-validation: four fifths to learn from, dealt often enough for a steady mean
 # Pairs without effect that an effect of a target, a source or a feature is drawn to 0 by.
 _PSEUDO_PAIRS = (0.3, 1.0, 3.0, 10.0, 100.0)
-_LEAST_PAIRS = 6
+_MEAN_PENALTY = 1e-6  # keeps the system solvable and moves no prediction
+_LEAST_FREEDOM = 1e-3  # of the residuals: where effects take all of it, the criterion is no number
+_LEAST_PAIRS = _FOLDS + 1  # else a fold is empty, or nothing but single pairs
 _TARGET, _SOURCE, _LABEL, _MEAN = range(4)  # kinds of effects, each with its own penalty; the mean has next to none
 
 
@@ -145,10 +146,10 @@ def _predict(train: pd.DataFrame, value: pd.Series, design: pd.DataFrame) -> np.
     gram, right, square = known.T @ known, known.T @ value, float(value @ value)
     best = (np.inf, right)
     for penalties in itertools.product(_PSEUDO_PAIRS, repeat=3):
-        inverse = np.linalg.inv(gram + np.diag(np.append(penalties, 1e-6)[train.columns]))
+        inverse = np.linalg.inv(gram + np.diag(np.append(penalties, _MEAN_PENALTY)[train.columns]))
         weights = inverse @ right
         missed = square - 2 * weights @ right + weights @ gram @ weights
-        score = missed / max(len(value) - np.sum(inverse * gram), 1e-3) ** 2
+        score = missed / max(len(value) - np.sum(inverse * gram), _LEAST_FREEDOM) ** 2
         best = min(best, (float(score), weights), key=lambda found: found[0])
     return design.to_numpy() @ best[1]
 

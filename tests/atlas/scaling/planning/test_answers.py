@@ -38,7 +38,7 @@ def test_a_study_is_of_the_ends_of_its_cooldowns(study):
 def test_mixture_is_the_plan_of_fit_and_runs_with_bands(study):
     table, facts = answers.mixture(study, 1e21, {"l0": 1.0, "l1": 2.0}, {})
     fitted = answers.Fitted(study)
-    plan = plan_mixture(fitted.joint_law(), fitted.runs(), 1e21, {"l0": 1.0, "l1": 2.0})
+    plan = plan_mixture(fitted.joint_law(), answers.study_runs(study), 1e21, {"l0": 1.0, "l1": 2.0})
     pd.testing.assert_frame_equal(table[plan.table.columns], plan.table)
     assert (facts["params"], facts["tokens"], facts["loss"]) == (plan.params, plan.tokens, plan.loss)
     assert facts["bands"].startswith("90 %") and facts["loss_low"] < facts["loss"] < facts["loss_high"]
