@@ -6,6 +6,7 @@ any n without a history. *Which window* the k-th sample of a language is: epoch 
 through a keyed permutation of the U windows.
 """
 
+import functools
 import hashlib
 import heapq
 from collections.abc import Mapping, Sequence
@@ -41,42 +42,33 @@ class Sampler:
         """
         Args:
           corpus: where windows come from.
-          weights: shares of the windows by language, as from `mixtures.parse`; zero means absent.
+          weights: shares of the windows by language, positive, summing to 1, as from `mixtures.parse`.
           batch_size: windows a batch, B.
           seed: of the order of the windows within each language's epochs.
         """
-        self.corpus, self.batch_size = corpus, batch_size
-        self.languages = tuple(language for language, weight in weights.items() if weight > 0)
-        self._order = LanguageOrder([weights[language] for language in self.languages])
-        self._windows = [corpus.windows(language, "train") for language in self.languages]
+        self._width, self._batch_size = corpus.window + 1, batch_size
+        self._order = LanguageOrder(list(weights.values()))
+        self._windows = [corpus.windows(language, "train") for language in weights]
         self._num_windows = np.array([len(windows) for windows in self._windows], np.int64)
         # Keyed by name, so that a language's order does not depend on which others are in the mixture.
-        self._keys = np.array([_key(seed, language) for language in self.languages], np.uint64)
-        self._positions = np.array([corpus.languages.index(language) for language in self.languages], np.int32)
+        self._keys = np.array([_key(seed, language) for language in weights], np.uint64)
+        self._positions = np.array([corpus.languages.index(language) for language in weights], np.int32)
         self._steps_a_plan = max(1, _PLAN_SAMPLES // batch_size)
-        self._plan: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0), np.empty(0))
+        self._plan = functools.lru_cache(maxsize=1)(self._make_plan)
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """The batch of a step, or those of its rows that this host needs."""
-        language, window = (samples[rows] for samples in self._samples(step))
-        tokens = np.empty((len(language), self.corpus.window + 1), np.int32)
+        block, offset = divmod(step, self._steps_a_plan)
+        mine = slice(offset * self._batch_size, (offset + 1) * self._batch_size)
+        language, window = (samples[mine][rows] for samples in self._plan(block))
+        tokens = np.empty((len(language), self._width), np.int32)
         for i in np.unique(language):
-            mine = language == i
-            tokens[mine] = self._windows[i][window[mine]]
+            its = language == i
+            tokens[its] = self._windows[i][window[its]]
         return Batch(tokens, self._positions[language])
 
-    def _samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Language and window of each row of a batch, from the plan that holds its step."""
-        block, offset = divmod(step, self._steps_a_plan)
-        plan = self._plan
-        if plan[0] != block:
-            # One assignment of a whole tuple: threads that read ahead may replan, but never see half a plan.
-            self._plan = plan = (block, *self._make_plan(block))
-        mine = slice(offset * self.batch_size, (offset + 1) * self.batch_size)
-        return plan[1][mine], plan[2][mine]
-
     def _make_plan(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        samples = self._steps_a_plan * self.batch_size
+        samples = self._steps_a_plan * self._batch_size
         language, rank = self._order.at(np.arange(block * samples, (block + 1) * samples))
         epoch, position = np.divmod(rank, self._num_windows[language])
         key = _mix(self._keys[language] + epoch.astype(np.uint64))
@@ -107,10 +99,8 @@ class LanguageOrder:
         heap = [(weight, node, 0) for node, weight in enumerate(weights)]
         heapq.heapify(heap)
         for node in range(K, 2 * K - 1):
-            (left, left_node, left_depth), (right, right_node, right_depth) = (
-                heapq.heappop(heap),
-                heapq.heappop(heap),
-            )
+            left, left_node, left_depth = heapq.heappop(heap)
+            right, right_node, right_depth = heapq.heappop(heap)
             self._child[node] = left_node, right_node
             self._share[node] = round(left / (left + right) * (1 << _SHARE_BITS))
             self._depth = max(left_depth, right_depth) + 1

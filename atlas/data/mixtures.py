@@ -11,6 +11,7 @@ A mixture is written as one line, so that it fits a config, a file name and a ta
 `*` between parentheses stands for all languages of the corpus.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -19,15 +20,10 @@ import numpy as np
 
 from atlas.errors import UserError, unknown
 
-SUM_TOLERANCE = 1e-6
-# Four epochs cost next to nothing against fresh text (Muennighoff et al. 2023); mT5's exponent of 0.3.
-_DEFAULT_EPOCHS = 4.0
-_DEFAULT_TEMPERATURE = 1 / 0.3
-_KINDS = {
-    "uniform": {},
-    "unimax": {"epochs": _DEFAULT_EPOCHS},
-    "temperature": {"temperature": _DEFAULT_TEMPERATURE},
-}
+_SUM_TOLERANCE = 1e-6
+# Options by kind. Four epochs cost next to nothing against fresh text (Muennighoff et al. 2023); mT5's
+# exponent is 0.3.
+_KINDS = {"uniform": {}, "unimax": {"epochs": 4.0}, "temperature": {"temperature": 1 / 0.3}}
 
 
 class Sizes(Protocol):
@@ -117,25 +113,21 @@ def parse(spec: str, corpus: Sizes, budget_tokens: int) -> dict[str, float]:
       UserError: for an unknown or repeated language, an empty mixture, a weight below 0, weights that do not
       sum to 1.
     """
-    text = "".join(spec.split())
-    if call := re.fullmatch(r"(\w+)\((.*)\)", text):
+    if call := re.fullmatch(r"(\w+)\((.*)\)", "".join(spec.split())):
         weights = _parse_call(spec, call[1], call[2], corpus, budget_tokens)
     else:
-        weights = _parse_weights(spec, text, corpus)
+        weights = _parse_weights(spec, corpus)
     return {language: float(weight) for language, weight in weights.items() if weight > 0}
 
 
-def _parse_weights(spec: str, text: str, corpus: Sizes) -> dict[str, float]:
-    parts = [part.partition(":") for part in text.split(",") if part]
+def _parse_weights(spec: str, corpus: Sizes) -> dict[str, float]:
+    parts = [part.partition(":") for part in "".join(spec.split()).split(",") if part]
     languages = _languages(spec, [name for name, _, _ in parts], corpus)
     if len(parts) == 1 and not parts[0][1]:
         return {languages[0]: 1.0}
-    weights = {name: _number(spec, name, value) for name, _, value in parts}
-    for name, weight in weights.items():
-        if not 0 <= weight <= 1 + SUM_TOLERANCE:
-            raise UserError(f"mixture {spec!r}: the weight of {name} is {weight:g}; weights lie between 0 and 1")
+    weights = {name: _number(spec, name, ":", value) for name, _, value in parts}
     total = sum(weights.values())
-    if abs(total - 1) > SUM_TOLERANCE:
+    if abs(total - 1) > _SUM_TOLERANCE:
         raise UserError(f"mixture {spec!r}: the weights sum to {total:g}; make them sum to 1")
     return normalize(weights)
 
@@ -150,9 +142,9 @@ def _parse_call(spec: str, kind: str, inside: str, corpus: Sizes, budget_tokens:
             raise UserError(
                 f"mixture {spec!r}: {kind} takes no option {key!r}; it takes {', '.join(options) or 'none'}"
             )
-        options[key] = _number(spec, key, value)
-        if options[key] <= 0:
-            raise UserError(f"mixture {spec!r}: {key} is {options[key]:g}; it must be positive")
+        options[key] = _number(spec, key, "=", value)
+        if not options[key]:
+            raise UserError(f"mixture {spec!r}: {key} is 0; it must be positive")
     languages = corpus.languages if names == "*" else _languages(spec, [n for n in names.split(",") if n], corpus)
     if kind == "uniform":
         return uniform(languages)
@@ -166,21 +158,18 @@ def _parse_call(spec: str, kind: str, inside: str, corpus: Sizes, budget_tokens:
 def _languages(spec: str, names: Sequence[str], corpus: Sizes) -> Sequence[str]:
     if not names:
         raise UserError(f"mixture {spec!r} is empty; name at least one of {', '.join(corpus.languages)}")
-    for name in names:
+    for i, name in enumerate(names):
         if name not in corpus.languages:
             raise unknown("language", name, corpus.languages)
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"mixture {spec!r}: {repeated[0]} occurs more than once; name each language once")
+        if name in names[:i]:
+            raise UserError(f"mixture {spec!r}: {name} occurs more than once; name each language once")
     return names
 
 
-def _number(spec: str, name: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        raise UserError(
-            f"mixture {spec!r}: {name} needs a number, not {value!r}; write {name}:0.5 or the like"
-        ) from None
-    if not np.isfinite(number):
-        raise UserError(f"mixture {spec!r}: {name} is {value}; give a finite number")
-    return number
+def _number(spec: str, name: str, sign: str, value: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(value) < np.inf:
+            return float(value)
+    raise UserError(
+        f"mixture {spec!r}: {name} needs a number of at least 0, not {value!r}; write {name}{sign}0.5 or the like"
+    )

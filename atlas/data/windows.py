@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 from absl import logging
 
+_VERSION = "1.0.0"
 _READ_AT_ONCE, _READ_ONE_BY_ONE = 8192, 8
 
 
@@ -73,14 +74,31 @@ def write(directory: Path, name: str, window: int, splits: Mapping[str, Iterable
     """Builds a language's TFDS data set from windows by split; it gets its name when it is whole."""
     import tensorflow_datasets as tfds
 
-    from atlas.data.builder import Windows
+    class Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
+        """As ArrayRecord, which needs no TensorFlow; the inherited method asks it for the kind of each split."""
 
+        def _split_generators(self, _: object) -> dict[str, Iterator]:
+            return {split: self._generate_examples_iterator(its) for split, its in self._split_datasets.items()}
+
+    # Bytes are decoded in one go; the default spells each token as a variable-length integer.
+    tokens = tfds.features.Tensor(shape=(window + 1,), dtype=np.int32, encoding="bytes")
     # What an interrupted build left is not resumed: a language is the unit of that.
     shutil.rmtree(_path(directory, name).parent, ignore_errors=True)
-    downloads = directory / "windows" / ".downloads"  # which TFDS makes even where nothing is downloaded
+    of_tfds = [directory / "windows" / made for made in (".downloads", ".config")]
     with _quiet(tfds):
-        Windows(directory, name, window, splits).download_and_prepare(download_dir=downloads)
-    shutil.rmtree(downloads, ignore_errors=True)
+        builder = Builder(
+            name="windows",
+            config=name,
+            version=_VERSION,
+            data_dir=directory,
+            features=tfds.features.FeaturesDict({"tokens": tokens}),
+            split_datasets={k: ((i, {"tokens": row}) for i, row in enumerate(rows)) for k, rows in splits.items()},
+            file_format="array_record",
+            disable_shuffling=True,  # batches are shuffled when drawn, with a seed of their own
+        )
+        builder.download_and_prepare(download_dir=of_tfds[0])
+    for made in of_tfds:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -111,4 +129,4 @@ def read(directory: Path, name: str, split: str, window: int, in_memory: bool) -
 
 
 def _path(directory: Path, name: str) -> Path:
-    return directory / "windows" / name / "1.0.0"
+    return directory / "windows" / name / _VERSION
