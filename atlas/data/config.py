@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from atlas.data import synthetic, tasks
-from atlas.errors import unknown
+from atlas.data import tasks
+from atlas.errors import UserError, unknown
 from checked import Checked, field
 
 SOURCES = ("synthetic", "jsonl", "madlad", "text", "tfds")
@@ -42,7 +42,11 @@ class DataConfig(Checked, section="data"):
             self.require(len(set(values)) == len(values), name, "must be different names")
         if self.source == "synthetic":
             self.require(not self.input, "input", "is not read by the synthetic source; set data.source")
-            synthetic.check_names(self.languages)
+            for name in self.languages:
+                if not re.fullmatch(r"[a-z][1-9]\d?", name):
+                    raise UserError(
+                        f"synthetic language {name!r}: names are a family's letter and a number, such as a1, a2, b1"
+                    )
         else:
             self.require(
                 self.input != "", "input", f"is missing: data.source={self.source} needs the place of the text"

@@ -1,7 +1,6 @@
 """Corpora: building one out of a config, and reading what was built."""
 
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import hashlib
@@ -36,7 +35,8 @@ class Corpus:
 
     languages: names, in the order of the config. tokenizer: see `atlas.data.tokenizers.Tokenizer`. window: T.
     fingerprint: see `fingerprint`.
-    sizes: documents, bytes of text, tokens and windows by language and split.
+    sizes: documents, bytes of UTF-8 text, tokens and windows by language and split.
+    unique_tokens: by language U, tokens of the train split that are targets in one epoch. num_bytes: bytes of its text.
     windows(language, split): random access to a split by an array of indices; a small corpus is read into memory once.
     relatedness: share of the target's running words that the source has, by (target, source); None if unknown.
     """
@@ -49,24 +49,19 @@ class Corpus:
         self.fingerprint: str = description["fingerprint"]
         self.tokenizer = _saved_tokenizer(directory, description)
         self.sizes: dict[str, dict[str, dict[str, int]]] = description["statistics"]
+        train = {language: splits["train"] for language, splits in self.sizes.items()}
+        self.unique_tokens = {language: size["windows"] * self.window for language, size in train.items()}
+        self.num_bytes = {language: size["bytes"] for language, size in train.items()}
         pairs = description["relatedness"]
         self.relatedness = None if pairs is None else {(target, source): share for target, source, share in pairs}
         self.windows = functools.cache(self._read)
-
-    def unique_tokens(self, language: str) -> int:
-        """U: tokens of the train split that are targets in one epoch."""
-        return self.sizes[language]["train"]["windows"] * self.window
-
-    def num_bytes(self, language: str) -> int:
-        """UTF-8 bytes of the train split's text."""
-        return self.sizes[language]["train"]["bytes"]
 
     def _read(self, language: str, split: str) -> WindowSource:
         total = sum(size["windows"] for splits in self.sizes.values() for size in splits.values())
         in_memory = total * (self.window + 1) * 4 <= _IN_MEMORY_BYTES
         expected = self.sizes[language][split]["windows"]
         try:
-            read = windows.read(self.directory, language, split, self.window, in_memory)
+            read = windows.read(self.directory, language, split, in_memory)
             if len(read) != expected:
                 raise ValueError(f"{len(read)} of {expected} in {split}")
         except (OSError, ValueError, RuntimeError) as error:
@@ -102,8 +97,7 @@ def fingerprint(config: DataConfig) -> str:
 
 def languages_of(config: DataConfig) -> tuple[str, ...]:
     """The names of a corpus' languages and tasks; text is looked for only where the config does not name them."""
-    languages = config.languages or sources.open_source(dataclasses.replace(config, tasks=())).languages
-    return (*languages, *config.tasks)
+    return (*config.languages, *config.tasks) if config.languages else sources.open_source(config).languages
 
 
 def prepare(config: DataConfig, directory: Path | str) -> Corpus:

@@ -14,7 +14,6 @@ A mixture is written as one line, so that it fits a config, a file name and a ta
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -24,18 +23,6 @@ _SUM_TOLERANCE = 1e-6
 # Options by kind. Four epochs cost next to nothing against fresh text (Muennighoff et al. 2023); mT5's
 # exponent is 0.3.
 _KINDS = {"uniform": {}, "unimax": {"epochs": 4.0}, "temperature": {"temperature": 1 / 0.3}}
-
-
-class Sizes(Protocol):
-    """What a mixture needs to know of a corpus; `atlas.data.Corpus` is one."""
-
-    languages: tuple[str, ...]
-
-    def unique_tokens(self, language: str) -> int:
-        """Unique training tokens U."""
-
-    def num_bytes(self, language: str) -> int:
-        """Bytes of training text."""
 
 
 def uniform(languages: Sequence[str]) -> dict[str, float]:
@@ -98,12 +85,14 @@ def normalize(amounts: Mapping[str, float]) -> dict[str, float]:
     return {language: amount / total for language, amount in amounts.items()}
 
 
-def parse(spec: str, corpus: Sizes, budget_tokens: int) -> dict[str, float]:
+def parse(
+    spec: str, unique_tokens: Mapping[str, int], num_bytes: Mapping[str, int], budget_tokens: int
+) -> dict[str, float]:
     """The weights that a mixture's line means for a corpus.
 
     Args:
       spec: see the module's docstring.
-      corpus: where sizes come from.
+      unique_tokens, num_bytes: unique training tokens U and bytes of training text by language, all of the corpus'.
       budget_tokens: training tokens D of the run, over all languages; UniMax caps by it.
 
     Returns:
@@ -114,15 +103,15 @@ def parse(spec: str, corpus: Sizes, budget_tokens: int) -> dict[str, float]:
       sum to 1.
     """
     if call := re.fullmatch(r"(\w+)\((.*)\)", "".join(spec.split())):
-        weights = _parse_call(spec, call[1], call[2], corpus, budget_tokens)
+        weights = _parse_call(spec, call[1], call[2], unique_tokens, num_bytes, budget_tokens)
     else:
-        weights = _parse_weights(spec, corpus)
+        weights = _parse_weights(spec, tuple(unique_tokens))
     return {language: float(weight) for language, weight in weights.items() if weight > 0}
 
 
-def _parse_weights(spec: str, corpus: Sizes) -> dict[str, float]:
+def _parse_weights(spec: str, known: Sequence[str]) -> dict[str, float]:
     parts = [part.partition(":") for part in "".join(spec.split()).split(",") if part]
-    languages = _languages(spec, [name for name, _, _ in parts], corpus)
+    languages = _languages(spec, [name for name, _, _ in parts], known)
     if len(parts) == 1 and not parts[0][1]:
         return {languages[0]: 1.0}
     weights = {name: _number(spec, name, ":", value) for name, _, value in parts}
@@ -132,7 +121,9 @@ def _parse_weights(spec: str, corpus: Sizes) -> dict[str, float]:
     return normalize(weights)
 
 
-def _parse_call(spec: str, kind: str, inside: str, corpus: Sizes, budget_tokens: int) -> dict[str, float]:
+def _parse_call(
+    spec: str, kind: str, inside: str, unique_tokens: Mapping[str, int], num_bytes: Mapping[str, int], budget: int
+) -> dict[str, float]:
     if kind not in _KINDS:
         raise unknown("kind of mixture", kind, _KINDS)
     names, *pairs = inside.split(";")
@@ -145,22 +136,22 @@ def _parse_call(spec: str, kind: str, inside: str, corpus: Sizes, budget_tokens:
         options[key] = _number(spec, key, "=", value)
         if not options[key]:
             raise UserError(f"mixture {spec!r}: {key} is 0; it must be positive")
-    languages = corpus.languages if names == "*" else _languages(spec, [n for n in names.split(",") if n], corpus)
+    known = tuple(unique_tokens)
+    languages = known if names == "*" else _languages(spec, [n for n in names.split(",") if n], known)
     if kind == "uniform":
         return uniform(languages)
     if kind == "temperature":
-        return temperature({language: corpus.num_bytes(language) for language in languages}, **options)
+        return temperature({language: num_bytes[language] for language in languages}, **options)
     # The paper counts characters, at 4 a token; our budget and our sizes are both exact in tokens.
-    counts = {language: corpus.unique_tokens(language) for language in languages}
-    return normalize(unimax(counts, budget_tokens, **options))
+    return normalize(unimax({language: unique_tokens[language] for language in languages}, budget, **options))
 
 
-def _languages(spec: str, names: Sequence[str], corpus: Sizes) -> Sequence[str]:
+def _languages(spec: str, names: Sequence[str], known: Sequence[str]) -> Sequence[str]:
     if not names:
-        raise UserError(f"mixture {spec!r} is empty; name at least one of {', '.join(corpus.languages)}")
+        raise UserError(f"mixture {spec!r} is empty; name at least one of {', '.join(known)}")
     for i, name in enumerate(names):
-        if name not in corpus.languages:
-            raise unknown("language", name, corpus.languages)
+        if name not in known:
+            raise unknown("language", name, known)
         if name in names[:i]:
             raise UserError(f"mixture {spec!r}: {name} occurs more than once; name each language once")
     return names

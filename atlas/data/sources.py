@@ -88,16 +88,13 @@ class _Files:
         self._layout, self._input, self._on_read = config.source, config.input, on_read
         try:
             self._fs, root = fsspec.core.url_to_fs(config.input)
-            exists = self._fs.isdir(root)
+            if not self._fs.isdir(root):
+                raise NotADirectoryError("it is not a directory")
         except (ImportError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"data.input={config.input!r} cannot be opened ({reason}); check the path and its protocol"
+                f"data.input={config.input!r} cannot be opened ({reason}); give a directory with one for each language"
             ) from error
-        if not exists:
-            raise UserError(
-                f"data.input={config.input!r} is not a directory; give one with a directory for each language"
-            )
         directories = {
             _name(entry): entry for entry in sorted(self._fs.ls(root, detail=False)) if self._fs.isdir(entry)
         }
@@ -241,12 +238,13 @@ def _tfds(config: DataConfig) -> Source:
         raise UserError("data.languages is missing: data.source=tfds cannot list a data set's languages; name them")
     if "{language}" not in config.input and len(config.languages) > 1:
         raise UserError(f"data.input={config.input!r} is one data set; write {{language}} where it varies")
-    find = functools.cache(lambda language: _tfds_builder(config.input.format(language=language)))
+
+    @functools.cache
+    def find(language: str, prepare: bool = False) -> Any:
+        return _tfds_builder(config.input.format(language=language), prepare)
 
     def documents(language: str, split: str) -> Iterator[str]:
-        builder = find(language)
-        if not builder.is_prepared():
-            _tfds_call(builder.info.full_name, lambda: builder.download_and_prepare(file_format="array_record"))
+        builder = find(language, prepare=True)
         missing = [name for name in _HELD_OUT_SHARES if name not in builder.info.splits]
         if split != "train" and split not in missing:
             return _tfds_texts(builder, split)
@@ -272,24 +270,18 @@ def _tfds_texts(builder: Any, split: str) -> Iterator[str]:
             yield _clean(example[key].decode(errors="replace"))
 
 
-def _tfds_builder(name: str) -> Any:
+def _tfds_builder(name: str, prepare: bool) -> Any:
     import tensorflow_datasets as tfds
 
-    def find() -> Any:
+    try:
         if fsspec.core.url_to_fs(name)[0].isdir(name):
             return tfds.builder_from_directory(name)
         # Registers the text data sets; most cannot be found by name before.
         importlib.import_module("tensorflow_datasets.text")
-        return tfds.builder(name)
-
-    return _tfds_call(name, find)
-
-
-def _tfds_call(name: str, call: Callable[[], Any]) -> Any:
-    import tensorflow_datasets as tfds
-
-    try:
-        return call()
+        builder = tfds.builder(name)
+        if prepare and not builder.is_prepared():
+            builder.download_and_prepare(file_format="array_record")
+        return builder
     except (tfds.core.DatasetNotFoundError, ValueError, ImportError, OSError) as error:
         # TFDS's own lists every data set there is.
         reason = str(error).strip().splitlines()[0]

@@ -15,13 +15,11 @@ split: nothing is a translation.
 
 import hashlib
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
-
-from atlas.errors import UserError
+from numpy.random import Generator
 
 DEFAULT_LANGUAGES = ("a1", "a2", "b1", "b2")
 _VOWELS, _CONSONANTS = "aeiouy", "ptkbdgfshmnlrvzjcw"
@@ -44,15 +42,6 @@ _SLOT_NAMES = ("and", "det", "adj", "noun", "verb", "det2", "adj2", "noun2", "pr
 _SLOTS = {name: i for i, name in enumerate(_SLOT_NAMES)}
 # How often a noun is one of the document's protagonists: as subject, as object, in a phrase of place.
 _FAMILIAR = {"": 0.5, "2": 0.25, "3": 0.1}
-
-
-def check_names(languages: Sequence[str]) -> None:
-    """Raises UserError for a name that is not a family's letter and a number."""
-    for name in languages:
-        if not re.fullmatch(r"[a-z][1-9]\d?", name):
-            raise UserError(
-                f"synthetic language {name!r}: names are a family's letter and a number, such as a1, a2, b1"
-            )
 
 
 def documents(language: str, split: str, num_bytes: int, seed: int) -> Iterator[str]:
@@ -96,40 +85,36 @@ _STEM, _SUFFIX, _START = _layout()
 _NUM_FORMS = len(_STEM)  # the index of the full stop, too
 
 
-class _World:
-    """What languages of a seed speak of: concepts with Zipf frequencies that depend on the topic."""
-
-    def __init__(self, seed: int):
-        random = _random(seed, "world")
-        self._cumulative = {}
-        for part in ("noun", "verb", "adjective"):
-            zipf = 1 / (np.arange(_PARTS[part][0]) + 2.7)
-            weight = zipf * np.exp(random.normal(0, 1.2, (_TOPICS, len(zipf))))
-            self._cumulative[part] = np.cumsum(weight / weight.sum(1, keepdims=True), axis=1)
-
-    def draw(self, part: str, topic: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """A concept for each topic."""
-        # One search for all topics: the cumulative frequencies of topic k lie between k and k + 1.
-        cumulative = self._cumulative[part] + np.arange(_TOPICS)[:, None]
-        concepts = cumulative.shape[1]
-        index = np.searchsorted(cumulative.ravel(), topic + random.random(topic.shape), side="right")
-        return np.minimum(index - topic * concepts, concepts - 1)
+@lru_cache(maxsize=4)
+def _topics(seed: int) -> dict[str, np.ndarray]:
+    """Zipf frequencies of concepts, cumulative, [topics, concepts] by part of speech; topic k fills (k, k + 1]."""
+    random, found = _random(seed, "world"), {}
+    for part in ("noun", "verb", "adjective"):
+        zipf = 1 / (np.arange(_PARTS[part][0]) + 2.7)
+        weight = zipf * np.exp(random.normal(0, 1.2, (_TOPICS, len(zipf))))
+        found[part] = np.cumsum(weight / weight.sum(1, keepdims=True), axis=1) + np.arange(_TOPICS)[:, None]
+    return found
 
 
-_world = lru_cache(maxsize=4)(_World)
+def _draw(seed: int, part: str, topic: np.ndarray, random: Generator) -> np.ndarray:
+    """A concept for each topic, by one search for all."""
+    cumulative = _topics(seed)[part]
+    concepts = cumulative.shape[1]
+    index = np.searchsorted(cumulative.ravel(), topic + random.random(topic.shape), side="right")
+    return np.minimum(index - topic * concepts, concepts - 1)
 
 
-def _compose(seed: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _compose(seed: int, random: Generator) -> tuple[np.ndarray, np.ndarray]:
     """Sentences as forms [n, slots], -1 where a slot is empty, and how many each document has."""
     lengths = random.integers(4, 15, _DOCUMENTS_AT_ONCE)
     document = np.repeat(np.arange(_DOCUMENTS_AT_ONCE), lengths)
     topics = random.integers(_TOPICS, size=_DOCUMENTS_AT_ONCE)
     tense = random.integers(2, size=_DOCUMENTS_AT_ONCE)[document]
-    protagonists = _world(seed).draw("noun", np.repeat(topics[:, None], _PROTAGONISTS, 1), random)[document]
+    protagonists = _draw(seed, "noun", np.repeat(topics[:, None], _PROTAGONISTS, 1), random)[document]
     topic, n = topics[document], len(document)
     forms = np.full((n, len(_SLOTS)), -1)
-    plural = {i: _add_noun(forms, i, _world(seed), topic, protagonists, random) for i in _FAMILIAR}
-    verb = _world(seed).draw("verb", topic, random)
+    plural = {i: _add_noun(forms, i, seed, topic, protagonists, random) for i in _FAMILIAR}
+    verb = _draw(seed, "verb", topic, random)
     forms[:, _SLOTS["verb"]] = _START["verb"] + 4 * verb + 2 * tense + plural[""]
     forms[:, _SLOTS["prep"]] = _START["preposition"] + random.integers(_PARTS["preposition"][0], size=n)
     forms[:, _SLOTS["and"]] = _START["conjunction"] + random.integers(_PARTS["conjunction"][0], size=n)
@@ -140,23 +125,18 @@ def _compose(seed: int, random: np.random.Generator) -> tuple[np.ndarray, np.nda
 
 
 def _add_noun(
-    forms: np.ndarray,
-    i: str,
-    world: _World,
-    topic: np.ndarray,
-    protagonists: np.ndarray,
-    random: np.random.Generator,
+    forms: np.ndarray, i: str, seed: int, topic: np.ndarray, protagonists: np.ndarray, random: Generator
 ) -> np.ndarray:
     """Fills the slots of the i-th noun, its determiner and its adjective; returns which nouns are plural."""
     n = len(topic)
     known = protagonists[np.arange(n), random.integers(_PROTAGONISTS, size=n)]
-    noun = np.where(random.random(n) < _FAMILIAR[i], known, world.draw("noun", topic, random))
+    noun = np.where(random.random(n) < _FAMILIAR[i], known, _draw(seed, "noun", topic, random))
     plural, definite, described = (random.random(n) < share for share in (0.3, 0.5, 0.35))
     forms[:, _SLOTS["noun" + i]] = _START["noun"] + 2 * noun + plural
     # Determiners agree with the gender of their noun, which is a property of the concept.
     forms[:, _SLOTS["det" + i]] = _START["determiner"] + 2 * (noun % _GENDERS) + definite
     if "adj" + i in _SLOTS:
-        adjective = _START["adjective"] + world.draw("adjective", topic, random)
+        adjective = _START["adjective"] + _draw(seed, "adjective", topic, random)
         forms[:, _SLOTS["adj" + i]] = np.where(described, adjective, -1)
     return plural
 
@@ -199,13 +179,13 @@ def _descend(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
 class _Sounds:
     """Phonotactics of a family: consonants and vowels with Zipf frequencies, in open or closed syllables."""
 
-    def __init__(self, random: np.random.Generator):
+    def __init__(self, random: Generator):
         self._random = random
         self._consonants = random.permutation(list(_CONSONANTS))[:13]
         self._vowels = random.permutation(list(_VOWELS))[:5]
         self._closed = random.uniform(0.15, 0.4)
 
-    def syllable(self, random: np.random.Generator | None = None) -> str:
+    def syllable(self, random: Generator | None = None) -> str:
         random = random or self._random
         coda = self._pick(self._consonants[:6], random) if random.random() < self._closed else ""
         return self._pick(self._consonants, random) + self._pick(self._vowels, random) + coda
@@ -218,7 +198,7 @@ class _Sounds:
             found["".join(self.syllable() for _ in range(syllables))] = None
         return list(found)
 
-    def _pick(self, sounds: np.ndarray, random: np.random.Generator) -> str:
+    def _pick(self, sounds: np.ndarray, random: Generator) -> str:
         # Log-uniform ranks: frequency falls as 1/rank.
         return sounds[int((len(sounds) + 1) ** random.random()) - 1]
 
@@ -227,7 +207,7 @@ def _inflect(words: Sequence[str], suffixes: Sequence[str]) -> list[str]:
     return [words[stem] + suffixes[suffix] for stem, suffix in zip(_STEM, _SUFFIX, strict=True)]
 
 
-def _replace_words(words: list[str], sounds: _Sounds, random: np.random.Generator, share: float, seed: int) -> None:
+def _replace_words(words: list[str], sounds: _Sounds, random: Generator, share: float, seed: int) -> None:
     """Gives concepts new words, in place, up to `share` of the running words; function words stay."""
     frequency = np.bincount(_STEM, _frequencies(seed))
     for stem in random.permutation(np.arange(_FUNCTION_WORDS, len(words))):
@@ -237,7 +217,7 @@ def _replace_words(words: list[str], sounds: _Sounds, random: np.random.Generato
 
 
 def _change_sound(
-    words: list[str], suffixes: list[str], random: np.random.Generator, share: float, seed: int
+    words: list[str], suffixes: list[str], random: Generator, share: float, seed: int
 ) -> tuple[list[str], list[str]]:
     """Turns a consonant into another everywhere: the one that affects nearest to `share` of running words."""
     forms = np.array(_inflect(words, suffixes))
@@ -247,7 +227,7 @@ def _change_sound(
     return [word.replace(old, new) for word in words], [suffix.replace(old, new) for suffix in suffixes]
 
 
-def _word_order(random: np.random.Generator, flip_adjectives: bool) -> np.ndarray:
+def _word_order(random: Generator, flip_adjectives: bool) -> np.ndarray:
     """A permutation of the slots: order of the clause, of adjective and noun, of preposition and noun."""
     adjective_first = bool(random.integers(2)) != flip_adjectives
     subject = ["det", "adj", "noun"] if adjective_first else ["det", "noun", "adj"]
@@ -258,6 +238,6 @@ def _word_order(random: np.random.Generator, flip_adjectives: bool) -> np.ndarra
     return np.array([_SLOTS[slot] for slot in ["and", *clause, *place, "stop"]])
 
 
-def _random(seed: int, *names: object) -> np.random.Generator:
+def _random(seed: int, *names: object) -> Generator:
     digest = hashlib.blake2b("/".join(map(str, (seed, *names))).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+    return Generator(np.random.PCG64(int.from_bytes(digest, "little")))

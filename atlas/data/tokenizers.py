@@ -1,11 +1,19 @@
-"""Tokenizers that know the bytes behind each token: bytes, BPE and Unigram trained here, tokenizer.json."""
+"""Tokenizers that know the bytes behind each token: bytes, BPE and Unigram trained here, tokenizer.json.
+
+All have
+
+token_bytes: int32 [vocab_size], bytes of text that each token stands for, 0 for separator, padding and unused ids.
+    Where the tokenizer is lossless the bytes of a text's tokens sum to the bytes of the text.
+vocab_size: a multiple of 32, with two ids after the vocabulary proper: `separator` follows every document, `padding`
+    fills the last window of an evaluation split. No text encodes to either.
+fingerprint: equal for tokenizers that give the same ids.
+"""
 
 import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
@@ -20,28 +28,6 @@ FILE = "tokenizer.json"
 _ENCODE_AT_ONCE = 1000
 
 
-class Tokenizer(Protocol):
-    """Text to ids.
-
-    token_bytes: int32 [vocab_size], bytes of text that each token stands for, 0 for separator, padding and
-    unused ids. Where the tokenizer is lossless the bytes of a text's tokens sum to the bytes of the text.
-    vocab_size: a multiple of 32, with two ids after the vocabulary proper: `separator` follows every
-    document, `padding` fills the last window of an evaluation split. No text encodes to either.
-    """
-
-    vocab_size: int
-    separator: int
-    padding: int
-    token_bytes: np.ndarray
-    fingerprint: str
-
-    def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """Ids of each document, int32, with its separator at the end."""
-
-    def save(self, directory: Path) -> None:
-        """Writes the directory's tokenizer.json, where there is one to write."""
-
-
 class ByteTokenizer:
     """UTF-8 bytes: id = byte, 256 the separator, 257 padding.
 
@@ -54,6 +40,7 @@ class ByteTokenizer:
     fingerprint = "bytes"
 
     def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """Ids of each document, int32, with its separator at the end."""
         for text in texts:
             data = np.frombuffer(text.encode(), np.uint8)
             yield np.append(data, np.int32(self.separator))
@@ -88,6 +75,7 @@ class JsonTokenizer:
         self.fingerprint = hashlib.blake2b(self._json.encode(), digest_size=8).hexdigest()
 
     def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """Ids of each document, int32, with its separator at the end."""
         texts = iter(texts)
         while batch := list(itertools.islice(texts, _ENCODE_AT_ONCE)):
             # Encodes on all cores; "fast" leaves out offsets into the text.
@@ -95,7 +83,11 @@ class JsonTokenizer:
                 yield np.array([*encoding.ids, self.separator], np.int32)
 
     def save(self, directory: Path) -> None:
+        """Writes the directory's tokenizer.json."""
         write_atomically(directory / FILE, self._json)
+
+
+Tokenizer = ByteTokenizer | JsonTokenizer
 
 
 def from_file(path: Path | str) -> JsonTokenizer:
@@ -199,22 +191,21 @@ def _without_prefix_space(description: dict) -> dict:
 
 
 def _token_bytes(description: dict, vocabulary: Mapping[str, int], vocab_size: int) -> np.ndarray:
-    parts = (*_components(description.get("pre_tokenizer")), *_components(description.get("decoder")))
-    kinds = {part["type"] for part in parts}
-    byte_fallback = bool(description["model"].get("byte_fallback"))
-    added = {token["id"]: token for token in description.get("added_tokens", [])}
+    model = description["model"]
+    parts = (part for name in ("pre_tokenizer", "decoder") for part in _components(description.get(name)))
+    byte_level = any(part["type"] == "ByteLevel" for part in parts)
+    special = {token["id"]: token["special"] for token in description.get("added_tokens", [])}
     result = np.zeros(vocab_size, np.int32)
     for token, i in vocabulary.items():
-        if i in added:
-            result[i] = 0 if added[i]["special"] else _size(token)
-        elif "ByteLevel" in kinds:
+        if special.get(i) or token == model.get("unk_token"):
+            continue
+        if i in special:
+            result[i] = _size(token)
+        elif byte_level:
             # Byte-level vocabularies spell each byte as one character.
             result[i] = len(token)
-        elif byte_fallback and len(token) == 6 and token.startswith("<0x"):
+        elif model.get("byte_fallback") and len(token) == 6 and token.startswith("<0x"):
             result[i] = 1
         else:
             result[i] = _size(token.replace("▁", " "))
-    unknown = description["model"].get("unk_token")
-    if unknown in vocabulary:
-        result[vocabulary[unknown]] = 0
     return result

@@ -6,7 +6,6 @@ import itertools
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from absl import logging
@@ -85,7 +84,12 @@ def write(directory: Path, name: str, window: int, splits: Mapping[str, Iterable
     # What an interrupted build left is not resumed: a language is the unit of that.
     shutil.rmtree(_path(directory, name).parent, ignore_errors=True)
     of_tfds = [directory / "windows" / made for made in (".downloads", ".config")]
-    with _quiet(tfds):
+    # Without TFDS's bars and announcements of every data set: our one bar counts languages and bytes.
+    tfds.disable_progress_bar()
+    with contextlib.ExitStack() as quiet:
+        quiet.callback(logging.set_verbosity, logging.get_verbosity())
+        quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        logging.set_verbosity(logging.ERROR)
         builder = Builder(
             name="windows",
             config=name,
@@ -101,31 +105,15 @@ def write(directory: Path, name: str, window: int, splits: Mapping[str, Iterable
         shutil.rmtree(made, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _quiet(tfds: ModuleType) -> Iterator[None]:
-    """Without TFDS's bars and announcements of every data set: our one bar counts languages and bytes."""
-    tfds.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def read(directory: Path, name: str, split: str, window: int, in_memory: bool) -> WindowSource:
+def read(directory: Path, name: str, split: str, in_memory: bool) -> WindowSource:
     """The windows of a split that `write` wrote."""
     stored = StoredWindows(_path(directory, name), split)
     if not in_memory:
         # A truncated file is noticed now, not in the middle of training.
         stored[np.array([len(stored) - 1])]
         return stored
-    windows_NT = np.empty((len(stored), window + 1), np.int32)
-    for start in range(0, len(stored), _READ_AT_ONCE):
-        stop = min(start + _READ_AT_ONCE, len(stored))
-        windows_NT[start:stop] = stored[np.arange(start, stop)]
-    return windows_NT
+    parts = np.array_split(np.arange(len(stored)), 1 + len(stored) // _READ_AT_ONCE)
+    return np.concatenate([stored[part] for part in parts])
 
 
 def _path(directory: Path, name: str) -> Path:

@@ -81,7 +81,8 @@ class Population:
         self._ids = [run_id(config) for config in configs]
         settings = self._config.train
         self._shape = (len(configs), settings.batch_size, corpus.window + 1)
-        self._weights = [mixtures.parse(config.mixture, corpus, config.tokens) for config in configs]
+        sizes = corpus.unique_tokens, corpus.num_bytes
+        self._weights = [mixtures.parse(config.mixture, *sizes, config.tokens) for config in configs]
         self._samplers = [
             Sampler(corpus, weights, settings.batch_size, config.seed)
             for config, weights in zip(configs, self._weights, strict=True)
@@ -237,14 +238,13 @@ class Population:
         if not _writes():
             return
         counts = count_params(dataclasses.replace(self._config.model, vocab_size=self._corpus.tokenizer.vocab_size))
-        unique = {name: self._corpus.unique_tokens(name) for name in self._corpus.languages}
         for config, weights, directory in zip(self._configs, self._weights, self._directories, strict=True):
             description = {
                 "config": dataclasses.asdict(config),
                 "weights": weights,
                 "num_params": counts["non_embedding"],
                 "num_params_total": counts["total"],
-                "unique_tokens": unique,
+                "unique_tokens": self._corpus.unique_tokens,
                 "corpus": self._corpus.fingerprint,
             }
             write_atomically(directory / "config.json", json.dumps(description, indent=1))

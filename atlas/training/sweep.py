@@ -110,7 +110,9 @@ def check_runs(runs: Sequence[RunConfig], population: int = 1, workdir: pathlib.
                 if unlabelled in seen:
                     raise UserError("the sweep lists it twice; give the copies different seeds")
                 seen.add(unlabelled)
-                mixtures.parse(run.mixture, _Names(names(run.data)), run.tokens)
+                # Mixtures that name the languages are right whatever the sizes.
+                sizes = dict.fromkeys(names(run.data), 1)
+                mixtures.parse(run.mixture, sizes, sizes, run.tokens)
                 if run.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
                     raise UserError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
                 if run.initialize:
@@ -136,19 +138,6 @@ def _naming(run: RunConfig) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"run {run.name}: {error}") from error
-
-
-class _Names:
-    """A corpus of which only the languages are known: mixtures that name them are right whatever the sizes."""
-
-    def __init__(self, languages: tuple[str, ...]):
-        self.languages = languages
-
-    def unique_tokens(self, language: str) -> int:
-        return 1
-
-    def num_bytes(self, language: str) -> int:
-        return 1
 
 
 def claim(workdir: pathlib.Path, runs: Sequence[RunConfig]) -> None:

@@ -12,7 +12,7 @@ def test_builds_a_corpus_and_prints_its_sizes(tmp_path):
     built = load(tmp_path / "corpus")
     assert built.languages == ("en", "fr")
     rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line}
-    assert rows["en"] == ["9", str(built.sizes["en"]["train"]["windows"]), str(built.unique_tokens("en")), "162"]
+    assert rows["en"] == ["9", str(built.sizes["en"]["train"]["windows"]), str(built.unique_tokens["en"]), "162"]
     assert rows["total"][0] == "17"
     assert other.returncode == 2
     assert again.stdout == result.stdout

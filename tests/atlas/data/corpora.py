@@ -23,7 +23,7 @@ def write_corpus(root: Path, languages: dict[str, list[str]]) -> Path:
 
 
 class FakeCorpus:
-    """A corpus without files: window i of a language holds only i, and U is given."""
+    """A corpus without files: window i of a language holds only i."""
 
     def __init__(self, window: int = 4, **num_windows: int):
         self.languages, self.window = tuple(num_windows), window
@@ -31,12 +31,6 @@ class FakeCorpus:
 
     def windows(self, language: str, split: str) -> "FakeCorpus._Windows":
         return self._Windows(self._num_windows[language], self.window)
-
-    def unique_tokens(self, language: str) -> int:
-        return self._num_windows[language] * self.window
-
-    def num_bytes(self, language: str) -> int:
-        return self._num_windows[language] * self.window
 
     class _Windows:
         def __init__(self, n: int, window: int):

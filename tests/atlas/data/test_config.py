@@ -10,7 +10,7 @@ from atlas.errors import UserError
         ({"source": "synthetics"}, "did you mean 'synthetic'"),
         ({"input": "x"}, "not read by the synthetic source"),
         ({"source": "jsonl"}, "data.input='' is missing"),
-        ({"languages": ("xx",)}, "synthetic language 'xx'"),
+        *(({"languages": (name,)}, f"synthetic language '{name}'") for name in ("xx", "a", "1a", "a0", "A1", "a100")),
         ({"languages": ("../up",)}, "data.languages"),
         ({"languages": "a1"}, "languages"),
         ({"languages": ("a1", "a1")}, "different"),

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from atlas.data import DataConfig, corpus, load, mixtures, prepare, tokenizers, windows
+from atlas.data import DataConfig, corpus, load, prepare, tokenizers, windows
 from atlas.data.batches import Sampler
 from atlas.errors import UserError
 from tests.atlas.data.corpora import write_corpus
@@ -51,9 +51,9 @@ def test_sizes(jsonl, tmp_path):
     built = prepare(config(jsonl), tmp_path)
     assert built.languages == ("en", "fr")
     assert built.sizes["fr"]["train"]["documents"] == 60
-    assert built.num_bytes("fr") == 30 * (len(b"un document") + len("çà et là".encode()))
-    assert built.sizes["fr"]["train"]["windows"] == (built.num_bytes("fr") + 60 - 1) // 16
-    assert built.unique_tokens("fr") == built.sizes["fr"]["train"]["windows"] * 16
+    assert built.num_bytes["fr"] == 30 * (len(b"un document") + len("çà et là".encode()))
+    assert built.sizes["fr"]["train"]["windows"] == (built.num_bytes["fr"] + 60 - 1) // 16
+    assert built.unique_tokens["fr"] == built.sizes["fr"]["train"]["windows"] * 16
     assert built.sizes["en"]["test"]["windows"] == 2
     assert built.relatedness is None
 
@@ -61,9 +61,9 @@ def test_sizes(jsonl, tmp_path):
 def test_a_cap_keeps_the_first_windows(jsonl, tmp_path):
     whole = prepare(config(jsonl), tmp_path / "whole")
     capped = prepare(config(jsonl, max_train_windows=7), tmp_path / "capped")
-    assert capped.unique_tokens("en") == 7 * 16
+    assert capped.unique_tokens["en"] == 7 * 16
     assert np.array_equal(stream(capped, "en", "train"), stream(whole, "en", "train")[: 7 * 16 + 1])
-    assert capped.num_bytes("en") == pytest.approx(7 * 16, rel=0.1)
+    assert capped.num_bytes["en"] == pytest.approx(7 * 16, rel=0.1)
     assert capped.sizes["en"]["test"]["windows"] == whole.sizes["en"]["test"]["windows"]
 
 
@@ -215,14 +215,14 @@ def test_an_unreadable_tokenizer_leaves_nothing_behind(jsonl, tmp_path):
 def test_synthetic(synthetic):
     assert synthetic.languages == ("a1", "a2", "b1", "b2")
     for language in synthetic.languages:
-        assert 20_000 <= synthetic.num_bytes(language) < 21_000
+        assert 20_000 <= synthetic.num_bytes[language] < 21_000
         assert synthetic.sizes[language]["validation"]["windows"] > 32_000 // 32
     assert synthetic.relatedness["a1", "a2"] > 0.7
     assert synthetic.relatedness == load(synthetic.directory).relatedness
 
 
 def test_large_corpora_are_read_from_disk_with_the_same_batches(synthetic, monkeypatch):
-    weights = mixtures.parse("uniform(*)", synthetic, 0)
+    weights = dict.fromkeys(synthetic.languages, 0.25)
     expected = Sampler(synthetic, weights, 16, 0).batch(3)
     monkeypatch.setattr(corpus, "_IN_MEMORY_BYTES", 0)
     stored = load(synthetic.directory)

@@ -4,13 +4,18 @@ from hypothesis import strategies as st
 
 from atlas.data import mixtures
 from atlas.errors import UserError
-from tests.atlas.data.corpora import FakeCorpus
 
-CORPUS = FakeCorpus(en=100, fr=50, de=10, sw=1)
+SIZES = {"en": 400, "fr": 200, "de": 40, "sw": 4}
 
 
 def parse(spec, budget_tokens=1000):
-    return mixtures.parse(spec, CORPUS, budget_tokens)
+    return mixtures.parse(spec, SIZES, SIZES, budget_tokens)
+
+
+def test_unimax_is_of_tokens_and_temperature_of_bytes():
+    sizes = {"en": 30, "fr": 10}, {"en": 1, "fr": 3}
+    assert mixtures.parse("temperature(*;temperature=1)", *sizes, 9) == {"en": 0.25, "fr": 0.75}
+    assert mixtures.parse("unimax(*;epochs=1)", *sizes, 40) == {"en": 0.75, "fr": 0.25}
 
 
 def test_parses_every_kind():
@@ -18,7 +23,7 @@ def test_parses_every_kind():
     assert parse("en:0.7, fr:0.3") == pytest.approx({"en": 0.7, "fr": 0.3})
     assert parse("uniform(en,fr,de)") == pytest.approx({"en": 1 / 3, "fr": 1 / 3, "de": 1 / 3})
     assert list(parse("uniform(*)")) == ["en", "fr", "de", "sw"]
-    # Sizes are 400, 200, 40, 4 tokens: the caps of 2 epochs bind for sw and de alone.
+    # The caps of 2 epochs bind for sw and de alone.
     assert parse("unimax(*;epochs=2)", 488) == pytest.approx(
         {"en": 200 / 488, "fr": 200 / 488, "de": 80 / 488, "sw": 8 / 488}
     )
@@ -51,10 +56,10 @@ def test_unimax_spends_the_budget_within_the_caps_as_evenly_as_possible(counts, 
 
 @given(st.integers(1, 50), st.integers(0, 1000))
 def test_dirichlet_specs_always_parse(languages, seed):
-    corpus = FakeCorpus(**{f"l{i}": 5 for i in range(languages)})
-    spec = mixtures.dirichlet(corpus.languages, seed)
-    assert spec == mixtures.dirichlet(corpus.languages, seed)
-    assert sum(mixtures.parse(spec, corpus, 100).values()) == pytest.approx(1)
+    sizes = {f"l{i}": 5 for i in range(languages)}
+    spec = mixtures.dirichlet(tuple(sizes), seed)
+    assert spec == mixtures.dirichlet(tuple(sizes), seed)
+    assert sum(mixtures.parse(spec, sizes, sizes, 100).values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

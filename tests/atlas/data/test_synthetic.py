@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from atlas.data import synthetic
-from atlas.errors import UserError
 
 
 def text(language, num_bytes=30_000, split="train", seed=0):
@@ -86,9 +85,3 @@ def test_texts_of_relatives_help_to_predict_a_language():
 
     sister, cousin, stranger, foreign = map(cost, ("a2", "a3", "d1", "b1"))
     assert sister < 0.9 * cousin < 0.9 * min(stranger, foreign)
-
-
-@pytest.mark.parametrize("name", ["en", "a", "1a", "a0", "A1", "a100"])
-def test_other_names_are_refused(name):
-    with pytest.raises(UserError, match="a family's letter and a number"):
-        synthetic.check_names([name])

@@ -49,7 +49,7 @@ def built(tmp_path_factory):
 @pytest.mark.parametrize("indices", [[3], [22, 0, 3, 3], list(range(23))])
 def test_rows_come_back_as_written(built, in_memory, indices):
     directory, rows = built
-    read = windows.read(directory, "ace_Arab", "train", 4, in_memory)
+    read = windows.read(directory, "ace_Arab", "train", in_memory)
     assert len(read) == 23
     assert read[np.array(indices)].dtype == np.int32
     assert np.array_equal(read[np.array(indices)], rows[indices])
