@@ -73,7 +73,7 @@ def write(directory: Path, name: str, window: int, splits: Mapping[str, Iterable
     """Builds a language's TFDS data set from windows by split; it gets its name when it is whole."""
     import tensorflow_datasets as tfds
 
-    class Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
+    class Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):  # type: ignore[call-arg]
         """As ArrayRecord, which needs no TensorFlow; the inherited method asks it for the kind of each split."""
 
         def _split_generators(self, _: object) -> dict[str, Iterator]:
