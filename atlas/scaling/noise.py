@@ -165,7 +165,7 @@ def estimate(
         spread = rows * jnp.log(fixed) + log_determinant(groups, rho) + solved.log_determinant
         return remaining / fixed + 2.0 * solved.penalty + spread, fixed
 
-    # One ρ after another: batches of triangular solves can deadlock, see `atlas.scaling.solver.solve_each`.
+    # One ρ after another: batches of triangular solves can deadlock, see `atlas.scaling.joint.arrow.solve_each`.
     score, variances = jax.lax.map(at, grid)
     best = jnp.argmin(score + _TOWARDS_ZERO * grid)
     return Estimated(grid[best], variances[best], score[best])

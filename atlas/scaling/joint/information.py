@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atlas.errors import UserError
 from atlas.scaling.joint import system
 from atlas.scaling.joint.arrow import Arrow, Bordered, products
 from atlas.scaling.joint.fit import JointFit
@@ -25,7 +24,6 @@ from atlas.scaling.joint.system import Noise
 from atlas.scaling.noise import shrinkage
 from atlas.scaling.padding import bucket, padded
 
-_CHECKPOINTS = tuple(np.geomspace(0.05, 1.0, 10).tolist())
 _BATCH = 64  # groups at a time: enough to fill a core, few enough for its cache
 
 
@@ -43,25 +41,14 @@ class PlannedRuns:
     N: np.ndarray
     D: np.ndarray
     U: np.ndarray
-    checkpoints: tuple[float, ...] = _CHECKPOINTS
-
-    def __post_init__(self):
-        N, D, U = (np.asarray(values, float) for values in (self.N, self.D, self.U))
-        if D.ndim != 2 or N.shape != D.shape[:1] or U.shape != D.shape:
-            raise UserError(f"planned runs need N [c], D and U [c, Ls]; got {N.shape}, {D.shape} and {U.shape}")
-        part = np.asarray(self.checkpoints, float)
-        if part.ndim != 1 or not len(part) or part.min() <= 0 or part.max() > 1:
-            raise UserError(f"checkpoints must be parts of a run in (0, 1]; got {self.checkpoints}")
-        bad = (N <= 0) | (D.min(1) < 0) | (D.sum(1) <= 0) | (U.min(1) <= 0) | ~np.isfinite(N + D.sum(1))
-        if bad.any():
-            raise UserError(f"planned run {int(bad.argmax())} needs positive N, tokens and unique tokens")
+    checkpoints: tuple[float, ...]
 
     def __len__(self) -> int:
         return len(self.N)
 
     def take(self, index) -> "PlannedRuns":
         """The runs that indices or a mask select."""
-        return dataclasses.replace(self, **{key: np.asarray(getattr(self, key))[index] for key in ("N", "D", "U")})
+        return dataclasses.replace(self, N=self.N[index], D=self.D[index], U=self.U[index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +108,8 @@ class Information:
 
     def _groups(self, runs: PlannedRuns) -> tuple[np.ndarray, tuple]:
         """The run of each pair of a run and a target that it trains; N, D, U, target and weight of the pairs."""
-        fit = self.fit
-        if np.shape(runs.D)[1] != len(fit.sources):
-            raise UserError(f"planned runs need tokens of {len(fit.sources)} sources; got {np.shape(runs.D)[1]}")
-        member, target = np.nonzero(np.asarray(runs.D)[:, : len(fit.targets)] > 0)
-        points, _ = fit.points(
-            np.asarray(runs.N)[member], np.asarray(runs.D)[member], np.asarray(runs.U)[member], target
-        )
+        member, target = np.nonzero(runs.D[:, : len(self.fit.targets)] > 0)
+        points, _ = self.fit.points(runs.N[member], runs.D[member], runs.U[member], target)
         size = bucket(len(member), _BATCH)
         filled = [padded(values, size, 1) for values in points[:3]] + [padded(target, size, 0)]
         return padded(member, size, 0), (*filled, padded(np.ones(len(member)), size, 0.0))
