@@ -11,7 +11,6 @@ experiments/results/attention_comparison/ has what the second command gave on re
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 from atlas.data import DataConfig
 from atlas.data.tasks import TASKS
@@ -45,20 +44,18 @@ def get_config() -> RunConfig:
     )  # fmt: skip
 
 
-def get_sweep(
-    base: RunConfig, seeds: int = 3, learning_rates: Sequence[float] = LEARNING_RATES, rate_steps: int = 80
-) -> Study:
-    """A run for every kind and seed, and a short one, of so many steps, for every kind and learning rate.
+def get_sweep(base: RunConfig) -> Study:
+    """A run for every kind and seed, and a short one for every kind and learning rate.
 
     Text has TEXT_SHARE of the training windows, in equal shares of the languages, and the tasks have the others.
     """
     if not base.data.languages or not base.data.tasks:
         raise UserError("name the languages in data.languages and the tasks in data.tasks: their shares depend on both")
     kinds = [{"name": kind, "model.attention": kind, "model.d_ff": width(base.model, kind)} for kind in ATTENTION_KINDS]
-    short = {"name": "rate", "group": RATES, "train.steps": (rate_steps,), "train.checkpoint_every": 0}
+    short = {"name": "rate", "group": RATES, "train.steps": (80,), "train.checkpoint_every": 0}
     runs = chain(
-        cross([{"group": "kinds"}], kinds, each("seed", range(base.seed, base.seed + seeds))),
-        cross(kinds, [short], each("train.learning_rate", learning_rates)),
+        cross([{"group": "kinds"}], kinds, each("seed", range(base.seed, base.seed + 3))),
+        cross(kinds, [short], each("train.learning_rate", LEARNING_RATES)),
     )
     parts = (base.data.languages, TEXT_SHARE), (base.data.tasks, 1 - TEXT_SHARE)
     shares = (f"{name}:{part / len(names)!r}" for names, part in parts for name in names)

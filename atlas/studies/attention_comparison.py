@@ -26,6 +26,7 @@ from atlas.training.sweep import prepare_corpus
 RATES = "learning_rates"  # the group of a comparison's short runs
 
 _CONSTANTS = ["num_params", "d_ff"]  # numbers of a kind, the same for every seed
+_MEASURED_WINDOWS = 256  # of validation, a language or task, that trained models are measured on
 _CURVE_STEPS = 20  # steps that a point of a curve is the mean of
 _UNDISTURBED = 0.1  # quantile of the times between steps
 _CLOCK_SECONDS = 1e-3  # to which log lines tell the time
@@ -37,12 +38,11 @@ _CURVES = {
 }
 
 
-def run_comparison(study: Study, workdir: pathlib.Path, command: str = "", measured_windows: int = 256) -> str:
+def run_comparison(study: Study, workdir: pathlib.Path, command: str) -> str:
     """Trains and measures what is not done yet, and leaves what it found in `workdir`.
 
     study: its runs of group RATES tell the largest stable learning rate of their kind, all others everything else.
-    command: how it was started, for the summary. measured_windows: validation windows a language or task that trained
-    models are measured on.
+    command: how it was started, for the summary.
 
     Files: `table.csv` (a row a kind), `summary.json` (the same with its circumstances), `runs.csv` (the runs table),
     `results.csv` (a row a run), `accuracy.csv` (a row a run, task and document length), `learning_rates.csv` (a row a
@@ -54,7 +54,7 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str = "", measu
     run_sweep(study.runs, workdir, study.population, shard="0/1")
     corpus = prepare_corpus(study.base.data, workdir)
     full, short = ([run for run in study.runs if (run.group == RATES) is wanted] for wanted in (False, True))
-    measured = _measure(full, corpus, workdir, measured_windows)
+    measured = _measure(full, corpus, workdir)
     records = {run: JsonLines(workdir / "runs" / run_id(run) / METRICS).read() for run in study.runs}
     evaluations = runs_table(full, workdir)
     last = evaluations[(evaluations.phase == COOLDOWN) & (evaluations.step == evaluations.step.max())]
@@ -68,7 +68,15 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str = "", measu
     frames = {"results": results, "accuracy": accuracy, "learning_rates": rates, "curves": curves, "runs": evaluations}
     for name, frame in (frames | {"table": table.reset_index()}).items():
         write_atomically(workdir / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
-    _draw(workdir / "figures", curves, accuracy, rates)
+    drawn = {
+        "training": figures.training_curves(curves, _CURVES),
+        "accuracy": figures.accuracy_by_length(accuracy),
+        "learning_rates": figures.learning_rates(rates),
+    }
+    for name, figure in drawn.items():
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=_DPI)
+        write_atomically(workdir / "figures" / f"{name}.png", image.getvalue())
     summary = {
         "title": study.title,
         "command": command,
@@ -81,9 +89,7 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str = "", measu
     return f"{study.title}: mean ± standard deviation over seeds\n{describe(table)}\ntable: {workdir / 'table.csv'}"
 
 
-def _measure(
-    runs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path, measured_windows: int
-) -> dict[RunConfig, Record]:
+def _measure(runs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path) -> dict[RunConfig, Record]:
     """Measurements of trained runs, read back where they were made before.
 
     Each has `metrics`, those of the attention on validation text, and `matches`, {task: {document length: (answers
@@ -95,18 +101,18 @@ def _measure(
     for run in tqdm(missing, desc="measure", unit="run", disable=not missing):
         shape = shape_of(run)
         if shape not in readers:
-            readers = {shape: _reader(run, corpus, measured_windows)}
+            readers = {shape: _reader(run, corpus)}
         write_atomically(files[run], json.dumps(readers[shape](load_model(workdir, run_id(run)))))
     return {run: json.loads(file.read_text()) for run, file in files.items()}
 
 
-def _reader(run: RunConfig, corpus: Corpus, measured_windows: int) -> Callable[[dict], Record]:
+def _reader(run: RunConfig, corpus: Corpus) -> Callable[[dict], Record]:
     """Measures trained models of one shape, compiled once."""
     tokenizer = corpus.tokenizer
     skeleton = Skeleton(dataclasses.replace(run.model, vocab_size=tokenizer.vocab_size))
     ids = tokenizer.separator, tokenizer.padding
     compiled = jax.jit(lambda model, tokens: read(skeleton.merge(model["params"], model["buffers"]), tokens, *ids))
-    windows = evaluation_set(corpus, measured_windows, run.train.batch_size)
+    windows = evaluation_set(corpus, _MEASURED_WINDOWS, run.train.batch_size)
     language = np.asarray(corpus.languages)[windows.language]
 
     def matches(model: dict, tokens_CBS: np.ndarray) -> dict[int, tuple[int, int]]:
@@ -212,15 +218,3 @@ def _steps_per_second(records: Sequence[Record]) -> float:
     if len(times) < 2:
         return float("nan")
     return float(1 / max(np.quantile(np.diff(times), _UNDISTURBED), _CLOCK_SECONDS))
-
-
-def _draw(directory: pathlib.Path, curves: pd.DataFrame, accuracy: pd.DataFrame, rates: pd.DataFrame) -> None:
-    drawn = {
-        "training": figures.training_curves(curves, _CURVES),
-        "accuracy": figures.accuracy_by_length(accuracy),
-        "learning_rates": figures.learning_rates(rates),
-    }
-    for name, figure in drawn.items():
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=_DPI)
-        write_atomically(directory / f"{name}.png", image.getvalue())
