@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -46,20 +46,17 @@ def _times(L: int, design: tuple[int, ...], rounds: int, fit_bar: float, descent
     first, later, found = seconds(fitted), seconds(fitted, rounds), fitted()
     yield row("fit: priors, noise and law", fit_bar, later)
     yield row("compiling it", _COMPILE, np.subtract(first, later).tolist(), 1)
+    # Here and below the first of several rounds may compile: their median does not see it.
     descent = seconds(lambda: refit(found, anew=True), rounds)
     yield row("one descent, noise and priors known", descent_bar, descent)
     if L == _PLANNED:
+        weight = np.array(found.record.state.noise.run_weight)
+        random, count = np.random.default_rng(0), len(runs.run_ids)
+
+        def resample() -> None:
+            for _ in range(_RESAMPLES):
+                drawn = np.bincount(random.integers(count, size=count), minlength=len(weight))
+                refit(found, run_weight=weight * drawn, settled=_SETTLED)
+
         yield row("plan of a mixture", _PLAN, seconds(lambda: plan_mixture(found.law, runs, _FLOPS), rounds))
-        yield row(f"{_RESAMPLES} resamples of the runs, refitted", _REFITS, seconds(_resampler(found)), 1)
-
-
-def _resampler(found: JointFit) -> Callable[[], Any]:
-    weight = np.array(found.record.state.noise.run_weight)
-    random, count = np.random.default_rng(0), len(found.record.runs.run_ids)
-
-    def resample() -> None:
-        for _ in range(_RESAMPLES):
-            drawn = np.bincount(random.integers(count, size=count), minlength=len(weight))
-            refit(found, run_weight=weight * drawn, settled=_SETTLED)
-
-    return resample
+        yield row(f"{_RESAMPLES} resamples of the runs, refitted", _REFITS, seconds(resample), 1)
