@@ -5,7 +5,7 @@ import os
 import pathlib
 import tempfile
 
-from atlas.errors import UserError
+from checked import UserError
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:

@@ -14,9 +14,9 @@ import dataclasses
 
 from atlas.data import DataConfig
 from atlas.data.tasks import TASKS
-from atlas.errors import UserError
 from atlas.studies.attention_comparison import RATES
 from atlas.training import RunConfig, Study, TrainConfig, chain, cross, each
+from checked import UserError
 from models import ModelConfig, count_params
 from models.config import ATTENTION_KINDS
 

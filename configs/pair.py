@@ -10,8 +10,8 @@ the two agree, and so on how long they were trained: experiments/results/decodin
 """
 
 from atlas.data import DataConfig
-from atlas.errors import unknown
 from atlas.training import RunConfig, TrainConfig
+from checked import unknown
 from models import ModelConfig
 
 WINDOW = 128

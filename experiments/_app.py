@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import app, flags, logging
 
-from atlas.errors import UserError, unknown
-from checked import Checked, describe, overlay, read
+from checked import Checked, UserError, describe, overlay, read, unknown
 
 if TYPE_CHECKING:
     from atlas.training import Study

@@ -13,7 +13,7 @@ import pandas as pd
 from absl import flags
 
 from atlas.data import Corpus, DataConfig, prepare
-from atlas.errors import UserError
+from checked import UserError
 from experiments import _app
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "directory to build in")

@@ -18,7 +18,7 @@ ARROWS = {
     "atlas.studies": {"models", "atlas.data", "atlas.training", "atlas.report", "atlas.scaling"},
 }
 GROUND = "checked"  # below all rooms
-SHARED = {"atlas.errors", "atlas.files"}  # of all rooms of atlas, and above no room
+SHARED = {"atlas.files"}  # of all rooms of atlas, and above no room
 
 
 def room_of(module: str) -> str:

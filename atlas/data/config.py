@@ -4,8 +4,7 @@ import re
 from dataclasses import dataclass
 
 from atlas.data import tasks
-from atlas.errors import UserError, unknown
-from checked import Checked, field
+from checked import Checked, UserError, field, unknown
 
 SOURCES = ("synthetic", "jsonl", "madlad", "text", "tfds")
 TRAINED_TOKENIZERS = ("bpe", "unigram")

@@ -18,8 +18,8 @@ from atlas.data import sources, synthetic, tokenizers, windows
 from atlas.data.config import TRAINED_TOKENIZERS, DataConfig
 from atlas.data.tokenizers import Tokenizer
 from atlas.data.windows import WindowSource
-from atlas.errors import UserError
 from atlas.files import read_json, write_atomically
+from checked import UserError
 
 T = TypeVar("T")
 

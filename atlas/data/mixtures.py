@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from atlas.errors import UserError, unknown
+from checked import UserError, unknown
 
 _SUM_TOLERANCE = 1e-6
 # Options by kind. Four epochs cost next to nothing against fresh text (Muennighoff et al. 2023); mT5's

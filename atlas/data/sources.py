@@ -14,7 +14,7 @@ import fsspec
 
 from atlas.data import synthetic, tasks
 from atlas.data.config import DataConfig
-from atlas.errors import UserError, unknown
+from checked import UserError, unknown
 
 SPLITS = ("train", "validation", "test")
 # MADLAD-400's rule (ATLAS, section 6): test = min(20M tokens, 20 %), here at 4 bytes a token; validation is

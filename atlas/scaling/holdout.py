@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from atlas.errors import UserError, unknown
 from atlas.scaling.estimates import r2
 from atlas.scaling.joint.fit import fit_joint
 from atlas.scaling.single.comparison import predict_others
 from atlas.scaling.single.library import LAWS
 from atlas.scaling.table.runs import Runs
 from atlas.scaling.table.splits import split_runs
+from checked import UserError, unknown
 
 _CHINCHILLA = {"chinchilla_total": {"tokens": "total"}, "chinchilla_own": {"tokens": "own"}}
 _KNOWN = ("atlas", *_CHINCHILLA, *LAWS)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from atlas.errors import UserError, unknown
+from checked import UserError, unknown
 
 FLOPS_PER_PARAMETER_TOKEN = 6  # of training: C = 6·N·D
 # Width of the smooth lower bound on D_eff / D_tot: rows above 40 widths, which is nearly all, do not feel it.

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from atlas import report, scaling
-from atlas.errors import UserError
 from atlas.files import read_json, write_atomically
 from atlas.scaling import JointFit, Runs
+from checked import UserError
 
 SUMMARY = "summary.txt"
 LAWS = ("atlas", "chinchilla_own", "chinchilla_total", "data_constrained")

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from atlas.data import tokenizers
-from atlas.errors import UserError
 from atlas.training.loop import MODEL, load_model, load_model_config
 from atlas.training.step import Skeleton
+from checked import UserError
 from models import Decoder, ModelConfig
 from models.decoding import ByteView, Voice, load_tokenizer, make_voice
 from models.files import read_json

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as orbax
 
-from atlas.errors import UserError
+from checked import UserError
 
 PyTree = Any
 Manifest = dict[str, list[int]]

@@ -10,8 +10,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from atlas.errors import UserError
 from atlas.training.config import MeshConfig
+from checked import UserError
 
 T = TypeVar("T")
 

@@ -14,9 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from atlas.errors import UserError
 from atlas.training.config import RunConfig, run_id
-from checked import overlay
+from checked import UserError, overlay
 
 Overlay = Mapping[str, Any]
 

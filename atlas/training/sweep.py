@@ -13,12 +13,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from atlas.data import Corpus, DataConfig, languages_of, mixtures, prepare
-from atlas.errors import UserError
 from atlas.files import write_atomically
 from atlas.training.config import MeshConfig, RunConfig, corpus_key, run_id, shape_of
 from atlas.training.loop import DONE, EVALUATIONS, METRICS, load_model_config, train
 from atlas.training.mesh import check_divisible, first_process_first, make_mesh
 from atlas.training.metrics import JsonLines
+from checked import UserError
 
 PLAN = "sweep.json"
 # Settings that decide which arrays a model has.

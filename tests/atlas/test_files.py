@@ -1,7 +1,7 @@
 import pytest
 
-from atlas.errors import UserError
 from atlas.files import write_atomically
+from checked import UserError
 
 
 def test_failed_write_leaves_the_old_file(tmp_path):

@@ -4,9 +4,8 @@ import pathlib
 
 import pytest
 
-from atlas.errors import UserError
 from atlas.training import RunConfig, check_runs
-from checked import leaves, overlay
+from checked import UserError, leaves, overlay
 from models.config import count_params
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from atlas.errors import UserError
+from checked import UserError
 from experiments import fit
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from atlas.errors import UserError
 from atlas.scaling.joint.arrow import factor
 from atlas.scaling.joint.fit import JointFit, fit_joint
 from atlas.scaling.joint.system import LOG_A, LOG_B, LOG_E, natural_arrays
@@ -13,6 +12,7 @@ from atlas.scaling.law import JointLaw
 from atlas.scaling.single.draws import linear_in_value
 from atlas.scaling.table.labels import labels
 from atlas.scaling.table.runs import Runs
+from checked import UserError
 
 _AGREEING = 0.5  # standard errors within which a refit repeats a fit
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from atlas.errors import UserError, unknown
 from atlas.scaling.estimates import Estimate, document
 from atlas.scaling.joint import rounds, system
 from atlas.scaling.joint.arrow import Arrow, Coordinates
@@ -22,6 +21,7 @@ from atlas.scaling.law import GUARD, JointLaw, num_languages
 from atlas.scaling.noise import HUBER_VARIANCE
 from atlas.scaling.padding import bucket, padded
 from atlas.scaling.table.runs import Runs
+from checked import UserError, unknown
 
 # Widths of the guard, one a round: a wide one has a gradient where a start leaves no effective tokens, and the last is
 # that of the law.

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from atlas.errors import UserError, unknown
 from atlas.scaling.joint.rounds import Spreads
 from atlas.scaling.joint.system import LOG_A, LOG_ALPHA, LOG_B, LOG_BETA, LOG_E, LOG_LAMBDA, TAU, Prior
 from atlas.scaling.table.runs import Runs
+from checked import UserError, unknown
 
 TAU_PRIORS = ("targets", "pairs", "flat")
 LAMBDA_KINDS = ("target", "shared", "source")

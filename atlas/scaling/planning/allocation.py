@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from atlas.errors import UserError
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, chinchilla, saturation
 from atlas.scaling.single.draws import band
+from checked import UserError
 
 _GRIDS, _POINTS = 8, 101  # of the search for the best N: each grid narrows it fiftyfold in log N
 

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from atlas.errors import UserError, unknown
 from atlas.scaling.estimates import Z90
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.table import published
 from atlas.scaling.table.curves import LossCurve, loss_curve
 from atlas.scaling.table.runs import Runs
 from atlas.scaling.transfer.scores import best_phase, replicate_deviation
+from checked import UserError, unknown
 
 _DRAWS = 100  # of both curves: five lie beyond each end of a 90 % interval
 _GRID = 257  # points between the curves' common ends, far denser than curves are observed

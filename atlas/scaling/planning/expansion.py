@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from atlas.errors import UserError
 from atlas.scaling.transfer.capacity import CapacityExponents
+from checked import UserError
 
 # φ and ψ are printed; α and β are not. 0.2427 = φ/α and 0.7277 = 1+ψ/β lie in the narrow range that rounds to
 # all that Fig. 5 prints: the exponents 0.243 of N, 0.728 of total tokens and 0.970 of compute (0.243 + 0.728

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from atlas.errors import UserError, unknown
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
 from atlas.scaling.single.draws import band
 from atlas.scaling.table.runs import Runs
+from checked import UserError, unknown
 
 _BUDGET_FACTOR = 10  # a budget in multiples of the most expensive run's: one step beyond what was trained
 _REACH = 10.0  # N at most, in multiples of the largest run's: a law of sizes is not believed further out

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from atlas.errors import UserError, unknown
 from atlas.scaling.joint.fit import JointFit
 from atlas.scaling.joint.information import Information, PlannedRuns
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.planning.mixtures import by_language
 from atlas.scaling.table.runs import Runs
+from checked import UserError, unknown
 
 _SIZES, _TOKENS, _PARTNERS, _RANDOM = 5, 3, 10, 12  # of the pool: sizes, token counts, bilingual and random mixtures
 _CONCENTRATION = 1.5  # of the Dirichlet distribution of random mixtures

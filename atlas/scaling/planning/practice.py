@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from atlas.errors import UserError
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.single.bootstrap import losses_of, refit
 from atlas.scaling.single.fit import Fit, Prior, fit
 from atlas.scaling.table.runs import Runs, load_runs
 from atlas.scaling.table.splits import after_warm_up
+from checked import UserError
 
 _LEAST_SPREAD = 0.05  # of a parameter between families: three of them may agree by chance
 _AGREEING = 1.1  # ratio of objectives up to which runs agree with a prior

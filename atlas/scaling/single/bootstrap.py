@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atlas.errors import UserError
 from atlas.scaling.padding import padded
 from atlas.scaling.single import estimator
 from atlas.scaling.single.estimator import Problem
 from atlas.scaling.single.fit import Fit
 from atlas.scaling.single.specification import Law
+from checked import UserError
 
 _LANES = 64  # resamples descended at once
 _STEPS = 6  # of a round, after which those that arrived make room for others; most need no second

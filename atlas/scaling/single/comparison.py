@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from atlas.errors import UserError
 from atlas.scaling.estimates import r2
 from atlas.scaling.single.fit import Fit, fit
 from atlas.scaling.table.runs import Runs
 from atlas.scaling.table.splits import split_runs
+from checked import UserError
 
 
 def compare(
@@ -35,7 +35,7 @@ def compare(
 
     >>> compare(["chinchilla"], None)  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
-    atlas.errors.UserError: a comparison needs two laws or more
+    checked.UserError: a comparison needs two laws or more
     """
     if len(laws) < 2:
         raise UserError("a comparison needs two laws or more")

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from scipy.special import stdtrit
 
-from atlas.errors import UserError, unknown
 from atlas.scaling.estimates import Estimate, document, finite, r2
 from atlas.scaling.padding import bucket, padded
 from atlas.scaling.single import estimator
@@ -16,6 +15,7 @@ from atlas.scaling.single.estimator import Problem
 from atlas.scaling.single.library import LAWS
 from atlas.scaling.single.specification import Law
 from atlas.scaling.table.runs import Runs
+from checked import UserError, unknown
 
 OBJECTIVES = ("huber", "least_squares", "lad")
 _LAD_DELTA = 1e-5  # a Huber corner this small is least absolute deviations for any real noise

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
-from atlas.errors import UserError
+from checked import UserError
 
 
 @dataclass(frozen=True)

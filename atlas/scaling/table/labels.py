@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from atlas.errors import UserError, unknown
 from atlas.scaling.table import published
 from atlas.scaling.table.runs import read_table
+from checked import UserError, unknown
 
 Labels = dict[str, dict[str, str]]
 

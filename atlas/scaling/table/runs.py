@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from atlas.errors import UserError, unknown
 from atlas.scaling.table.checks import suspicions
+from checked import UserError, unknown
 
 _TOKEN_NAMES = ("tokens", "num_tokens", "tokens_seen")
 _NUMERIC = ("num_params", "loss", "tokens", "unique_tokens")

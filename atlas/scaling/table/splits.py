@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from atlas.errors import UserError, unknown
 from atlas.scaling.table.runs import Runs
+from checked import UserError, unknown
 
 SPLITS = ("largest_n", "largest_d", "top_compute", "mixture", "random", "guide", "smallest_n")
 _FRACTION = 0.2  # of the runs, as in ATLAS's own protocol

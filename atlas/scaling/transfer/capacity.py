@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atlas.errors import UserError
 from atlas.scaling import noise
 from atlas.scaling.estimates import Estimate, document, finite, r2
 from atlas.scaling.single.library.capacity import capacity
 from atlas.scaling.solver import levenberg_marquardt
 from atlas.scaling.table.runs import COOLDOWN, Runs
+from checked import UserError
 
 SHARED = ("alpha", "beta", "phi", "psi")
 _LEVELS = ("E", "A", "B")

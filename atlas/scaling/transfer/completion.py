@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pandas as pd
 
-from atlas.errors import UserError
 from atlas.scaling.law import JointLaw
+from checked import UserError
 
 _FOLDS, _REPEATS = 5, 5  # of cross-validation: four fifths to learn from, dealt often enough for a steady mean
 # Pairs without effect that an effect of a target, a source or a feature is drawn to 0 by.

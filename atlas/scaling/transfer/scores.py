@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from atlas.errors import UserError
 from atlas.scaling.estimates import Z90
 from atlas.scaling.table import published
 from atlas.scaling.table.curves import LossCurve, loss_curve
 from atlas.scaling.table.runs import Runs
+from checked import UserError
 
 # A run counts as 50/50 when the target's share is this close to one half: window counts are whole numbers.
 _HALF_TOLERANCE = 0.02

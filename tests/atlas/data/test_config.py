@@ -1,7 +1,7 @@
 import pytest
 
 from atlas.data import DataConfig
-from atlas.errors import UserError
+from checked import UserError
 
 
 @pytest.mark.parametrize(

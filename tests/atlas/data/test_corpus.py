@@ -8,7 +8,7 @@ import pytest
 
 from atlas.data import DataConfig, corpus, load, prepare, tokenizers, windows
 from atlas.data.batches import Sampler
-from atlas.errors import UserError
+from checked import UserError
 from tests.atlas.data.corpora import write_corpus
 
 TEXTS = {"en": ["the first document", "the second one"] * 20, "fr": ["un document", "çà et là"] * 30}

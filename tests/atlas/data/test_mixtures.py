@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas.data import mixtures
-from atlas.errors import UserError
+from checked import UserError
 
 SIZES = {"en": 400, "fr": 200, "de": 40, "sw": 4}
 

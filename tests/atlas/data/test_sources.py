@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from atlas.data import fingerprint, sources
 from atlas.data.config import DataConfig
-from atlas.errors import UserError
+from checked import UserError
 from tests.atlas.data.corpora import write_corpus, write_jsonl
 
 TEXTS = [f"document {i}" for i in range(400)]

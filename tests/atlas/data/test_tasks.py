@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from atlas.data import DataConfig, prepare, tasks, windows
 from atlas.data.tokenizers import ByteTokenizer
-from atlas.errors import UserError
+from checked import UserError
 
 SEPARATOR = ByteTokenizer.separator
 WINDOWS = (32, 48, 96, 128, 256)

@@ -5,7 +5,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from atlas.data import synthetic, tokenizers
-from atlas.errors import UserError
+from checked import UserError
 
 TEXTS = {name: list(synthetic.documents(name, "train", 40_000, 0)) for name in ("a1", "b1", "c1")}
 HARD = "héllo wörld\n\n  日本語 \U0001f600 foo  bar\ttab <unk> ▁ <0x41> </s>"

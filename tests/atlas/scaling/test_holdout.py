@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import heldout, load_runs
+from checked import UserError
 
 
 def study():

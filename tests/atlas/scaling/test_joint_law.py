@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import law as laws
 from atlas.scaling.law import JointLaw
+from checked import UserError
 
 TARGETS, SOURCES = ("en", "fr"), ("en", "fr", "sw")
 

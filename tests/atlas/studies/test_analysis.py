@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import answers, load_runs, simulation
 from atlas.studies import analysis
+from checked import UserError
 from configs import quickstart
 
 ROOT = pathlib.Path(__file__).parents[3]

@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.studies import attention_comparison as comparison
 from atlas.studies.attention_comparison import RATES
 from atlas.training import Study, run_id
-from checked import overlay
+from checked import UserError, overlay
 from configs import attention_comparison
 from models.config import ATTENTION_KINDS, count_params
 

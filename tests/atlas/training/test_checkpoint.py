@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas.errors import UserError
 from atlas.training import checkpoint
+from checked import UserError
 
 
 def tree(seed: int) -> dict:

@@ -4,9 +4,8 @@ import math
 import pytest
 
 from atlas.data import DataConfig
-from atlas.errors import UserError
 from atlas.training.config import MeshConfig, RunConfig, run_id, shape_of
-from checked import overlay
+from checked import UserError, overlay
 from tests.atlas.data.corpora import write_corpus
 
 

@@ -5,9 +5,9 @@ import signal
 import numpy as np
 import pytest
 
-from atlas.errors import UserError
 from atlas.training import load_model, run_id, train
 from atlas.training.metrics import JsonLines
+from checked import UserError
 from tests.atlas.training.worker import config_of, run_worker, start_worker
 
 

@@ -4,9 +4,9 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from atlas.errors import UserError
 from atlas.training.config import MeshConfig
 from atlas.training.mesh import AXES, check_divisible, initialize_distributed, make_mesh, parameter_sharding
+from checked import UserError
 
 
 def mesh_of(run: int, data: int, fsdp: int, tensor: int) -> jax.sharding.AbstractMesh:

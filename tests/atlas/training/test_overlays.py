@@ -1,7 +1,7 @@
 import pytest
 
-from atlas.errors import UserError
 from atlas.training import RunConfig, Study, align, chain, cross, each, run_id
+from checked import UserError
 
 SEEDS = each("seed", range(2))
 SIZES = [{"name": "small", "model.layers": 1}, {"name": "large", "model.layers": 2}]

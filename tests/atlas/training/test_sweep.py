@@ -3,9 +3,8 @@ import json
 
 import pytest
 
-from atlas.errors import UserError
 from atlas.training import run_id, run_sweep, runs_table, status, sweep
-from checked import overlay
+from checked import UserError, overlay
 from tests.atlas.training.worker import config_of
 
 # Small in all that takes time to compile: what is tested here is which runs train, and when.

@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 
-from atlas.errors import UserError
 from atlas.scaling.single.library.chinchilla import E
 from atlas.scaling.single.specification import EXPONENTS, Column, Law, N, Parameter
 from atlas.scaling.table.curves import annealing_areas
 from atlas.scaling.table.runs import Runs
+from checked import UserError
 
 
 def annealing(S1, S2, E, A, alpha, C):

@@ -5,7 +5,7 @@ from importlib import resources
 import numpy as np
 import pandas as pd
 
-from atlas.errors import unknown
+from checked import unknown
 
 _FILES = sorted((f for f in resources.files(__package__).iterdir() if f.name.endswith(".csv")), key=lambda f: f.name)
 TABLES = {file.name.removeprefix("atlas_").removesuffix(".csv"): file for file in _FILES}

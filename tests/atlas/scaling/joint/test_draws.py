@@ -2,10 +2,10 @@ import jax
 import numpy as np
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import fit_joint, load_runs, simulation
 from atlas.scaling.joint.draws import joint_draws, refitted
 from atlas.scaling.planning.mixtures import TrustRegion, optimal_mixture
+from checked import UserError
 
 pytestmark = pytest.mark.thorough  # test_answers has a quick study that draws its laws
 

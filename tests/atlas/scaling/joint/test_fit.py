@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import fit_joint, heldout, load_runs, simulation
 from atlas.scaling.law import JointLaw
+from checked import UserError
 
 L = 6
 OFF = ~np.eye(L, dtype=bool)

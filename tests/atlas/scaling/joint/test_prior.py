@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import fit_joint, load_runs, simulation
 from atlas.scaling.joint.prior import joint_prior
 from atlas.scaling.joint.system import TAU, precision
+from checked import UserError
 
 L = 6
 OFF = ~np.eye(L, dtype=bool)

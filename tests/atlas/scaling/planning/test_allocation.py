@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling.planning.allocation import compute_optimal
+from checked import UserError
 
 LAW = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37, "lambda": 0.1}
 

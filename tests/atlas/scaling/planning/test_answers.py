@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import JointLaw, answers, fit_joint, load_runs, plan_mixture, simulation
+from checked import UserError
 
 TRUTH = simulation.truth(2, 0)
 

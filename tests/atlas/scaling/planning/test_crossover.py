@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import load_runs
 from atlas.scaling.planning.crossover import crossover_law, measured_crossovers, published_crossovers
+from checked import UserError
 
 CROSSING = 3e10
 

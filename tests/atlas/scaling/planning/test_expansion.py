@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling.planning.expansion import expansion_table, iso_loss
 from atlas.scaling.single.library.capacity import capacity
 from atlas.scaling.transfer.capacity import CapacityExponents
+from checked import UserError
 
 # α and β as the two printed exponents alone imply them (.4527, .1471): the checked points of the curve use
 # these.

@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import JointLaw, load_runs, simulation
 from atlas.scaling.planning.mixtures import TrustRegion, optimal_mixture, plan_mixture
+from checked import UserError
 
 LANGUAGES = ("a", "b", "c")
 WIDE = TrustRegion((1e7, 1e11), np.full(3, 1e-3))

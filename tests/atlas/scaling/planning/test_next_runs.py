@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import fit_joint, load_runs, simulation
 from atlas.scaling.joint.information import Information, PlannedRuns
 from atlas.scaling.planning.next_runs import candidate_runs, goal_of, next_runs
+from checked import UserError
 
 pytestmark = pytest.mark.thorough  # the command runs in the README's test
 

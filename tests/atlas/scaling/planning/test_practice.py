@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import fit, load_runs
 from atlas.scaling.planning.practice import advice, borrow, expected_errors, family_prior
 from atlas.scaling.table.splits import after_warm_up
+from checked import UserError
 
 LAW = {"E": 1.7, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
 

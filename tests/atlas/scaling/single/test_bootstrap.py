@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import bootstrap, fit, load_runs
+from checked import UserError
 
 POINT = {"N": 3e10, "D": 2e12}
 

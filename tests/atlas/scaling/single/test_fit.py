@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import fit, load_runs
 from atlas.scaling.law import chinchilla
+from checked import UserError
 
 LAW = {"E": 1.7, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
 CHINCHILLA = pathlib.Path(os.environ.get("ATLAS_SHARED", "../shared")) / "runs" / "chinchilla.csv"

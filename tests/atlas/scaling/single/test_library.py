@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import compare, fit, load_runs
 from atlas.scaling.single import library
 from atlas.scaling.single.library import LAWS
 from atlas.scaling.single.specification import Law
 from atlas.scaling.table.curves import annealing_areas
+from checked import UserError
 
 TRUTH = {
     "chinchilla": {"E": 1.7, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37},

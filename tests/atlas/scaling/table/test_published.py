@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling.table import published
+from checked import UserError
 
 
 @pytest.mark.parametrize("name", published.TABLES)

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import load_runs
+from checked import UserError
 
 
 def single(**columns):

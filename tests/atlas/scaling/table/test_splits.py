@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import load_runs
 from atlas.scaling.table.splits import SPLITS, after_warm_up, split_runs
+from checked import UserError
 
 
 def family(sizes=5, checkpoints=12):

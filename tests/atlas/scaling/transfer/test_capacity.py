@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import load_runs
 from atlas.scaling.single.library.capacity import capacity
 from atlas.scaling.transfer.capacity import fit_capacity
+from checked import UserError
 
 TRUTH = {"alpha": 0.4, "beta": 0.28, "phi": 0.11, "psi": -0.04}
 LEVELS = {

@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling import JointLaw, published
 from atlas.scaling.transfer.completion import complete, fitted_scores
+from checked import UserError
 
 NAMES = [f"l{i}" for i in range(12)]
 FAMILIES = {name: f"f{i % 3}" for i, name in enumerate(NAMES)}

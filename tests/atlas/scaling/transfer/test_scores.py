@@ -2,7 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.errors import UserError
 from atlas.scaling.table.curves import loss_curve
 from atlas.scaling.table.runs import load_runs
 from atlas.scaling.transfer.scores import (
@@ -12,6 +11,7 @@ from atlas.scaling.transfer.scores import (
     score_from_tau,
     tau_from_score,
 )
+from checked import UserError
 
 
 def law(effective: np.ndarray, N: float = 1e8) -> np.ndarray:
