@@ -1,6 +1,5 @@
 """Corpora: building one out of a config, and reading what was built."""
 
-import contextlib
 import fcntl
 import functools
 import hashlib
@@ -117,7 +116,10 @@ def prepare(config: DataConfig, directory: Path | str) -> Corpus:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{directory} cannot be a directory ({error}); give another --workdir") from error
-    with _locked(directory), tqdm(unit="B", unit_scale=True, delay=0.5, disable=None) as bar:
+    bar = tqdm(unit="B", unit_scale=True, delay=0.5, disable=None)
+    with open(directory / ".lock", "w") as lock, bar:
+        # One process at a time builds; those that waited find it built.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         source = sources.open_source(config, on_read=bar.update)
         identity = _identity(config, source)
         description = _description(directory) or {"identity": identity, "statistics": {}}
@@ -261,11 +263,3 @@ def _description(directory: Path) -> dict | None:
 
 def _write(directory: Path, description: dict) -> None:
     write_atomically(directory / _FILE, json.dumps(description, indent=1, ensure_ascii=False))
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Lets one process at a time build in a directory; those that waited find it built."""
-    with open(directory / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

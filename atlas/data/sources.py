@@ -160,7 +160,7 @@ class _Files:
         """Texts of a gzipped file of one JSON object a line; UserError names the line that is none."""
         path, number = file["name"], 0
         try:
-            with self._fs.open(path, "rb", compression="gzip") as lines:
+            with self._fs.open(path, "rb") as raw, gzip.open(raw, "rb") as lines:
                 for number, line in enumerate(lines, start=1):
                     if line.strip():
                         yield _text(line, path, number)

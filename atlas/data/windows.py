@@ -74,7 +74,7 @@ def write(directory: Path, name: str, window: int, splits: Mapping[str, Iterable
     import tensorflow_datasets as tfds
 
     class Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):  # type: ignore[call-arg]
-        """As ArrayRecord, which needs no TensorFlow; the inherited method asks it for the kind of each split."""
+        """The inherited way to its splits imports TensorFlow, which ArrayRecord does not need."""
 
         def _split_generators(self, _: object) -> dict[str, Iterator]:
             return {split: self._generate_examples_iterator(its) for split, its in self._split_datasets.items()}
