@@ -23,7 +23,6 @@ from atlas.scaling.joint.fit import JointFit
 from atlas.scaling.joint.system import Noise
 from atlas.scaling.noise import shrinkage
 from atlas.scaling.padding import bucket, padded
-from checked import UserError
 
 _BATCH = 64  # groups at a time: enough to fill a core, few enough for its cache
 

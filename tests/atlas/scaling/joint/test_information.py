@@ -9,7 +9,6 @@ from atlas.scaling import fit_joint, load_runs, simulation
 from atlas.scaling.joint import system
 from atlas.scaling.joint.information import Information, PlannedRuns
 from atlas.scaling.noise import HUBER_VARIANCE
-from checked import UserError
 
 L = 4
 PARTS = tuple(np.geomspace(0.05, 1.0, 10).tolist())
