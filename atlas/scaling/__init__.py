@@ -19,9 +19,9 @@ and to the law of all languages:
 from atlas.scaling import simulation
 from atlas.scaling.estimates import Z90, Estimate, finite
 from atlas.scaling.holdout import heldout
+from atlas.scaling.joint import influence
 from atlas.scaling.joint.draws import joint_draws
 from atlas.scaling.joint.fit import JointFit, fit_joint
-from atlas.scaling.joint.influence import influence as joint_influence
 from atlas.scaling.joint.prior import LAMBDA_KINDS, TAU_PRIORS, Hyperprior
 from atlas.scaling.law import JointLaw
 from atlas.scaling.planning import answers
@@ -70,9 +70,9 @@ __all__ = [
     "fit_document",
     "fit_joint",
     "heldout",
+    "influence",
     "iso_loss",
     "joint_draws",
-    "joint_influence",
     "labels",
     "latest_scores",
     "load_runs",

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from atlas.scaling import JointFit, fit_joint, load_runs, plan_mixture, simulation
-from atlas.scaling.joint.influence import refit
+from atlas.scaling import JointFit, fit_joint, influence, load_runs, plan_mixture, simulation
 from experiments.benchmarks.studies import judged
 from experiments.benchmarks.timing import seconds
 
@@ -47,7 +46,7 @@ def _times(L: int, design: tuple[int, ...], rounds: int, fit_bar: float, descent
     yield row("fit: priors, noise and law", fit_bar, later)
     yield row("compiling it", _COMPILE, np.subtract(first, later).tolist(), 1)
     # Here and below the first of several rounds may compile: their median does not see it.
-    descent = seconds(lambda: refit(found, anew=True), rounds)
+    descent = seconds(lambda: influence.refit(found, anew=True), rounds)
     yield row("one descent, noise and priors known", descent_bar, descent)
     if L == _PLANNED:
         weight = np.array(found.record.state.noise.run_weight)
@@ -56,7 +55,7 @@ def _times(L: int, design: tuple[int, ...], rounds: int, fit_bar: float, descent
         def resample() -> None:
             for _ in range(_RESAMPLES):
                 drawn = np.bincount(random.integers(count, size=count), minlength=len(weight))
-                refit(found, run_weight=weight * drawn, settled=_SETTLED)
+                influence.refit(found, run_weight=weight * drawn, settled=_SETTLED)
 
         yield row("plan of a mixture", _PLAN, seconds(lambda: plan_mixture(found.law, runs, _FLOPS), rounds))
         yield row(f"{_RESAMPLES} resamples of the runs, refitted", _REFITS, seconds(resample), 1)

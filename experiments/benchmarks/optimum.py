@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from scipy.optimize import minimize
 
-from atlas.scaling import JointFit
-from atlas.scaling.joint.influence import influence, objective, prediction_gradients, refit
+from atlas.scaling import JointFit, influence
 
 _STEPS = (1e-7, 1e-8)  # of log losses, for finite differences: the longest that carries no row across its corner
 _LEFT_OUT = 40  # runs
@@ -28,19 +27,19 @@ def derivatives(fit: JointFit, point: dict[str, Any], seed: int) -> dict[str, fl
     direction = np.random.default_rng(seed).normal(size=fit.n_rows)
     for step in _STEPS:
         shifts = step * direction, -step * direction
-        moved = [refit(fit, shift) for shift in shifts]
+        moved = [influence.refit(fit, shift) for shift in shifts]
         if np.array_equal(*map(functools.partial(_clipped, fit), moved, shifts)):
             break
     numeric = np.subtract(*(np.log(end.predict(**point)[0]) for end in moved)) / (2 * step)
-    found = prediction_gradients(fit, **point) @ direction
+    found = influence.prediction_gradients(fit, **point) @ direction
     names = fit.record.runs.run_ids
     some = np.random.default_rng(seed).permutation(len(names))[:_LEFT_OUT]
     base, refits = np.log(fit.predict(**point)[0]), []
     for run in some:
         weight = np.array(fit.record.state.noise.run_weight)
         weight[run] = 0.0
-        refits.append(np.log(refit(fit, run_weight=weight).predict(**point)[0]) - base)
-    quick = influence(fit, **point).loc[[names[run] for run in some]].to_numpy()
+        refits.append(np.log(influence.refit(fit, run_weight=weight).predict(**point)[0]) - base)
+    quick = influence.influence(fit, **point).loc[[names[run] for run in some]].to_numpy()
     agreement = [np.corrcoef(a, b)[0, 1] for a, b in zip(quick.T, np.array(refits).T, strict=True)]
     return {
         "gradient error": float(np.linalg.norm(found - numeric) / np.linalg.norm(numeric)),
@@ -63,7 +62,7 @@ def objective_gap(fit: JointFit) -> float:
     coordinates whitened by the fit's precision, without which L-BFGS-B does not arrive.
     """
     with jax.enable_x64(True):
-        function, end, precision = objective(fit)
+        function, end, precision = influence.objective(fit)
         value = jax.jit(jax.value_and_grad(function))
         factor = np.linalg.cholesky(precision)
 
