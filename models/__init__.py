@@ -1,14 +1,15 @@
 """Networks: the decoder and its attention variants. Knows nothing of `atlas`."""
 
 from models.attention import RunningVariance
-from models.config import ModelConfig, count_params, shape_config, shape_table
-from models.decoder import Decoder
+from models.config import ModelConfig, shape_config, shape_table
+from models.decoder import Decoder, array_shapes, count_params
 from models.loss import document_segments, token_losses
 
 __all__ = [
     "Decoder",
     "ModelConfig",
     "RunningVariance",
+    "array_shapes",
     "count_params",
     "document_segments",
     "shape_config",

@@ -1,4 +1,4 @@
-"""Model configuration, the ATLAS shape table, and the parameter count."""
+"""Model configuration and the ATLAS shape table."""
 
 import csv
 import dataclasses
@@ -6,6 +6,8 @@ import functools
 import importlib.resources
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import jax
 
 from checked import Checked, UserError, field
 
@@ -114,7 +116,6 @@ class ModelConfig(Checked, section="model"):
     indexer_heads: int = field(2, "J", least=1)
     indexer_width: int = field(16, "I", least=1)
     indexer_scale: float = field(0.0, "factor on the indexer's products; 0: 1/sqrt(indexer_width); paper: 1", least=0)
-    indexer_gate_bias: bool = field(False, "a bias on the indexer's head weights; the paper has none")
     indexer_temperature: float = field(0.25, "divides the scores in the softmax of the indexer's loss", above=0)
     k_rule: str = field("paper", "k_base, or more (paper) or fewer (inverse) where scores vary more", choices=K_RULES)
     k_base: int = field(64, "keys that a query selects on average", unit="keys", least=1)
@@ -149,10 +150,12 @@ class ModelConfig(Checked, section="model"):
             self.require(self.k_min <= self.k_base <= self.k_max, "k_base", limits)
         a = self.architecture
         a.require(max(a.full_layers, default=0) < self.layers, "full_layers", f"must be from 0 to {self.layers - 1}")
-        if self.is_sparse or self.query_chunk:
-            limit = f"must be 0 for attention={self.attention!r} with query_chunk={self.query_chunk}"
-            a.require(not a.window, "window", limit)
-            a.require(not a.attention_softcap, "attention_softcap", limit)
+        kind = f"must be 0 for attention={self.attention!r}"
+        a.require(not (a.window and self.is_sparse), "window", kind)
+        capped = a.attention_softcap and (self.is_sparse or self.query_chunk)
+        a.require(not capped, "attention_softcap", f"{kind} with query_chunk={self.query_chunk}")
+        wide = self.dtype != "float64" or jax.config.read("jax_enable_x64")
+        self.require(wide, "dtype", "needs JAX_ENABLE_X64=1 in the environment")
 
 
 @functools.cache
@@ -194,39 +197,7 @@ def shape(scale: int) -> dict[str, Any]:
 def shape_config(scale: int) -> ModelConfig:
     """The dense ModelConfig of an ATLAS `shape`.
 
-    >>> shape_config(8).d_model, count_params(shape_config(8))["total"]
-    (640, 146155520)
+    >>> shape_config(8).d_model
+    640
     """
     return ModelConfig(**shape(scale))
-
-
-def count_params(config: ModelConfig) -> dict[str, int]:
-    """Parameters of `Decoder(config)`, without building it: {"total", "non_embedding"}.
-
-    A dense model with as many key/value heads as heads has V·M + L·(4·M·H·E + 3·M·F + M), the formula behind
-    the totals of ATLAS (arXiv 2510.22037, Table B.3): tied embeddings, gated feed-forward, one norm a layer,
-    and no parameters in the final norm. It gives the table's totals exactly for scales 0 to 51; the table's
-    own row 52 is off. `non_embedding` is the N of scaling laws; a head that is not tied is no part of it either.
-    """
-    c, fixed = config, config.architecture.fixed
-    attention = 2 * c.d_model * c.head_width * (c.heads + c.kv_heads)
-    attention += (c.heads + 2 * c.kv_heads) * c.head_width if fixed.qkv_bias else 0
-    attention += 2 * c.head_width if fixed.qk_norm else 0
-    layer = attention + 3 * c.d_model * c.d_ff + fixed.norms * c.d_model
-    layer += _count_gates(c) if c.is_gated else 0
-    layer += _count_indexer(c) if c.is_sparse else 0
-    non_embedding = c.layers * layer + (c.d_model if fixed.norms > 1 else 0)
-    embeddings = c.vocab_size * c.d_model * (1 if c.architecture.tied_head else 2)
-    return {"total": embeddings + non_embedding, "non_embedding": non_embedding}
-
-
-def _count_gates(c: ModelConfig) -> int:
-    outputs = {"elementwise": c.heads * c.head_width, "headwise": c.heads, "none": 0}[c.output_gate]
-    values = {"elementwise": c.kv_heads * c.head_width, "none": 0}[c.value_gate]
-    return (c.d_model + 1) * (outputs + values)
-
-
-def _count_indexer(c: ModelConfig) -> int:
-    projections = c.d_model * (c.indexer_heads * c.indexer_width + c.indexer_width + c.indexer_heads)
-    biases = c.indexer_heads * (2 if c.indexer_gate_bias else 1)
-    return projections + biases

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -49,7 +51,7 @@ class ParallelBlock(Block):
     """x + attention(n) + feed_forward(n), where n = scale · RMSNorm(x).
 
     Attention and feed-forward read the same normalised input, because the parameter totals of ATLAS have
-    exactly one norm vector a layer (see `models.config.count_params`); two blocks in sequence would need two.
+    exactly one norm vector a layer (see `count_params`); two blocks in sequence would need two.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -104,9 +106,6 @@ class Decoder(nnx.Module):
     write to the residual stream have 1/sqrt(2·L) of that; embeddings have 1/sqrt(M), so that initial logits have
     a variance of about 1.
 
-    Raises:
-      ValueError: `config.dtype` is float64 without the flag jax_enable_x64.
-
     >>> model = Decoder(ModelConfig(layers=1), rngs=nnx.Rngs(0))
     >>> logits, metrics = model(jnp.zeros((2, 8), jnp.int32))
     >>> logits.shape
@@ -122,7 +121,7 @@ class Decoder(nnx.Module):
         self.layers = make_layers(rngs.split(L))
         self.final_norm = norm_scale(M, "embed", architecture) if architecture.fixed.norms > 1 else None
         self.head = None if architecture.tied_head else weight(rngs, (V, M), ("vocab", "embed"), fan_in=M)
-        self.dtype = _supported(config.dtype)
+        self.dtype = jnp.dtype(config.dtype)
         self.depth = L
         self.head_width, self.rope_base = config.head_width, config.rope_base
         self.remat, self.scan_layers, self.loss_chunk = config.remat, config.scan_layers, config.loss_chunk
@@ -200,7 +199,7 @@ class Decoder(nnx.Module):
         return self.logits(self._normalise(x_BCM)), cache._replace(layers=tuple(layers))
 
     def unstack(self) -> Decoder:
-        """The same decoder with every layer's parameters in arrays of their own.
+        """The same decoder with every layer's parameters in arrays of their own; it only extends.
 
         Decoding reads all parameters for every token: slices of stacked ones would first be copied.
         """
@@ -241,7 +240,7 @@ class Decoder(nnx.Module):
     def _apply_layers(
         self, x_BTM: jax.Array, segments_BT: jax.Array, views: tuple[View, View], train: bool, measure: bool
     ) -> tuple[jax.Array, Metrics]:
-        graphdef, params, state = nnx.split(self._stacked(), nnx.Param, ...)
+        graphdef, params, state = nnx.split(self.layers, nnx.Param, ...)
         near = [self.architecture.has_window(i) for i in range(self.depth)]
         choose = _chooser(views, near)
 
@@ -266,16 +265,34 @@ class Decoder(nnx.Module):
             outputs.append(output)
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
-    def _stacked(self) -> Block:
-        if isinstance(self.layers, nnx.List):
-            raise ValueError("an unstacked decoder only extends; call the decoder that it was made of")
-        return self.layers
-
     def _blocks(self) -> list[Block]:
         if isinstance(self.layers, nnx.List):
             return list(self.layers)
         graphdef, stacked = nnx.split(self.layers)
         return [nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], stacked)) for i in range(self.depth)]
+
+
+@functools.cache
+def array_shapes(config: ModelConfig, kind: type[nnx.Variable] = nnx.Variable) -> dict[str, tuple[int, ...]]:
+    """The shapes of all variables of a kind in `Decoder(config)`, by dotted name, without building it."""
+    state = nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))), kind)
+    return {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
+
+
+def count_params(config: ModelConfig) -> dict[str, int]:
+    """Parameters of `Decoder(config)`, without building it: {"total", "non_embedding"}.
+
+    A dense model with as many key/value heads as heads has V·M + L·(4·M·H·E + 3·M·F + M), the formula behind
+    the totals of ATLAS (arXiv 2510.22037, Table B.3): tied embeddings, gated feed-forward, one norm a layer,
+    and no parameters in the final norm. It gives the table's totals exactly for scales 0 to 51; the table's
+    own row 52 is off. `non_embedding` is the N of scaling laws; a head that is not tied is no part of it either.
+
+    >>> count_params(ModelConfig(layers=1))
+    {'total': 79936, 'non_embedding': 61504}
+    """
+    sizes = {name: math.prod(shape) for name, shape in array_shapes(config, nnx.Param).items()}
+    total, embeddings = sum(sizes.values()), sizes["embedding"] + sizes.get("head", 0)
+    return {"total": total, "non_embedding": total - embeddings}
 
 
 def _chooser(views: tuple[View, View], near: list[bool]) -> Callable[[jax.Array], View]:
@@ -285,12 +302,6 @@ def _chooser(views: tuple[View, View], near: list[bool]) -> Callable[[jax.Array]
     full = views[0]._replace(window=jnp.array(_NO_WINDOW, jnp.int32))
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), full, views[1])
     return lambda near: jax.tree.map(lambda a: a[near], both)
-
-
-def _supported(dtype: str) -> jnp.dtype:
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError(f"model.dtype={dtype!r} needs the flag jax_enable_x64")
-    return jnp.dtype(dtype)
 
 
 def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:

@@ -15,11 +15,11 @@ from atlas.data import Corpus
 from atlas.files import write_atomically
 from atlas.report import attention_comparison as figures
 from atlas.studies.scaling_study import machine, training_seconds
-from atlas.training import RunConfig, Study, load_model, run_id, run_sweep, runs_table, stability
+from atlas.training import RunConfig, Study, load_model, metrics, run_id, run_sweep, runs_table, stability
 from atlas.training.config import shape_of
 from atlas.training.evaluation import evaluation_set, exact_matches, read
 from atlas.training.loop import COOLDOWN, METRICS, TRUNK
-from atlas.training.metrics import JsonLines, Record
+from atlas.training.metrics import Record
 from atlas.training.step import Skeleton
 from atlas.training.sweep import prepare_corpus
 
@@ -55,7 +55,7 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str) -> str:
     corpus = prepare_corpus(study.base.data, workdir)
     full, short = ([run for run in study.runs if (run.group == RATES) is wanted] for wanted in (False, True))
     measured = _measure(full, corpus, workdir)
-    records = {run: JsonLines(workdir / "runs" / run_id(run) / METRICS).read() for run in study.runs}
+    records = {run: metrics.read(workdir / "runs" / run_id(run) / METRICS) for run in study.runs}
     evaluations = runs_table(full, workdir)
     last = evaluations[(evaluations.phase == COOLDOWN) & (evaluations.step == evaluations.step.max())]
     of_text = last[~last.language.isin(study.base.data.tasks)].groupby("run")
@@ -121,9 +121,9 @@ def _reader(run: RunConfig, corpus: Corpus) -> Callable[[dict], Record]:
         return exact_matches(rows, np.asarray(correct_CBT).reshape(len(rows), -1), tokenizer.separator)
 
     def measure(model: dict) -> Record:
-        _, metrics = compiled(model, windows.tokens[~np.isin(language, run.data.tasks)])
+        _, measured = compiled(model, windows.tokens[~np.isin(language, run.data.tasks)])
         return {
-            "metrics": {name: float(value) for name, value in metrics.items()},
+            "metrics": {name: float(value) for name, value in measured.items()},
             "matches": {task: matches(model, windows.tokens[language == task]) for task in run.data.tasks},
         }
 
@@ -168,7 +168,7 @@ def _row(run: RunConfig, facts: pd.Series, measured: Record, records: Sequence[R
         "bits_per_byte": facts.bits_per_byte,
         **{task: float(right / documents) for task, (right, documents) in matches.items()},
         **{name: value for name, value in measured["metrics"].items() if _concerns(run, name)},
-        "spike_score": stability.spike_score(losses),
+        "spike_score": float(stability.spikes(losses).mean()),
         "spike_events_per_100k": stability.spike_events_per_100k(losses),
         "steps_per_second": _steps_per_second(records),
     }

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from atlas.studies.analysis import analyse_into
-from atlas.training import Study, run_sweep, runs_table
+from atlas.training import Study, metrics, run_sweep, runs_table
 from atlas.training.loop import METRICS
-from atlas.training.metrics import JsonLines
 from atlas.training.sweep import prepare_corpus
 
 _IDLE_SECONDS = 60.0  # longer gaps between log lines are interruptions, not training
@@ -57,6 +56,6 @@ def machine() -> dict[str, str]:
 def training_seconds(runs: Iterable[str], workdir: pathlib.Path) -> float:
     """Time in which log lines of these runs, by id, were written, without interruptions; processes that trained side by
     side count once."""
-    times = [r["time"] for run in runs for r in JsonLines(workdir / "runs" / run / METRICS).read()]
+    times = [r["time"] for run in runs for r in metrics.read(workdir / "runs" / run / METRICS)]
     gaps = np.diff(np.sort(times))
     return float(gaps[gaps < _IDLE_SECONDS].sum())

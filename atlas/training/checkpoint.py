@@ -12,7 +12,6 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -35,8 +34,7 @@ def checksums(tree: PyTree) -> dict[str, jax.Array]:
     A change of any single bit changes the sum, because an odd multiple of 2^b is not 0 mod 2³². As a reduction it
     runs where the shards are and gives the same number on any mesh.
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): _checksum(leaf) for path, leaf in leaves}
+    return {name: _checksum(leaf) for name, leaf in _plain(tree).items()}
 
 
 def digest(manifest: Manifest, run: int) -> str:
@@ -88,7 +86,7 @@ def restore(directory: pathlib.Path, like: PyTree) -> tuple[int, PyTree] | None:
 def load(directory: pathlib.Path, step: int) -> dict[str, dict[str, np.ndarray]]:
     """The arrays {first part of the name: {rest: array}} of a checkpoint of one run, without the run axis.
 
-    Raises ChecksumError if one is damaged.
+    Raises UserError if one is damaged.
     """
     path, here = _path(directory, step), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     stored = orbax.metadata(path).metadata
@@ -111,10 +109,6 @@ def prune(directory: pathlib.Path, keep: Iterable[int]) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-class ChecksumError(UserError):
-    """An array read back is not the array that was written."""
-
-
 def _load(path: pathlib.Path, like: PyTree) -> PyTree:
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like)
     arrays = orbax.load(path, _plain(abstract))
@@ -126,7 +120,7 @@ def _load(path: pathlib.Path, like: PyTree) -> PyTree:
 def _compare(path: pathlib.Path, found: Manifest) -> None:
     expected = orbax.metadata(path).custom_metadata["checksums"]
     if wrong := [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]:
-        raise ChecksumError(f"{path} is damaged: the checksum of {sorted(wrong)[0]} differs; delete it and train again")
+        raise UserError(f"{path} is damaged: the checksum of {sorted(wrong)[0]} differs; delete it and train again")
 
 
 def _path(directory: pathlib.Path, step: int) -> pathlib.Path:
@@ -134,11 +128,12 @@ def _path(directory: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def _plain(tree: PyTree) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+    }
 
 
-@partial(jax.vmap)
+@jax.vmap
 def _checksum(leaf: jax.Array) -> jax.Array:
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
     words = leaf.view(unsigned).astype(jnp.uint32)

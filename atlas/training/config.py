@@ -1,18 +1,17 @@
 """What one training run is: frozen settings and their identity."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from atlas.data import DataConfig, fingerprint
-from checked import Checked, field, leaves
+from checked import Checked, UserError, field, leaves
 from models import ModelConfig
-
-TRAINED = ("all", "indexer")
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,7 @@ class TrainConfig(Checked, section="train"):
     """How a run trains: AdamW on a warmup–stable–decay schedule whose decays are branches off one trunk.
 
     Every entry of `steps` is the end of one cooldown branch, so one trunk of constant learning rate serves several
-    numbers of training tokens D = steps × batch_size × window. With `trained="indexer"` all else stands still, which
-    with k of a whole window is the dense warm-up of sparse attention.
+    numbers of training tokens D = steps × batch_size × window.
     """
 
     batch_size: int = field(16, "of a step, over all devices", unit="windows", least=1)
@@ -49,7 +47,6 @@ class TrainConfig(Checked, section="train"):
     beta2: float = field(0.95, "decay of Adam's mean square", least=0, below=1)
     weight_decay: float = field(0.1, "on matrices only", least=0)
     clip_norm: float = field(1.0, "of the gradient, the indexer's apart", above=0)
-    trained: str = field("all", "which parameters move", choices=TRAINED)
     evaluation_windows: int = field(64, "of validation, a language, at most", unit="windows", least=1)
     evaluate_every: int = field(0, "on the trunk; 0: only where branches end", unit="steps", least=0)
     checkpoint_every: int = field(0, "0: only where branches begin", unit="steps", least=0)
@@ -129,6 +126,15 @@ def population_name(ids: Sequence[str]) -> str:
 def shape_of(config: RunConfig) -> RunConfig:
     """Runs of equal shape differ only in seed, mixture and start: they compile once and can train as one population."""
     return dataclasses.replace(config, name="run", group="", seed=0, mixture="", initialize="")
+
+
+@contextlib.contextmanager
+def naming(run: str) -> Iterator[None]:
+    """Puts the run's name before the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"run {run}: {error}") from error
 
 
 def digest_of(value: Any) -> str:

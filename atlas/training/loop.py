@@ -21,11 +21,10 @@ from jax.experimental import multihost_utils
 
 from atlas.data import Corpus, Sampler, mixtures
 from atlas.files import write_atomically
-from atlas.training import checkpoint
+from atlas.training import checkpoint, metrics
 from atlas.training.config import RunConfig, population_name, run_id
 from atlas.training.evaluation import EvaluationSet, evaluation_set
 from atlas.training.mesh import make_mesh
-from atlas.training.metrics import Buffered, JsonLines, Record
 from atlas.training.program import Program, make_program
 from atlas.training.step import NO_COOLDOWN, Arrays, Cooldown, TrainState
 from checked import UserError, overlay
@@ -35,10 +34,12 @@ TRUNK, COOLDOWN = "trunk", "cooldown"
 DONE, METRICS, EVALUATIONS, MODEL = "done.json", "metrics.jsonl", "evaluations.jsonl", "model"
 Progress = Callable[[int, float], None]
 
+_GROUP = 100  # log lines of a run that are written at once: opening a file costs more than a small step
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Steps start … stop of one phase: the trunk (learning rate constant) or the branch that ends at `end`."""
+    """Steps start … stop of one phase: the trunk (learning rate constant) or a cooldown branch."""
 
     phase: str
     start: int
@@ -90,7 +91,7 @@ class Population:
         self._evaluation: EvaluationSet = evaluation_set(corpus, settings.evaluation_windows, settings.batch_size)
         self._directories = [workdir / "runs" / name for name in self._ids]
         self._checkpoints = workdir / "checkpoints" / population_name(self._ids)
-        self._workdir = workdir
+        self._workdir, self._lines = workdir, [[] for _ in configs]
 
     def train(self) -> None:
         """Runs every segment that is not done yet."""
@@ -110,7 +111,7 @@ class Population:
                     lost = f"{EVALUATIONS} of {self._ids[0]} lacks step {end}, which its checkpoint has passed"
                     raise UserError(f"{lost}; delete {self._checkpoints} to train it again")
                 state = self._initial() if state is None else state
-                state = self._advance(state, Segment(TRUNK, position, branch.start))
+                state = self._advance(state, Segment(TRUNK, 0, branch.start), position)
                 position = branch.start
                 final = self._branch(state, branch)
             self._finish(final)
@@ -130,39 +131,39 @@ class Population:
         self._report(step - segment.start)
         # The step donates its state, and the trunk's is needed again.
         state = jax.tree.map(lambda leaf: leaf.copy(), trunk) if state is None else state
-        state = self._advance(state, dataclasses.replace(segment, start=step), schedule=segment.cooldown)
+        state = self._advance(state, segment, step)
         self._save(directory, segment.stop, state)
         self._evaluate(state, segment.phase)
         if segment.stop != self._config.train.steps[-1]:
             checkpoint.prune(directory, keep=())
         return state
 
-    def _advance(self, state: TrainState, segment: Segment, schedule: Cooldown | None = None) -> TrainState:
-        """Steps through a segment, logging, evaluating and checkpointing; metrics are fetched one step behind."""
+    def _advance(self, state: TrainState, segment: Segment, start: int) -> TrainState:
+        """Steps from `start` through a segment, logging, evaluating and checkpointing; metrics are fetched one step
+        behind."""
         settings = self._config.train
-        cooldown = tuple(np.int32(bound) for bound in schedule or segment.cooldown)
+        cooldown = tuple(np.int32(bound) for bound in segment.cooldown)
         directory = self._checkpoints / segment.name
-        log = Buffered([JsonLines(d / METRICS) for d in self._directories])
-        self._forget(segment)
+        self._forget(segment, start)
         pending: Arrays | None = None
-        steps = range(segment.start, segment.stop)
+        steps = range(start, segment.stop)
         for step, batch in zip(steps, self._program.batches(self._shape, self._samplers, steps), strict=True):
-            state, metrics = self._program.step(state, *batch, cooldown)
-            self._log(log, segment, step - 1, pending)
-            pending, done = metrics, step + 1
+            state, now = self._program.step(state, *batch, cooldown)
+            self._log(segment, step - 1, pending)
+            pending, done = now, step + 1
             if settings.evaluate_every and segment.phase == TRUNK and done % settings.evaluate_every == 0:
                 self._evaluate(state, TRUNK)
             stop = self._stop_requested(done)
             if stop or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
-                self._log(log, segment, step, pending)
+                self._log(segment, step, pending)
                 pending = None
-                log.flush()
+                self._flush()
                 self._save(directory, done, state)
             if stop:
                 raise KeyboardInterrupt
-        self._log(log, segment, segment.stop - 1, pending)
-        log.flush()
-        if segment.phase == TRUNK and segment.stop > segment.start:
+        self._log(segment, segment.stop - 1, pending)
+        self._flush()
+        if segment.phase == TRUNK and segment.stop > start:
             self._save(directory, segment.stop, state)
         return state
 
@@ -170,66 +171,51 @@ class Population:
         checkpoint.save(directory, step, state)
         checkpoint.prune(directory, keep=checkpoint.steps(directory)[-2:])
 
-    def _log(self, log: Buffered, segment: Segment, step: int, metrics: Arrays | None) -> None:
-        if metrics is None:
+    def _log(self, segment: Segment, step: int, values: Arrays | None) -> None:
+        if values is None:
             return
-        values = jax.device_get(metrics)
+        values = jax.device_get(values)
         self._report(1, float(np.mean(values["loss"])))
-        if _writes():
-            fixed = {"phase": segment.name, "step": step + 1, "time": round(time.time(), 3)}
-            log.append(
-                fixed | {key: float(value[run]) for key, value in values.items()} for run in range(len(self._ids))
-            )
+        fixed = {"phase": segment.name, "step": step + 1, "time": round(time.time(), 3)}
+        for run, lines in enumerate(self._lines):
+            lines.append(fixed | {key: float(value[run]) for key, value in values.items()})
+        if len(self._lines[0]) >= _GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        for directory, lines in zip(self._directories, self._lines, strict=True):
+            if _writes() and lines:
+                metrics.append(directory / METRICS, *lines)
+            lines.clear()
 
     def _report(self, steps: int, loss: float = float("nan")) -> None:
         runs, rows, width = self._shape
         self._progress(steps * runs * rows * (width - 1), loss)
 
-    def _forget(self, segment: Segment) -> None:
+    def _forget(self, segment: Segment, start: int) -> None:
         """Drops what the coming steps will write again."""
-        if not _writes():
-            return
-        for directory in self._directories:
-            JsonLines(directory / METRICS).keep(lambda r: r["phase"] != segment.name or r["step"] <= segment.start)
-            if segment.phase == TRUNK:
-                JsonLines(directory / EVALUATIONS).keep(lambda r: r["phase"] != TRUNK or r["step"] <= segment.start)
+        files = (METRICS, EVALUATIONS) if segment.phase == TRUNK else (METRICS,)
+        for path in (directory / file for directory in self._directories for file in files if _writes()):
+            metrics.keep(path, lambda r: r["phase"] != segment.name or r["step"] <= start)
 
     def _evaluate(self, state: TrainState, phase: str) -> None:
         tokens = jax.device_put(self._evaluation.tokens, self._program.evaluation_sharding)
-        nats_RC, metrics = jax.device_get(self._program.evaluate(state.params, state.buffers, tokens))
-        step, windows, skipped = jax.device_get((state.step, state.windows, state.skipped))
-        if not _writes():
-            return
-        for run, directory in enumerate(self._directories):
-            bits, nats = self._evaluation.losses(nats_RC[run])
-            file = JsonLines(directory / EVALUATIONS)
-            file.keep(lambda r: (r["phase"], r["step"]) != (phase, int(step[run])))  # noqa: B023  called at once
-            record = self._evaluation_record(phase, int(step[run]), windows[run], int(skipped[run]), bits, nats)
-            file.append(record | {name: float(value[run]) for name, value in metrics.items()})
-
-    def _evaluation_record(
-        self,
-        phase: str,
-        step: int,
-        windows_K: np.ndarray,
-        skipped: int,
-        bits_K: np.ndarray,
-        nats_K: np.ndarray,
-    ) -> Record:
-        languages = self._corpus.languages
-        tokens = {name: int(count) * self._corpus.window for name, count in zip(languages, windows_K, strict=True)}
-        return {
-            "phase": phase,
-            "step": step,
-            "tokens": tokens,
-            "skipped": skipped,
-            "bits_per_byte": dict(zip(languages, bits_K.tolist(), strict=True)),
-            "nats_per_token": dict(zip(languages, nats_K.tolist(), strict=True)),
-        }
+        nats_RC, measured = jax.device_get(self._program.evaluate(state.params, state.buffers, tokens))
+        steps, windows, skipped = jax.device_get((state.step, state.windows, state.skipped))
+        for run, directory in enumerate(self._directories if _writes() else ()):
+            bits_K, nats_K = self._evaluation.losses(nats_RC[run])
+            tokens_K = windows[run].astype(np.int64) * self._corpus.window
+            at = {"phase": phase, "step": int(steps[run])}
+            by_language = {"tokens": tokens_K, "bits_per_byte": bits_K, "nats_per_token": nats_K}
+            record = at | {"skipped": int(skipped[run])}
+            for name, values_K in by_language.items():
+                record[name] = dict(zip(self._corpus.languages, values_K.tolist(), strict=True))
+            metrics.keep(directory / EVALUATIONS, lambda r: not at.items() <= r.items())  # noqa: B023  called at once
+            metrics.append(directory / EVALUATIONS, record | {n: float(value[run]) for n, value in measured.items()})
 
     def _evaluated(self, end: int) -> bool:
         return all(
-            any((r["phase"], r["step"]) == (COOLDOWN, end) for r in JsonLines(directory / EVALUATIONS).read())
+            any((r["phase"], r["step"]) == (COOLDOWN, end) for r in metrics.read(directory / EVALUATIONS))
             for directory in self._directories
         )
 
@@ -301,9 +287,6 @@ def _stop_requests() -> Iterator[Callable[[int], bool]]:
         yield multihost_utils.reached_preemption_sync_point
         return
     requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
-        return
     handlers = {number: signal.signal(number, lambda *_: requested.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda step: requested.is_set()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from atlas.training.config import RunConfig, run_id
+from atlas.training.config import RunConfig, naming, run_id
 from checked import UserError, overlay
 
 Overlay = Mapping[str, Any]
@@ -67,7 +67,11 @@ class Study:
     @functools.cached_property
     def plan(self) -> list[RunConfig]:
         """All runs; `initialize` may name one of them. Raises UserError naming the run whose settings do not fit."""
-        return [self._run(changes) for changes in self.overlays]
+        runs = []
+        for changes in self.overlays:
+            with naming(changes.get("name", self.base.name)):
+                runs.append(overlay(self.base, changes))
+        return runs
 
     @functools.cached_property
     def runs(self) -> list[RunConfig]:
@@ -94,9 +98,3 @@ class Study:
                     f"{key} is varied by the sweep itself, in {count} of its {len(self.overlays)} runs, "
                     "so it cannot be set for all: leave it out, or change get_sweep() of the config file"
                 )
-
-    def _run(self, changes: Overlay) -> RunConfig:
-        try:
-            return overlay(self.base, changes)
-        except UserError as error:
-            raise UserError(f"run {changes.get('name', self.base.name)}: {error}") from error

@@ -4,7 +4,7 @@ The losses of a run are those of consecutive training steps, in nats per token, 
 was not finite was logged as null and counts as None or NaN here.
 """
 
-import math
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -45,7 +45,7 @@ def spikes(losses: Losses) -> np.ndarray:
     >>> np.flatnonzero(spikes([2.0, 2.2] * 60 + [2.9, 2.0, None]))
     array([120, 122])
     """
-    values = _array(losses)
+    values = np.array(losses, float)
     found = ~np.isfinite(values)
     for step in range(SPIKE_HISTORY, len(values)):
         before = values[max(0, step - SPIKE_WINDOW) : step]
@@ -53,15 +53,6 @@ def spikes(losses: Losses) -> np.ndarray:
         if len(before) >= SPIKE_HISTORY:
             found[step] |= values[step] >= before.mean() + SPIKE_DEVIATIONS * before.std()
     return found
-
-
-def spike_score(losses: Losses) -> float:
-    """Share of a run's steps that are `spikes`; 0 for a run without steps.
-
-    >>> spike_score([2.0, 2.2] * 100)
-    0.0
-    """
-    return float(np.mean(spikes(losses))) if len(losses) else 0.0
 
 
 def spike_events_per_100k(losses: Losses) -> float:
@@ -84,11 +75,9 @@ def diverged(losses: Losses) -> bool:
     >>> diverged([5.0, 4.0, 3.0, 3.1]), diverged([5.0, 3.0, 3.0, 3.4]), diverged([3.0, None, 3.0])
     (False, True, True)
     """
-    values = _array(losses)
+    values = np.array(losses, float)
     if not np.isfinite(values).all():
         return True
-    if not len(values):
-        return False
     width = max(1, len(values) // 10)
     means = np.convolve(values, np.full(width, 1 / width), mode="valid")
     return bool(means[-1] > (1 + DIVERGED_ABOVE) * means.min())
@@ -103,10 +92,5 @@ def largest_stable_rate(runs: Mapping[float, bool]) -> float | None:
     >>> largest_stable_rate({1e-2: True, 1e-3: False, 3e-3: False, 3e-2: False})
     0.003
     """
-    rates = sorted(runs)
-    first_diverged = next((i for i, rate in enumerate(rates) if runs[rate]), len(rates))
-    return rates[first_diverged - 1] if first_diverged else None
-
-
-def _array(losses: Losses) -> np.ndarray:
-    return np.array([math.nan if loss is None else loss for loss in losses], float)
+    stable = list(itertools.takewhile(lambda rate: not runs[rate], sorted(runs)))
+    return stable[-1] if stable else None

@@ -1,7 +1,7 @@
 """The train step: one pure function (state, batch) → (state, metrics) for a single run, over plain dicts of arrays."""
 
 import dataclasses
-from functools import partial
+import functools
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ Cooldown = tuple[jax.Array, jax.Array]
 NO_COOLDOWN = (2**31 - 2, 2**31 - 1)
 
 
-@partial(
+@functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("params", "buffers", "optimizer", "step", "windows", "skipped"),
     meta_fields=(),
@@ -27,14 +27,14 @@ NO_COOLDOWN = (2**31 - 2, 2**31 - 1)
 class TrainState:
     """All that a run is at one step.
 
-    params: float32 arrays by dotted name. buffers: the model's other variables (running statistics). optimizer: optax
-    states of the model and of the indexer. step: int32. windows: int32 [K], training windows learnt from, by language
+    params: float32 arrays by dotted name. buffers: the model's other variables (running statistics). optimizer: the
+    state of `make_optimizer`'s. step: int32. windows: int32 [K], training windows learnt from, by language
     of the corpus. skipped: int32, steps left without an update because the loss or a gradient was not finite.
     """
 
     params: Arrays
     buffers: Arrays
-    optimizer: dict[str, Any]
+    optimizer: optax.OptState
     step: jax.Array
     windows: jax.Array
     skipped: jax.Array
@@ -76,17 +76,6 @@ class Skeleton:
         ]
         return nnx.merge(self._graph, *states)
 
-    def matrices(self) -> dict[str, bool]:
-        """Which parameters decay: those of two or more axes."""
-        return {name: len(axes) > 1 for name, axes in self.axes.items()}
-
-    def groups(self, arrays: Arrays) -> dict[str, Arrays]:
-        """Arrays by parameter name, parted into the model's and the indexer's."""
-        parts: dict[str, Arrays] = {"model": {}, "indexer": {}}
-        for name, array in arrays.items():
-            parts["indexer" if ".indexer." in name else "model"][name] = array
-        return parts
-
 
 def _names(tree: Any) -> list[str]:
     paths = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))[0]
@@ -106,19 +95,20 @@ def learning_rate(config: TrainConfig, step: jax.Array, cooldown: Cooldown) -> j
     return config.learning_rate * warmup * decay
 
 
-def make_optimizers(config: TrainConfig, skeleton: Skeleton) -> dict[str, optax.GradientTransformation]:
+def make_optimizer(config: TrainConfig, skeleton: Skeleton) -> optax.GradientTransformation:
     """AdamW of the model and of the indexer, without the learning rate, which the step applies.
 
     Two, because a clip over both norms would let the indexer's own loss move the model.
     """
-    matrices = skeleton.matrices()
+    matrices = {name: len(axes) > 1 for name, axes in skeleton.axes.items()}
     adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(config.beta1, config.beta2),
-        optax.add_decayed_weights(config.weight_decay, mask=lambda arrays: {name: matrices[name] for name in arrays}),
+        optax.add_decayed_weights(config.weight_decay, mask=matrices),
         optax.scale(-1.0),
     )
-    return {"model": adamw, "indexer": adamw}
+    parts = {name: "indexer" if ".indexer." in name else "model" for name in skeleton.axes}
+    return optax.partition({"model": adamw, "indexer": adamw}, parts)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,10 +130,9 @@ class TrainStep:
 
     def start(self, params: Arrays, buffers: Arrays) -> TrainState:
         """The state before the first step from given parameters."""
-        optimizers = make_optimizers(self.config, self.skeleton)
-        states = {name: optimizers[name].init(part) for name, part in self.skeleton.groups(params).items()}
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(params, buffers, states, zero, jnp.zeros(self.languages, jnp.int32), zero)
+        optimizer = self._optimizer.init(params)
+        return TrainState(params, buffers, optimizer, zero, jnp.zeros(self.languages, jnp.int32), zero)
 
     def __call__(
         self, state: TrainState, tokens_BS: jax.Array, language_B: jax.Array, cooldown: Cooldown
@@ -153,13 +142,14 @@ class TrainStep:
         (_, (metrics, buffers)), gradients = jax.value_and_grad(self._loss, has_aux=True)(
             state.params, state.buffers, tokens_BS
         )
-        rate = learning_rate(self.config, state.step, cooldown)
-        params, optimizer, norm = self._update(state, gradients, rate)
+        rate, norm = learning_rate(self.config, state.step, cooldown), optax.tree.norm(gradients)
+        updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.params)
+        params = jax.tree.map(lambda value, update: value + rate * update, state.params, updates)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         windows = state.windows + jnp.sum(language_B[:, None] == jnp.arange(self.languages), axis=0, dtype=jnp.int32)
         learnt = (params, buffers, optimizer, windows)
         kept = (state.params, state.buffers, state.optimizer, state.windows)
-        params, buffers, optimizer, windows = jax.tree.map(partial(jnp.where, finite), learnt, kept)
+        params, buffers, optimizer, windows = jax.tree.map(functools.partial(jnp.where, finite), learnt, kept)
         skipped = state.skipped + ~finite
         metrics |= {"gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
         return TrainState(params, buffers, optimizer, state.step + 1, windows, skipped), metrics
@@ -179,22 +169,12 @@ class TrainStep:
         nats_C, metrics_C = jax.lax.map(chunk, tokens_CBS)
         return nats_C, jax.tree.map(jnp.mean, metrics_C)
 
+    @functools.cached_property
+    def _optimizer(self) -> optax.GradientTransformation:
+        return make_optimizer(self.config, self.skeleton)
+
     def _loss(self, params: Arrays, buffers: Arrays, tokens_BS: jax.Array) -> tuple[jax.Array, tuple[Arrays, Arrays]]:
         model = self.skeleton.merge(params, buffers)
         nats_BT, weights_BT, aux = token_losses(model, tokens_BS, self.separator, self.padding, train=True)
         nats = jnp.sum(nats_BT * weights_BT) / jnp.maximum(jnp.sum(weights_BT), 1.0)
         return nats + aux["indexer_loss"], ({"loss": nats} | aux, self.skeleton.split(model)[1])
-
-    def _update(
-        self, state: TrainState, gradients: Arrays, rate: jax.Array
-    ) -> tuple[Arrays, dict[str, Any], jax.Array]:
-        optimizers = make_optimizers(self.config, self.skeleton)
-        params, optimizer = {}, {}
-        groups = self.skeleton.groups(state.params)
-        for name, part in self.skeleton.groups(gradients).items():
-            if name != self.config.trained != "all":
-                params, optimizer[name] = params | groups[name], state.optimizer[name]
-                continue
-            updates, optimizer[name] = optimizers[name].update(part, state.optimizer[name], groups[name])
-            params |= {key: value + rate * updates[key] for key, value in groups[name].items()}
-        return params, optimizer, optax.tree.norm(gradients)

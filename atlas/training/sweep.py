@@ -1,6 +1,5 @@
 """Executes a list of runs: grouped into populations, parted into shards, never repeating what is done."""
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -14,26 +13,14 @@ from tqdm import tqdm
 
 from atlas.data import Corpus, DataConfig, languages_of, mixtures, prepare
 from atlas.files import write_atomically
-from atlas.training.config import MeshConfig, RunConfig, corpus_key, run_id, shape_of
+from atlas.training import metrics
+from atlas.training.config import MeshConfig, RunConfig, corpus_key, naming, run_id, shape_of
 from atlas.training.loop import DONE, EVALUATIONS, METRICS, load_model_config, train
 from atlas.training.mesh import check_divisible, first_process_first, make_mesh
-from atlas.training.metrics import JsonLines
 from checked import UserError
+from models import array_shapes
 
 PLAN = "sweep.json"
-# Settings that decide which arrays a model has.
-_ARRAYS: tuple[str, ...] = (
-    "d_model",
-    "layers",
-    "heads",
-    "kv_heads",
-    "head_width",
-    "d_ff",
-    "attention",
-    "output_gate",
-    "value_gate",
-)
-_ARRAYS += ("indexer_heads", "indexer_width", "indexer_gate_bias", "scan_layers", "architecture")
 
 
 def populations(configs: Sequence[RunConfig], size: int) -> list[list[RunConfig]]:
@@ -105,7 +92,7 @@ def check_runs(runs: Sequence[RunConfig], population: int = 1, workdir: pathlib.
     seen: set[RunConfig] = set()
     for unit in populations(runs, population):
         for run in unit:
-            with _naming(run):
+            with naming(run.name):
                 unlabelled = dataclasses.replace(run, group="", mesh=MeshConfig())
                 if unlabelled in seen:
                     raise UserError("the sweep lists it twice; give the copies different seeds")
@@ -113,12 +100,10 @@ def check_runs(runs: Sequence[RunConfig], population: int = 1, workdir: pathlib.
                 # Mixtures that name the languages are right whatever the sizes.
                 sizes = dict.fromkeys(names(run.data), 1)
                 mixtures.parse(run.mixture, sizes, sizes, run.tokens)
-                if run.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
-                    raise UserError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
                 if run.initialize:
                     _check_parent(run, before, workdir)
                 before.append(run)
-        with _naming(unit[0]):
+        with naming(unit[0].name):
             check_divisible(make_mesh(unit[0].mesh), unit[0].train.batch_size, len(unit))
 
 
@@ -128,16 +113,8 @@ def _check_parent(run: RunConfig, before: Sequence[RunConfig], workdir: pathlib.
     models += [r.model for r in before if not models and run_id(r) == run.initialize]
     if workdir and not models:
         models = [load_model_config(workdir, run.initialize)]
-    if any(getattr(run.model, name) != getattr(model, name) for model in models[:1] for name in _ARRAYS):
+    if any(array_shapes(run.model) != array_shapes(model) for model in models[:1]):
         raise UserError(f"initialize={run.initialize!r} is a model of another shape or attention kind")
-
-
-@contextlib.contextmanager
-def _naming(run: RunConfig) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"run {run.name}: {error}") from error
 
 
 def claim(workdir: pathlib.Path, runs: Sequence[RunConfig]) -> None:
@@ -163,7 +140,7 @@ def status(configs: Iterable[RunConfig], workdir: pathlib.Path) -> pd.DataFrame:
     rows = []
     for config in configs:
         directory = workdir / "runs" / run_id(config)
-        logged = len(JsonLines(directory / METRICS).read())
+        logged = len(metrics.read(directory / METRICS))
         state = "done" if is_done(workdir, config) else "started" if logged else "waiting"
         rows.append((run_id(config), config.group, state, logged, config.train.planned_steps))
     return pd.DataFrame(rows, columns=["run", "group", "state", "steps", "planned_steps"])
@@ -175,35 +152,20 @@ def runs_table(configs: Iterable[RunConfig], workdir: pathlib.Path) -> pd.DataFr
 
 
 def _rows(config: RunConfig, directory: pathlib.Path) -> Iterator[dict]:
-    records = JsonLines(directory / EVALUATIONS).read()
+    records = metrics.read(directory / EVALUATIONS)
     if not records:
         return
     description = json.loads((directory / "config.json").read_text())
-    shared = {
-        "run": run_id(config),
-        "model": config.model.attention,
-        "mixture": config.mixture,
-        "seed": config.seed,
-        "num_params": description["num_params"],
-        "num_params_total": description["num_params_total"],
-        "loss_unit": "bits_per_byte",
-    }
-    if config.initialize:
-        shared["initialize"] = config.initialize
+    shared = {"run": run_id(config), "model": config.model.attention, "mixture": config.mixture, "seed": config.seed}
+    shared |= {name: description[name] for name in ("num_params", "num_params_total")}
+    shared |= {"loss_unit": "bits_per_byte"} | ({"initialize": config.initialize} if config.initialize else {})
     unique = {f"unique_tokens.{name}": count for name, count in description["unique_tokens"].items()}
     for record in sorted(records, key=lambda r: (r["step"], r["phase"])):
         tokens = {f"tokens.{name}": count for name, count in record["tokens"].items()}
+        at = {"skipped_steps": record["skipped"], "phase": record["phase"], "step": record["step"]}
         for language, loss in record["bits_per_byte"].items():
-            nats = record["nats_per_token"][language]
-            at = {
-                "skipped_steps": record["skipped"],
-                "phase": record["phase"],
-                "step": record["step"],
-                "language": language,
-                "loss": loss,
-                "nats_per_token": nats,
-            }
-            yield shared | at | tokens | unique
+            losses = {"language": language, "loss": loss, "nats_per_token": record["nats_per_token"][language]}
+            yield shared | at | losses | tokens | unique
 
 
 def _shard_of_environment() -> str:

@@ -13,11 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from models.attention import oracle, streamed
+from models.attention import oracle
 from models.attention.indexer import index_scores
 from models.attention.keys import Reads, Selection, visible_keys
-from models.attention.selection import extend_lists, select_tokens
-from models.attention.tiles import take_rows
+from models.attention.selection import extend_lists, listed_keys, select_tokens
 
 # Gathering pays where it reads far fewer rows than there are slots; a gathered row costs about as much as this
 # many rows that a matrix product reads in order.
@@ -83,9 +82,11 @@ def attend(
         return oracle.attend_masked(q_BCHE, layer.key, layer.value, visible_BCS, softcap)[0], layer
     if selection.block:
         layer = layer._replace(lists=extend_lists(layer.lists, reads, selection))
-        return _attend_listed(q_BCHE, layer, reads, selection), layer
-    selected_BCS, *_ = select_tokens(index_scores(reads.index, selection.scale), reads, selection)
-    most = max(selection.most, selection.keep_first + selection.keep_local)
+        selected_BCS = listed_keys(layer.lists, reads.position, S, selection.block) & visible_keys(reads, jnp.arange(S))
+        most = layer.lists.shape[2] * selection.block
+    else:
+        selected_BCS, *_ = select_tokens(index_scores(reads.index, selection.scale), reads, selection)
+        most = max(selection.most, selection.keep_first + selection.keep_local)
     # Few queries against many slots gather the selected rows, which all heads of a query share.
     if q_BCHE.shape[1] * most * _COST_OF_GATHERING <= S:
         return _attend_gathered(q_BCHE, layer, selected_BCS, most), layer
@@ -102,18 +103,3 @@ def _attend_gathered(q_BCHE: jax.Array, layer: LayerCache, selected_BCS: jax.Arr
     key_NKGE, value_NKGE = (a.at[row_N, slot_NK].get(mode="clip") for a in (layer.key, layer.value))
     o_N1HE, *_ = oracle.attend_masked(q_BCHE.reshape(B * C, 1, H, E), key_NKGE, value_NKGE, present_NK[:, None])
     return o_N1HE.reshape(B, C, H, E)
-
-
-def _attend_listed(q_BCHE: jax.Array, layer: LayerCache, reads: Reads, selection: Selection) -> jax.Array:
-    """The new queries stand in tiles that each row cuts at its own place: they are laid out by tiles, and back."""
-    W, (B, C) = selection.block, reads.position.shape
-    start_B1, width = reads.position[:, :1], min(C, W)
-    tile_BX = start_B1 // W + jnp.arange((C + W - 2) // W + 1, dtype=jnp.int32)
-    opening_BX = jnp.maximum(tile_BX * W - start_B1, 0)
-    slot_BR = (opening_BX[..., None] + jnp.arange(width, dtype=jnp.int32)).reshape(B, -1)
-    laid_out = Reads(start_B1 + slot_BR, jnp.zeros_like(slot_BR))
-    q_BRHE, lists_BXA = take_rows(q_BCHE, slot_BR), take_rows(layer.lists, tile_BX)
-    slots = layer.key, layer.value
-    o_BRHE = streamed.attend_tiles(q_BRHE, *slots, laid_out, selection, lists_BXA, chunk=width).output
-    nth_BC = reads.position // W - tile_BX[:, :1]
-    return take_rows(o_BRHE, nth_BC * width + jnp.arange(C) - take_rows(opening_BX, nth_BC))

@@ -27,17 +27,13 @@ class Indexer(nnx.Module):
         self.query = weight(rngs, (M, J, I), ("embed", "indexer", "head"), fan_in=M)
         self.key = weight(rngs, (M, I), ("embed", "head"), fan_in=M)
         self.gate = weight(rngs, (M, J), ("embed", "indexer"), fan_in=M)
-        self.gate_bias = constant((J,), ("indexer",), 0.0) if config.indexer_gate_bias else None
         self.bias = constant((J,), ("indexer",), 0.0)
 
     def __call__(self, x_BTM: jax.Array) -> IndexInputs:
         x_BTM = jax.lax.stop_gradient(x_BTM)
         # Float32 from here on: rounded scores tie, and ties decide the selection.
         project = functools.partial(linear, x_BTM, preferred_element_type=jnp.promote_types(x_BTM.dtype, jnp.float32))
-        gate_BTJ = project(self.gate)
-        if self.gate_bias is not None:
-            gate_BTJ += self.gate_bias[...]
-        return IndexInputs(project(self.query), project(self.key), jax.nn.sigmoid(gate_BTJ), self.bias[...])
+        return IndexInputs(project(self.query), project(self.key), jax.nn.sigmoid(project(self.gate)), self.bias[...])
 
 
 def index_scores(index: IndexInputs, scale: float) -> jax.Array:

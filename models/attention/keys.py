@@ -59,10 +59,6 @@ class Selection:
         """The most keys that the k rule gives a query."""
         return self.k_base if self.k_rule == "fixed" else self.k_max
 
-    def takes_all(self, S: int) -> bool:
-        """Whether each query selects every token that it sees, of S keys, so that nothing need be scored for it."""
-        return not self.block and self.k_rule == "fixed" and self.k_base >= S
-
 
 class Attended(NamedTuple):
     """What attention gives back, per query.

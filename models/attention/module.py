@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +13,13 @@ from models.attention import measure as measuring
 from models.attention.indexer import Indexer
 from models.attention.keys import Attended, Reads, Selection, document_start, in_documents, in_window
 from models.attention.measure import Measured
-from models.attention.selection import check_block, list_length
+from models.attention.selection import list_length
 from models.config import ModelConfig
 from models.layers import Rotation, constant, linear, norm_scale, residual_gain, rotate, scaled_norm, weight
 
 Metrics = dict[str, jax.Array]
 
 _SINK = 0.3  # arXiv 2410.10781's threshold
-
-_log = logging.getLogger(__name__)
 
 
 class RunningVariance(nnx.Variable):
@@ -76,9 +73,8 @@ class Attention(nnx.Module):
         self.out = weight(rngs, (H, E, M), ("heads", "head", "embed"), H * E, residual_gain(config))
         self.architecture = config.architecture
         fixed = config.architecture.fixed
-        self.query_bias = constant((H, E), ("heads", "head"), 0.0) if fixed.qkv_bias else None
-        self.key_bias = constant((G, E), ("kv_heads", "head"), 0.0) if fixed.qkv_bias else None
-        self.value_bias = constant((G, E), ("kv_heads", "head"), 0.0) if fixed.qkv_bias else None
+        bias = lambda heads, axis: constant((heads, E), (axis, "head"), 0.0) if fixed.qkv_bias else None  # noqa: E731
+        self.query_bias, self.key_bias, self.value_bias = bias(H, "heads"), bias(G, "kv_heads"), bias(G, "kv_heads")
         self.query_norm = norm_scale(E, "head", config.architecture) if fixed.qk_norm else None
         self.key_norm = norm_scale(E, "head", config.architecture) if fixed.qk_norm else None
         gate = functools.partial(Gate, config, rngs=rngs)
@@ -106,7 +102,10 @@ class Attention(nnx.Module):
         document = in_documents(segments_BT)
         reads = self._reads(x_BTM, in_window(document, window))
         attended = self._attend(q_BTHE, k_BSGE, v_BSGE, reads)
-        metrics = self._metrics(attended, segments_BT >= 0)
+        metrics = {"indexer_loss": jnp.zeros((), jnp.float32)}
+        if self.selection is not None:
+            of_selection = {"indexer_loss": attended.indexer_loss, "mean_k": attended.selected}
+            metrics = {name: _mean(value_BT, segments_BT >= 0) for name, value_BT in of_selection.items()}
         if train and self.running_variance is not None:
             self.running_variance[...] = self._next_variance(attended.variance, segments_BT)
         if measure:
@@ -133,7 +132,8 @@ class Attention(nnx.Module):
         layer = layer._replace(index_key=jnp.zeros(index_slots, jnp.promote_types(dtype, jnp.float32)))
         if not self.selection.block:
             return layer
-        check_block(self.selection.block, capacity)
+        if capacity % self.selection.block:
+            raise ValueError(f"block={self.selection.block} must divide the cache's capacity of {capacity}")
         lists = (batch, capacity // self.selection.block, list_length(self.selection, capacity))
         return layer._replace(lists=jnp.full(lists, -1, jnp.int32))
 
@@ -151,16 +151,13 @@ class Attention(nnx.Module):
         stands still.
         """
         q_BCHE, k_BCGE, v_BCGE, _ = self._project(x_BCM, rotation)
-        start_B = position_BC[:, 0]
-        layer = layer._replace(
-            key=cache.write(layer.key, k_BCGE, start_B), value=cache.write(layer.value, v_BCGE, start_B)
-        )
+        write = functools.partial(cache.write, start_B=position_BC[:, 0])
+        layer = layer._replace(key=write(layer.key, k_BCGE), value=write(layer.value, v_BCGE))
         reads = self._reads(x_BCM, in_window(Reads(position_BC, jnp.zeros_like(position_BC)), window))
         if reads.index is not None:
-            layer = layer._replace(index_key=cache.write(layer.index_key, reads.index.key, start_B))
+            layer = layer._replace(index_key=write(layer.index_key, reads.index.key))
             reads = reads._replace(index=reads.index._replace(key=layer.index_key))
-        softcap = self.architecture.attention_softcap
-        o_BCHE, layer = cache.attend(q_BCHE, layer, reads, self.selection, softcap)
+        o_BCHE, layer = cache.attend(q_BCHE, layer, reads, self.selection, self.architecture.attention_softcap)
         if self.output_gate is not None:
             o_BCHE *= self.output_gate(x_BCM)
         return linear(o_BCHE, self.out, inputs=2), layer
@@ -194,19 +191,9 @@ class Attention(nnx.Module):
         return reads._replace(index=self.indexer(x_BTM), running_variance=running)
 
     def _attend(self, q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, reads: Reads) -> Attended:
-        what = "what is visible" if self.selection is None else "selected tokens"
-        if self.selection is not None and self.selection.block:
-            what = f"selected blocks of {self.selection.block} keys"
-        elif not self.chunk:
-            _log.info("attention to %s at once", what)
-            return oracle.attend(q_BTHE, k_BSGE, v_BSGE, reads, self.selection, self.architecture.attention_softcap)
-        _log.info("attention to %s in tiles of queries", what)
-        return streamed.attend(q_BTHE, k_BSGE, v_BSGE, reads, self.selection, chunk=self.chunk)
-
-    def _metrics(self, attended: Attended, valid_BT: jax.Array) -> Metrics:
-        if self.selection is None:
-            return {"indexer_loss": jnp.zeros((), jnp.float32)}
-        return {"indexer_loss": _mean(attended.indexer_loss, valid_BT), "mean_k": _mean(attended.selected, valid_BT)}
+        if self.chunk or (self.selection is not None and self.selection.block):
+            return streamed.attend(q_BTHE, k_BSGE, v_BSGE, reads, self.selection, chunk=self.chunk)
+        return oracle.attend(q_BTHE, k_BSGE, v_BSGE, reads, self.selection, self.architecture.attention_softcap)
 
     def variance(self) -> jax.Array | None:
         """The running variance, if this attention keeps one."""
@@ -225,17 +212,10 @@ class Attention(nnx.Module):
 
 
 def _selection(config: ModelConfig) -> Selection:
-    return Selection(
-        scale=config.indexer_scale or config.indexer_width**-0.5,
-        temperature=config.indexer_temperature,
-        k_rule=config.k_rule,
-        k_base=config.k_base,
-        k_min=config.k_min,
-        k_max=config.k_max,
-        keep_first=config.keep_first,
-        keep_local=config.keep_local,
-        block=config.block if config.selection == "block" else 0,
-    )
+    scale = config.indexer_scale or config.indexer_width**-0.5
+    block = config.block if config.selection == "block" else 0
+    same = ("k_rule", "k_base", "k_min", "k_max", "keep_first", "keep_local")
+    return Selection(scale, config.indexer_temperature, block=block, **{name: getattr(config, name) for name in same})
 
 
 def _mean(value_BT: jax.Array, counted_BT: jax.Array) -> jax.Array:

@@ -40,11 +40,9 @@ def selected_keys(scores_BTS: jax.Array, reads: Reads, selection: Selection) -> 
     if not selection.block:
         selected_BTS, _, variance_BT = select_tokens(scores_BTS, reads, selection)
         return selected_BTS, variance_BT
-    T, S = scores_BTS.shape[1:]
-    lists_BPA, variance_BP = select_blocks(reads, selection)
-    listed_BTS = listed_keys(lists_BPA, reads.position, S, selection.block)
-    variance_BT = None if variance_BP is None else jnp.repeat(variance_BP, selection.block, axis=1)[:, :T]
-    return listed_BTS & visible_keys(reads, jnp.arange(S)), variance_BT
+    lists_BPA, variance_BT = select_blocks(reads, selection)
+    listed_BTS = listed_keys(lists_BPA, reads.position, scores_BTS.shape[2], selection.block)
+    return listed_BTS & visible_keys(reads, jnp.arange(scores_BTS.shape[2])), variance_BT
 
 
 def attend_masked(

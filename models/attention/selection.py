@@ -92,17 +92,6 @@ def _masks(scores_BTS: jax.Array, reads: Reads, selection: Selection) -> tuple[j
     return visible_keys(reads, position_S), keep_BTS
 
 
-def check_block(block: int, capacity: int) -> None:
-    """Raises a ValueError if `block` does not divide a cache's capacity.
-
-    >>> check_block(48, capacity=64)
-    Traceback (most recent call last):
-    ValueError: block=48 must divide the cache's capacity of 64
-    """
-    if capacity % block:
-        raise ValueError(f"block={block!r} must divide the cache's capacity of {capacity}")
-
-
 def list_length(selection: Selection, length: int) -> int:
     """A, the most blocks that a tile selects in a row of `length` tokens, whatever the scores.
 
@@ -116,14 +105,17 @@ def list_length(selection: Selection, length: int) -> int:
 
 
 def select_blocks(reads: Reads, selection: Selection) -> tuple[jax.Array, jax.Array | None]:
-    """The selected blocks of every tile, int32 [B, P, A], and the variance [B, P] that its first query's k rests on.
+    """The selected blocks of every tile, int32 [B, P, A], and for each query the variance [B, T] that its tile's k
+    rests on.
 
     P is T / W, rounded up. No gradient passes.
     """
     W, index = selection.block, reads.index
     firsts = index._replace(query=index.query[:, ::W], gate=index.gate[:, ::W])
     at_firsts = reads._replace(position=reads.position[:, ::W], first=reads.first[:, ::W], index=firsts)
-    return _lists(at_firsts, selection, list_length(selection, index.key.shape[1]))
+    lists_BPA, variance_BP = _lists(at_firsts, selection, list_length(selection, index.key.shape[1]))
+    T = reads.position.shape[1]
+    return lists_BPA, None if variance_BP is None else jnp.repeat(variance_BP, W, axis=1)[:, :T]
 
 
 def extend_lists(lists_BPA: jax.Array, reads: Reads, selection: Selection) -> jax.Array:

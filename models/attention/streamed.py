@@ -4,9 +4,8 @@ Where tokens are selected, a tile scores the keys up to its end, selects, and th
 queries' sets: neighbouring queries select much the same keys, so the union is little larger than one set; its rows
 are gathered once for all queries and heads of the tile, and matrix products do the rest. The loop over the union ends
 where the union ends, so any selection is exact, and none costs much more than causal attention. Where blocks are
-selected, a tile reads the blocks of its list, and many tiles are worked on together. Where every visible key is read,
-keys are read in their order, and nothing is searched or gathered: without a selection, and with k_rule="fixed" and
-k_base >= T, which is how the dense warm-up of an indexer is asked for.
+selected, a tile reads the blocks of its list, and many tiles are worked on together. Without a selection keys are read
+in their order, and nothing is searched or gathered.
 
 The backward pass keeps O(T) numbers: inputs and output, the selected sets as thresholds or lists, and the
 denominators of both softmaxes. It scores tokens again, but never selects again.
@@ -40,41 +39,16 @@ def attend(
     *,
     chunk: int,
 ) -> Attended:
-    """The results and gradients of `oracle.attend`, in tiles of `chunk` queries; of a block, where blocks are selected.
-
-    Raises:
-      ValueError: chunk is not positive.
-    """
-    if selection is None or not selection.block:
-        return attend_tiles(q_BTHE, k_BSGE, v_BSGE, reads, selection, chunk=chunk)
-    T, W = q_BTHE.shape[1], selection.block
-    lists_BPA, variance_BP = select_blocks(reads, selection)
-    attended = attend_tiles(q_BTHE, k_BSGE, v_BSGE, reads, selection, lists_BPA, chunk=W)
-    variance_BT = None if variance_BP is None else jnp.repeat(variance_BP, W, axis=1)[:, :T]
-    return attended._replace(variance=variance_BT)
-
-
-def attend_tiles(
-    q_BTHE: jax.Array,
-    k_BSGE: jax.Array,
-    v_BSGE: jax.Array,
-    reads: Reads,
-    selection: Selection | None = None,
-    lists_BPA: jax.Array | None = None,
-    *,
-    chunk: int,
-) -> Attended:
-    """`attend`, where the blocks of every tile of `chunk` queries are listed before; reads.index may then be None."""
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk!r} must be at least 1")
+    """The results and gradients of `oracle.attend`, in tiles of `chunk` queries, or of a block."""
     B, T, H, _ = q_BTHE.shape
-    S, index = k_BSGE.shape[1], reads.index
-    if lists_BPA is None:
+    S, index, lists_BPA = k_BSGE.shape[1], reads.index, None
+    if selection is not None and (W := selection.block):
+        lists_BPA, variance_BT = select_blocks(reads, selection)
+        listed = min(lists_BPA.shape[2], max(1, _LISTED_KEYS // W))
+        how, multiple = _How(selection, _together(-(-T // W), W, B * H * listed * W), listed), 1
+    else:
         chunk = min(chunk, T)
         how, multiple = _How(selection, Tiling(chunk)), tiles.key_block(S, chunk)
-    else:
-        listed = min(lists_BPA.shape[2], max(1, _LISTED_KEYS // selection.block))
-        how, multiple = _How(selection, _together(-(-T // chunk), chunk, B * H * listed * selection.block), listed), 1
     over_queries = functools.partial(pad, multiple=how.tiling.rows)
     if index is not None:
         key_BSI = pad(index.key, multiple)
@@ -84,7 +58,8 @@ def attend_tiles(
         lists_BPA = pad(lists_BPA, how.tiling.together, constant_values=-1)
     reads = Reads(position_BT, first_BT, None, reads.running_variance)
     inputs = _Inputs(over_queries(q_BTHE), pad(k_BSGE, multiple), pad(v_BSGE, multiple), index, reads, lists_BPA)
-    return jax.tree.map(lambda a: a[:, :T], _attend(how, inputs))
+    attended = jax.tree.map(lambda a: a[:, :T], _attend(how, inputs))
+    return attended if lists_BPA is None else attended._replace(variance=variance_BT)
 
 
 def _together(count: int, chunk: int, elements: int) -> Tiling:
@@ -162,7 +137,7 @@ class _Tile:
             list_BnA = tiles.rows(self.inputs.lists_BPA, self.start // self.how.tiling.chunk, self.how.tiling.together)
             list_ZA = list_BnA.reshape(-1, list_BnA.shape[2])
             return tiles.listed_blocks(list_ZA, selection.block, S, self.how.listed), None, None
-        if selection is None or selection.takes_all(S):
+        if selection is None:
             return tiles.consecutive_keys(self.reads, S), None, None
 
         def chosen(extent: int) -> tuple[jax.Array, Threshold | None, jax.Array | None]:

@@ -98,7 +98,7 @@ def _bisect_bits(bits_BTS: jax.Array, k_BT: jax.Array, available_BT: jax.Array) 
         exact = reached == k_BT
         return jnp.where(reached >= k_BT, middle, low), jnp.where(exact | (reached < k_BT), middle + exact, high)
 
-    return _bisect(halve, low_BT, high_BT)[0]
+    return bisect(halve, low_BT, high_BT)[0]
 
 
 def _bisect_cut(equal_BTS: jax.Array, need_BT: jax.Array) -> jax.Array:
@@ -112,11 +112,11 @@ def _bisect_cut(equal_BTS: jax.Array, need_BT: jax.Array) -> jax.Array:
         enough = _count(equal_BTS & (position_S <= middle[..., None])) >= need_BT
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    return _bisect(halve, low_BT, high_BT)[1]
+    return bisect(halve, low_BT, high_BT)[1]
 
 
-def _bisect(halve: Any, low_BT: jax.Array, high_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Bounds that differ by at most 1 everywhere: halve(middle, low, high) gives the next ones."""
+def bisect(halve: Any, low_BT: jax.Array, high_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Integer bounds that differ by at most 1 everywhere: halve(middle, low, high) gives the next ones."""
 
     def unsettled(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
         return jnp.any(bounds[1] - bounds[0] > 1)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.attention.topk import ordered_bits, select_mask
+from models.attention.topk import bisect, ordered_bits, select_mask
 
 
 class Settings(NamedTuple):
@@ -175,17 +175,12 @@ def _cut_top_p(weight_BV: jax.Array, share_B: jax.Array) -> jax.Array:
     def held(bits_B: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(bits_BV >= bits_B[..., None], weight_BV, 0), axis=-1)
 
-    def unsettled(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jnp.any(bounds[1] - bounds[0] > 1)
-
-    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = low + (high - low) // 2
+    def halve(middle: jax.Array, low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
         enough = held(middle) >= need_B
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     top_B = jnp.max(bits_BV, axis=-1)
-    lightest_B, _ = jax.lax.while_loop(unsettled, halve, (jnp.zeros_like(top_B), top_B + 1))
+    lightest_B, _ = bisect(halve, jnp.zeros_like(top_B), top_B + 1)
     equal_BV = bits_BV == lightest_B[..., None]
     before_BV = held(lightest_B + 1)[..., None] + weight_BV * (jnp.cumsum(equal_BV, axis=-1) - 1)
     kept_BV = (bits_BV > lightest_B[..., None]) | (equal_BV & (before_BV < need_B[..., None]))

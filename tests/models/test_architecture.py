@@ -55,6 +55,24 @@ def test_scan_and_remat_change_nothing_where_layers_differ(tiny, tokens_BS, fiel
     np.testing.assert_allclose(forward(other, state, tokens_BS), expected, rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["dense", "gated"])
+def test_windows_in_tiles_are_windows_at_once(tiny, tokens_BS, attention):
+    """Tiles of which a window begins in an earlier one, and layers with and without it in one scanned body."""
+    config = tiny(architecture=MIXED, layers=3, attention=attention)
+    _, state = build(config)
+    segments_BT = jnp.cumsum(tokens_BS == 30, axis=1)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradient(graphdef, state):
+        return jax.value_and_grad(lambda s: jnp.mean(forward(graphdef, s, tokens_BS, segments_BT) ** 2))(state)
+
+    at_once, tiled = (
+        gradient(nnx.graphdef(Decoder(dataclasses.replace(config, query_chunk=chunk), rngs=nnx.Rngs(0))), state)
+        for chunk in (0, 3)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), at_once, tiled)
+
+
 def test_tokens_taken_back_leave_no_trace_behind_a_window(tiny):
     """More rejected tokens than the window is long: a ring of slots would have lost what they replaced."""
     model = build(tiny(architecture=MIXED, layers=3))

@@ -146,7 +146,7 @@ def test_a_checkpoint_is_a_nested_dict_of_arrays(tiny, tokens_BS):
 
 @pytest.mark.parametrize("output_gate", ["elementwise", "headwise"])
 def test_every_parameter_names_its_dimensions(tiny, output_gate):
-    config = tiny(attention="gated_sparse", output_gate=output_gate, indexer_gate_bias=True)
+    config = tiny(attention="gated_sparse", output_gate=output_gate)
     params = nnx.state(Decoder(config, rngs=nnx.Rngs(0)), nnx.Param)
     variables = jax.tree.leaves_with_path(params, is_leaf=lambda x: isinstance(x, nnx.Variable))
     seen = set()

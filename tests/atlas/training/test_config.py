@@ -22,7 +22,6 @@ from tests.atlas.data.corpora import write_corpus
         ("train.cooldown_fraction", 1.0),
         ("train.batch_size", 0),
         ("train.batch_size", True),
-        ("train.trained", "index"),
         ("mesh.data", 0),
         ("mesh.fsdp", -2),
         ("name", ""),

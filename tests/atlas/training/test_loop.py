@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from atlas.training import load_model, run_id, train
-from atlas.training.metrics import JsonLines
+from atlas.training import metrics as logs
 from checked import UserError
 from tests.atlas.training.worker import config_of, run_worker, start_worker
 
 
 def outcome(workdir: pathlib.Path, changes: dict) -> dict:
     directory = workdir / "runs" / run_id(config_of(changes))
-    metrics = JsonLines(directory / "metrics.jsonl").read()
+    metrics = logs.read(directory / "metrics.jsonl")
     return {
         "done": json.loads((directory / "done.json").read_text()),
         "metrics": sorted(({k: v for k, v in r.items() if k != "time"} for r in metrics), key=str),
-        "evaluations": sorted(JsonLines(directory / "evaluations.jsonl").read(), key=str),
+        "evaluations": sorted(logs.read(directory / "evaluations.jsonl"), key=str),
     }
 
 
@@ -136,6 +136,6 @@ def test_continues_from_another_run(tmp_path, corpus, attention):
     train([parent], corpus, tmp_path)
     changes = kind | {"initialize": run_id(parent), "mixture": "b1", "train.evaluate_every": 1}
     train([config_of(changes)], corpus, tmp_path)
-    first = next(r for r in JsonLines(tmp_path / "runs" / run_id(config_of(changes)) / "metrics.jsonl").read())
-    scratch = next(r for r in JsonLines(tmp_path / "runs" / run_id(parent) / "metrics.jsonl").read())
+    first = logs.read(tmp_path / "runs" / run_id(config_of(changes)) / "metrics.jsonl")[0]
+    scratch = logs.read(tmp_path / "runs" / run_id(parent) / "metrics.jsonl")[0]
     assert first["loss"] < scratch["loss"] - 0.05

@@ -34,7 +34,7 @@ def test_only_the_last_thousand_steps_count():
 def test_missing_losses_enter_no_mean():
     found = stability.spikes([*CALM, *[None] * 100, 2.8001])
     assert found[-1]
-    assert stability.spike_score([*CALM, *[None] * 150]) == 150 / 750
+    assert stability.spikes([*CALM, *[None] * 150]).mean() == 150 / 750
 
 
 def test_spikes_within_a_hundred_steps_are_one_event():
@@ -45,7 +45,7 @@ def test_spikes_within_a_hundred_steps_are_one_event():
     for gap, events in ((100, 1), (101, 2)):
         assert stability.spike_events_per_100k(losses(gap)) == pytest.approx(1e5 * events / len(losses(gap)))
     assert stability.spike_events_per_100k(CALM) == 0
-    assert stability.spike_events_per_100k([]) == stability.spike_score([]) == 0
+    assert stability.spike_events_per_100k([]) == 0
 
 
 # Numbers of 8 bits: sums and means of them are exact, so that a comparison cannot hang on rounding.
@@ -70,7 +70,6 @@ def test_spikes_do_not_depend_on_the_unit_of_the_loss(tail, shift, scale):
         ([*[3.0] * 50, *[2.0] * 10, *[3.0] * 30, *[2.19] * 10], False),
         ([2.0, 2.0, *[3.0] * 98], False),  # two low steps are noise
         ([*[3.0] * 99, None], True),
-        ([], False),
     ],
 )
 def test_divergence(losses, diverges):

@@ -80,8 +80,8 @@ def test_indexer_loss_does_not_move_the_model(one, state, tokens_BS, monkeypatch
 
     monkeypatch.setattr("atlas.training.step.token_losses", louder)
     louder_after, _ = jax.jit(one)(state, tokens_BS, LANGUAGE_B, COOLDOWN)
-    for name, value in one.skeleton.groups(after.params)["model"].items():
-        np.testing.assert_array_equal(value, louder_after.params[name], err_msg=name)
+    moved = {name for name, value in after.params.items() if not np.array_equal(value, louder_after.params[name])}
+    assert all(".indexer." in name for name in moved)
 
 
 def test_weight_decay_leaves_vectors_alone(state, tokens_BS):
@@ -108,17 +108,3 @@ def test_evaluation_sums_nats_by_chunk(one, state, tokens_BS):
 
 def test_a_training_step_measures_no_probabilities(one, state, tokens_BS):
     assert not MEASURED & jax.eval_shape(one, state, tokens_BS, LANGUAGE_B, COOLDOWN)[1].keys()
-
-
-def test_dense_warm_up_trains_the_indexer_alone(state, tokens_BS):
-    whole = dataclasses.replace(MODEL, k_base=32, k_min=32, k_max=32)
-    settings = TrainConfig(warmup_steps=1, learning_rate=1e-2, trained="indexer")
-    step = jax.jit(TrainStep(Skeleton(whole), settings, SEPARATOR, PADDING, LANGUAGES))
-    after, divergences = state, []
-    for _ in range(30):
-        after, metrics = step(after, tokens_BS, LANGUAGE_B, COOLDOWN)
-        divergences.append(float(metrics["indexer_loss"]))
-    assert metrics["mean_k"] == 8.5  # every visible key of 16
-    assert divergences[-1] < 0.8 * divergences[0]
-    for name, array in after.params.items():
-        assert np.array_equal(array, state.params[name]) == (".indexer." not in name or not array.size), name

@@ -78,7 +78,6 @@ def test_workdir_of_another_sweep(tmp_path):
         ({"mixture": "a9"}, "unknown language 'a9'"),
         ({"mixture": "a1:0.5,a2:0.4"}, "sum to"),
         ({"mesh.tensor": 64}, "tensor=64 .* there are"),
-        ({"model.dtype": "float64"}, "JAX_ENABLE_X64"),
         ({"initialize": "none"}, "has no trained model"),
         ({"initialize": RUNS[0].name, "model.layers": 3}, "another shape"),
         ({"initialize": RUNS[0].name, "model.attention": "dense"}, "another shape or attention kind"),

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from models import ModelConfig
+from models.attention import Attention, oracle
 from models.attention import cache as caches
-from models.attention import oracle
 from models.attention.cache import LayerCache
 from models.attention.keys import Reads
-from models.attention.selection import check_block, list_length
+from models.attention.selection import list_length
 from tests.models.attention.inputs import make_inputs, make_segments, make_selection, run
 
 B = 2
@@ -88,6 +90,7 @@ def test_gathered_rows_equal_the_masked_product(length, keep):
 
 
 def test_a_block_must_divide_the_capacity():
-    check_block(16, capacity=64)
-    with pytest.raises(ValueError, match="block=3 must divide the cache's capacity of 10"):
-        check_block(3, 10)
+    attention = Attention(ModelConfig(attention="sparse", selection="block", block=16), rngs=nnx.Rngs(0))
+    assert attention.init_cache(1, 64, jnp.float32).lists.shape[1] == 4
+    with pytest.raises(ValueError, match="block=16 must divide the cache's capacity of 40"):
+        attention.init_cache(1, 40, jnp.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.attention import oracle, streamed, tiles
-from models.attention.keys import IndexInputs, Reads, in_documents, in_window
+from models.attention.keys import IndexInputs, in_documents, in_window
 from tests.models.attention.inputs import (
     assert_near,
     make_inputs,
@@ -177,9 +177,3 @@ def test_memory_of_training_is_linear(block, monkeypatch):
     shapes = re.findall(r"\[([0-9,]+)\]", steps[8192].as_text())
     assert "1,8192,4,16" in shapes
     assert not [shape for shape in shapes if sum(int(n) >= 8192 for n in shape.split(",") if n) > 1]
-
-
-def test_a_chunk_must_be_positive():
-    q, k, v, _ = make_inputs()
-    with pytest.raises(ValueError, match="chunk=0 must be at least 1"):
-        streamed.attend(q, k, v, Reads(*jnp.zeros((2, 2, 29), jnp.int32)), chunk=0)
