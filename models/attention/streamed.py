@@ -45,7 +45,10 @@ def attend(
     if selection is not None and (W := selection.block):
         lists_BPA, variance_BT = select_blocks(reads, selection)
         listed = min(lists_BPA.shape[2], max(1, _LISTED_KEYS // W))
-        how, multiple = _How(selection, _together(-(-T // W), W, B * H * listed * W), listed), 1
+        count = -(-T // W)
+        steps = -(-count // tiles.at_once(W * B * H * listed * W))
+        # The last step is about as full as the others.
+        how, multiple = _How(selection, Tiling(W, -(-count // steps)), listed), 1
     else:
         chunk = min(chunk, T)
         how, multiple = _How(selection, Tiling(chunk)), tiles.key_block(S, chunk)
@@ -60,12 +63,6 @@ def attend(
     inputs = _Inputs(over_queries(q_BTHE), pad(k_BSGE, multiple), pad(v_BSGE, multiple), index, reads, lists_BPA)
     attended = jax.tree.map(lambda a: a[:, :T], _attend(how, inputs))
     return attended if lists_BPA is None else attended._replace(variance=variance_BT)
-
-
-def _together(count: int, chunk: int, elements: int) -> Tiling:
-    """Tiles at a time, of `count` with so many scores a query, so that the last step is about as full as the others."""
-    steps = -(-count // tiles.at_once(chunk * elements))
-    return Tiling(chunk, -(-count // steps))
 
 
 class _How(NamedTuple):
@@ -162,13 +159,10 @@ class _Tile:
         query_BTJI, _, gate_BTJ, bias_J = self.inputs.index
         return IndexInputs(self.cut(query_BTJI), key_ZKI, self.cut(gate_BTJ), bias_J)
 
-    def mask(self, keys: Keys, i: jax.Array) -> jax.Array:
-        return tiles.block_mask(keys, i, self.reads)
-
     def logits(self, keys: Keys, i: jax.Array) -> jax.Array:
         """Of attention to block i; -inf where a query does not read a key."""
         logits_ZGNK = _matmul(self.q_ZGNE, tiles.block(keys, i, self.inputs.k_BSGE).transpose(0, 2, 3, 1))
-        mask_ZCK = self.mask(keys, i)
+        mask_ZCK = tiles.block_mask(keys, i, self.reads)
         Z, C, K = mask_ZCK.shape
         N = self.q_ZGNE.shape[2]
         mask_Z1NK = jnp.broadcast_to(mask_ZCK[:, None, None], (Z, 1, N // C, C, K)).reshape(Z, 1, N, K)
@@ -257,7 +251,7 @@ def _divergence(tile: _Tile, keys: Keys, normaliser_ZGN1: jax.Array) -> tuple[ja
     shape_ZC, dtype = tile.reads.position.shape, normaliser_ZGN1.dtype
 
     def add(i: jax.Array, state: tuple[_Softmax, jax.Array]) -> tuple[_Softmax, jax.Array]:
-        mask_ZCK = tile.mask(keys, i)
+        mask_ZCK = tiles.block_mask(keys, i, tile.reads)
         softmax, *_ = state[0].add(jnp.where(mask_ZCK, tile.index_logits(keys, i), -jnp.inf))
         return softmax, state[1] + jnp.sum(mask_ZCK, axis=-1, dtype=jnp.int32)
 
@@ -333,7 +327,7 @@ def _index_gradient(
     index = tile.index(tiles.block(keys, i, tile.inputs.index.key))
     scores_ZCK, pull_back = jax.vjp(lambda index: index_scores(index, selection.scale), index)
     predicted_ZCK = jnp.exp(scores_ZCK / selection.temperature - tile.cut(saved.index_normaliser_BT)[..., None])
-    difference_ZCK = jnp.where(tile.mask(keys, i), predicted_ZCK - tile.head_mean(p_ZGNK), 0)
+    difference_ZCK = jnp.where(tiles.block_mask(keys, i, tile.reads), predicted_ZCK - tile.head_mean(p_ZGNK), 0)
     return pull_back(tile.cut(cotangents.indexer_loss)[..., None] * difference_ZCK / selection.temperature)[0]
 
 

@@ -2,6 +2,7 @@ import collections
 import importlib
 import pathlib
 
+import jax
 import pytest
 
 from atlas.training import RunConfig, check_runs
@@ -40,7 +41,6 @@ OTHER = {
     "train.cooldown_fraction": 0.5,
     "train.beta1": 0.5,
     "train.beta2": 0.5,
-    "train.trained": "indexer",
     "mesh.data": 2,
 }
 # What the value needs beside it.
@@ -79,6 +79,13 @@ def test_sweep_lists_different_runs_that_fit(name):
     check_runs(module.get_sweep(module.get_config()).plan)
 
 
+@pytest.fixture(name="wide")
+def allow_float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize("name", SWEEPS)
 def test_whatever_is_set_on_the_base_is_found_in_every_run_or_refused_by_name(name):
     module = load(name)
