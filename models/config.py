@@ -154,7 +154,7 @@ class ModelConfig(Checked, section="model"):
         a.require(not (a.window and self.is_sparse), "window", kind)
         capped = a.attention_softcap and (self.is_sparse or self.query_chunk)
         a.require(not capped, "attention_softcap", f"{kind} with query_chunk={self.query_chunk}")
-        wide = self.dtype != "float64" or jax.config.jax_enable_x64
+        wide = jax.dtypes.canonicalize_dtype(self.dtype) == self.dtype
         self.require(wide, "dtype", "needs JAX_ENABLE_X64=1 in the environment")
 
 
