@@ -19,7 +19,7 @@ from atlas.files import write_atomically
 from atlas.studies.voices import load_voice
 from checked import UserError
 from experiments._app import require, run
-from models.decoding import METHODS, VERIFICATIONS, Sampling, Voice, Written, compare, write, write_text
+from models.decoding import METHODS, VERIFICATIONS, Sampling, Voice, Written, compare, rates, write, write_text
 
 _TARGET = flags.DEFINE_string("target", "", "directory of the model whose text is wanted")
 _DRAFT = flags.DEFINE_string("draft", "", "directory of the model that drafts")
@@ -77,13 +77,13 @@ def _write(target: Voice, options: dict[str, Any]) -> tuple[list[str], Written]:
 
 
 def _figures(target: Voice, options: dict[str, Any], written: Written) -> dict[str, Any]:
+    tokens = sum(map(len, written.tokens))
     figures = {
         "method": written.method,
-        "tokens": sum(map(len, written.tokens)),
-        "tokens_per_call": written.tokens_per_call,
-        "acceptance": written.acceptance,
+        "tokens": tokens,
+        **rates([written]),
         "time_to_first_token": written.first_seconds,
-        "tokens_per_second_with_compilation": written.tokens_per_second,
+        "tokens_per_second_with_compilation": tokens / (written.first_seconds + written.seconds),
     }
     if not _COMPARE.value:
         return figures

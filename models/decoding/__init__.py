@@ -1,6 +1,6 @@
 """Decoding: plain, and lossless with drafts by any small model, whatever its vocabulary."""
 
-from models.decoding.comparison import compare
+from models.decoding.comparison import compare, rates
 from models.decoding.generate import METHODS, VERIFICATIONS, Written, write
 from models.decoding.language_model import LanguageModel, Voice, make_voice
 from models.decoding.sampling import Sampling
@@ -18,6 +18,7 @@ __all__ = [
     "compare",
     "load_tokenizer",
     "make_voice",
+    "rates",
     "write",
     "write_text",
 ]

@@ -39,12 +39,17 @@ def _figures(cold: Sequence[Written], *warm: Sequence[Written]) -> dict[str, flo
     first_tokens = sum(written.first_tokens for written in runs)
     seconds = statistics.median(sum(w.first_seconds + w.seconds for w in turn) for turn in warm)
     steady_seconds = statistics.median(sum(w.seconds for w in turn) for turn in warm)
-    drafted, accepted, calls = (sum(sum(getattr(w, x)) for w in runs) for x in ("drafted", "accepted", "calls"))
     return {
         "tokens_per_second": tokens / len(warm) / seconds,
         "steady_per_second": (tokens - first_tokens) / len(warm) / steady_seconds,
-        "tokens_per_call": tokens / max(calls, 1),
-        "acceptance": accepted / max(drafted, 1),
+        **rates(runs),
         "first_seconds": statistics.median(w.first_seconds for w in runs),
         "compile_seconds": max(sum(w.first_seconds + w.seconds for w in cold) - seconds, 0.0),
     }
+
+
+def rates(runs: Iterable[Written]) -> dict[str, float]:
+    """Tokens a call of the target, and the share of the proposed drafts that were accepted; 0 without drafts."""
+    counts = [(sum(map(len, w.tokens)), sum(w.calls), sum(w.drafted), sum(w.accepted)) for w in runs]
+    tokens, calls, drafted, accepted = map(sum, zip(*counts, strict=True))
+    return {"tokens_per_call": tokens / max(calls, 1), "acceptance": accepted / max(drafted, 1)}

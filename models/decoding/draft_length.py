@@ -86,10 +86,8 @@ def best_draft_length(
     (8, 0)
     """
 
-    def rate(length: int, verify_cost: float) -> float:
-        return expected_tokens(acceptance, length) / (length * draft_cost + verify_cost)
-
-    rates = [rate(length, cost) for length, cost in zip(lengths, verify_costs, strict=True)]
+    costs = zip(lengths, verify_costs, strict=True)
+    rates = [expected_tokens(acceptance, n) / (n * draft_cost + verify_cost) for n, verify_cost in costs]
     return lengths[rates.index(max(rates))]
 
 

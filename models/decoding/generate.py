@@ -53,20 +53,6 @@ class Written:
     seconds: float
     first_tokens: int
 
-    @property
-    def tokens_per_second(self) -> float:
-        """New tokens of all rows a second, the reading of the prompt and compilation included."""
-        return sum(map(len, self.tokens)) / (self.first_seconds + self.seconds)
-
-    @property
-    def tokens_per_call(self) -> float:
-        return sum(map(len, self.tokens)) / max(sum(self.calls), 1)
-
-    @property
-    def acceptance(self) -> float:
-        """Share of the proposed drafts that were accepted; 0 without drafts."""
-        return sum(self.accepted) / max(sum(self.drafted), 1)
-
 
 def write(
     target: Voice,
@@ -124,7 +110,7 @@ def write(
         before, seen = seen, progress.look()
         lengths.update((seen.length - before.length).sum(), (seen.calls - before.calls).sum())
         if not first_seconds:
-            first_seconds, first_tokens = time.perf_counter() - began, job.count(seen)
+            first_seconds, first_tokens = time.perf_counter() - began, sum(map(len, job.new_tokens(seen)))
         if on_tokens and (ended_B := np.array(on_tokens(job.new_tokens(seen)), bool)).any():
             progress = progress._replace(done=progress.done | ended_B)
             seen = seen._replace(done=seen.done | ended_B)
@@ -155,15 +141,12 @@ class _Job:
             return method
         if self.drafter is None:
             return "lookup"
-        if self.vocabulary.is_empty:
-            return "slem"
         shared = np.mean(self.vocabulary.target_to_draft[np.concatenate(self.prompts)] >= 0)
         return "tli" if shared >= _SHARED else "slem"
 
     @functools.cached_property
     def vocabulary(self) -> VocabularyMap:
-        models = (self.target, self.drafter)
-        return VocabularyMap.build(*(m.tokenizer for m in models), *(m.model.vocab_size for m in models))
+        return VocabularyMap.build(self.target.tokenizer, self.drafter.tokenizer, self.target.model.vocab_size)
 
     def start(self) -> Progress:
         length_B = jnp.array(list(map(len, self.prompts)), jnp.int32)
@@ -173,10 +156,6 @@ class _Job:
     def new_tokens(self, seen: Progress) -> list[list[int]]:
         starts = map(len, self.prompts)
         return [row[a:b].tolist() for row, a, b in zip(seen.tokens, starts, seen.length, strict=True)]
-
-    def count(self, seen: Progress) -> int:
-        """New tokens of all rows."""
-        return int(seen.length.sum()) - sum(map(len, self.prompts))
 
     def proposer(self, method: str, verify: str, sampling: Sampling) -> Proposer:
         if method == "ar":

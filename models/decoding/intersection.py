@@ -20,6 +20,7 @@ from flax import nnx
 from models.attention.cache import Cache
 from models.decoding import sampling, verification
 from models.decoding.language_model import LanguageModel, Voice, prefill, read_pending, write_ahead
+from models.decoding.proposers import Proposer
 from models.decoding.rounds import Drafts, Judge, Progress, place_noise, round_keys
 from models.decoding.sampling import Settings
 from models.decoding.vocabulary import VocabularyMap
@@ -35,7 +36,7 @@ class DraftState(NamedTuple):
     count: jax.Array
 
 
-class Intersection:
+class Intersection(Proposer):
     """The proposer of such drafts: it only says what to compile.
 
     Args:
@@ -57,7 +58,6 @@ class Intersection:
         self.state = DraftState(cache, jnp.asarray(pending_BP), jnp.ones(len(prompts), jnp.int32))
 
     def propose(self, length: int, texts: object, active: object):
-        """What drafts in the next rounds: see `models.decoding.proposers.Proposer`."""
         return self._drafter(length), self._given
 
 
@@ -84,7 +84,7 @@ class _Drafter:
         def choose(logits_BW: jax.Array, k: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
             logits_BX = verification.project(logits_BW, vocabulary.draft_ids)
             if self.sampled:
-                law_BX = sampling.warp(logits_BX, settings.temperature, settings.top_k, settings.top_p)
+                law_BX = settings.law(logits_BX)
                 chosen_B = sampling.choose(law_BX, noise_BKX[:, k])
             else:
                 law_BX, chosen_B = None, sampling.first_largest(logits_BX)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -57,9 +58,10 @@ def make_voice(decoder: Decoder, tokenizer: ByteView, context: int | None = None
       ValueError: the tokenizer has ids that the decoder's embedding has no row for.
     """
     vocab_size = decoder.embedding.shape[0]
-    if tokenizer.vocab_size > vocab_size:
+    needed = 1 + max(tokenizer.vocab_size - 1, *itertools.chain(*tokenizer.roles.values()))
+    if needed > vocab_size:
         raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, but the model's embedding has {vocab_size} rows; "
+            f"the tokenizer has {needed} ids, but the model's embedding has {vocab_size} rows; "
             "use the tokenizer that the model was trained with"
         )
     graphdef, params = nnx.split(decoder.unstack())

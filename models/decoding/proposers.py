@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,26 +38,6 @@ LONGEST = _WIDTHS[-1]
 Texts = Sequence[Sequence[int]]
 
 
-class Proposer(Protocol):
-    """A method of drafting, as the loop on the host sees it.
-
-    rounds: how many may follow one proposal; more than one if drafting needs no host.
-    state: the drafter's arrays on the device, which every round replaces.
-    """
-
-    rounds: int
-    state: Any
-
-    def propose(self, length: int, texts: Texts, active: Sequence[bool]) -> tuple[Drafter, Any]:
-        """What drafts in the next rounds, and its `given`.
-
-        Args:
-          length: K, tokens to draft a round.
-          texts: the committed target tokens of every row.
-          active: rows that are not done; the others need no drafts.
-        """
-
-
 def pack(drafts: Sequence[Sequence[int]], laws: Sequence[np.ndarray] | None = None) -> Drafts:
     """Drafts of every row, and the laws [m, V] that they were drawn from, as arrays of few widths: few programs are
     compiled."""
@@ -73,23 +53,35 @@ def pack(drafts: Sequence[Sequence[int]], laws: Sequence[np.ndarray] | None = No
     return Drafts(tokens_BK, count_B, laws_BKV)
 
 
-class HostProposer:
-    """Drafts of the host: one round a proposal."""
+class Proposer:
+    """A method of drafting, as the loop on the host sees it.
 
-    rounds, state = 1, ()
+    rounds: how many may follow one proposal; more than one if drafting needs no host.
+    state: the drafter's arrays on the device, which every round replaces.
+    """
 
-    def propose(self, length: int, texts: Texts, active: Sequence[bool]) -> tuple[Drafter, Drafts]:
+    rounds: int = 1
+    state: Any = ()
+
+    def propose(self, length: int, texts: Texts, active: Sequence[bool]) -> tuple[Drafter, Any]:
+        """What drafts in the next rounds, and its `given`.
+
+        Args:
+          length: K, tokens to draft a round.
+          texts: the committed target tokens of every row.
+          active: rows that are not done; the others need no drafts.
+        """
         return given_drafts, self.draft(length, texts, active)
 
     def draft(self, length: int, texts: Texts, active: Sequence[bool]) -> Drafts:
-        """Drafts for committed texts; see `Proposer.propose`."""
+        """Drafts that the host makes for one round; arguments are those of `propose`."""
         raise NotImplementedError
 
 
-class Nobody:
+class Nobody(Proposer):
     """Plain decoding: no drafts, and so as many rounds a proposal as is convenient."""
 
-    rounds, state = 8, ()
+    rounds = 8
 
     def __init__(self, batch: int):
         self._given = jax.device_put(pack([[]] * batch))
@@ -98,7 +90,7 @@ class Nobody:
         return given_drafts, self._given
 
 
-class Lookup(HostProposer):
+class Lookup(Proposer):
     """Proposes what followed the latest earlier occurrence of the text's last tokens ("prompt lookup").
 
     >>> Lookup().draft(3, [[5, 6, 7, 8, 9, 5, 6]], [True]).tokens.tolist()
@@ -146,7 +138,7 @@ class Reading:
         self.end = whole
 
 
-class _TextProposer(HostProposer):
+class _TextProposer(Proposer):
     """A drafter with a vocabulary of its own, kept in step with the committed text by bytes.
 
     After every round it keeps what it has read as far as that agrees with the text, and spells only the rest.
@@ -223,8 +215,8 @@ class StringRejection(_TextProposer):
         with_laws: bool,
     ):  # fmt: skip
         super().__init__(target, drafter, prompts, room)
-        self.sampling, self.with_laws = sampling.rows(len(prompts)), with_laws
-        self.rngs = [np.random.default_rng(row.seed) for row in self.sampling]
+        self.sampling, self.with_laws = sampling, with_laws
+        self.rngs = [np.random.default_rng(seed) for seed in sampling.seeds(len(prompts))]
 
     def draft(self, length: int, texts: Texts, active: Sequence[bool]) -> Drafts:
         pending_BP, count_B = self._catch_up(texts, active)
@@ -239,7 +231,7 @@ class StringRejection(_TextProposer):
 
     def _block(self, b: int, length: int) -> slrs.BlockLaw:
         row = jax.tree.map(lambda a: a[b : b + 1], self.cache)
-        law, own = _prefix_laws(self.drafter.model), self.sampling[b]
+        law, own = _prefix_laws(self.drafter.model), self.sampling
 
         def draft_law(prefixes_NT: np.ndarray) -> np.ndarray:
             N = len(prefixes_NT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,20 +56,11 @@ class Drafts(NamedTuple):
 Judge = Callable[[Drafts], tuple[Progress, jax.Array, jax.Array]]
 
 
-class Drafter(Protocol):
-    """The part of a method that is compiled: hashable, and a new program for each that is not equal."""
-
-    def __call__(
-        self, given: Any, state: Any, progress: Progress, settings: Settings, judge: Judge
-    ) -> tuple[Progress, Any]:
-        """Drafts, has the drafts judged, and takes note of the verdict.
-
-        Args:
-          given: arrays that the rounds leave as they are.
-          state: arrays of the drafter's own, as the round before left them.
-          judge: verifies the drafts; returns the progress with what was committed, the number of accepted drafts
-            and the target's token after them, int32 [B].
-        """
+# The part of a method that is compiled: hashable, and a new program for each that is not equal. From arrays that the
+# rounds leave as they are (`given`), arrays of its own as the round before left them, progress, settings and a judge
+# it makes the next progress and arrays. The judge verifies drafts; it returns the progress with what was committed,
+# the number of accepted drafts and the target's token after them, int32 [B].
+Drafter = Callable[[Any, Any, Progress, Settings, Judge], tuple[Progress, Any]]
 
 
 def given_drafts(given: Drafts, state: Any, progress: Progress, settings: Settings, judge: Judge):

@@ -22,8 +22,7 @@ from models.attention.topk import bisect, ordered_bits, select_mask
 
 
 class Settings(NamedTuple):
-    """How the next token is drawn, row by row: arrays [B] as in `sampling.warp`, typed PRNG keys [B], and the
-    ids that end a row [X]."""
+    """How tokens are drawn: scalars as in `sampling.warp`, typed PRNG keys [B], and the ids that end a row [X]."""
 
     temperature: jax.Array
     top_k: jax.Array
@@ -31,47 +30,43 @@ class Settings(NamedTuple):
     keys: jax.Array
     stop: jax.Array
 
-    def law(self, logits_BCV: jax.Array) -> jax.Array:
-        """The law of the token after each of C places; [B, C, V]."""
-        return warp(logits_BCV, self.temperature[:, None], self.top_k[:, None], self.top_p[:, None])
+    def law(self, logits_BV: jax.Array) -> jax.Array:
+        """The law of the next token, [..., V]."""
+        return warp(logits_BV, self.temperature, self.top_k, self.top_p)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; every field is one value, or one a row.
+    """How tokens are drawn.
 
-    temperature: at least 0; 0 is greedy. top_k: 0 keeps all. top_p: in (0, 1]. seed: of a row's noise.
+    temperature: at least 0; 0 is greedy. top_k: 0 keeps all. top_p: in (0, 1]. seed: of the noise, of all rows or one
+    a row.
     """
 
-    temperature: float | Sequence[float] = 0.0
-    top_k: int | Sequence[int] = 0
-    top_p: float | Sequence[float] = 1.0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
     seed: int | Sequence[int] = 0
 
     def __post_init__(self):
-        require(np.min(self.temperature) >= 0, "temperature", self.temperature, "must be at least 0")
-        require(np.min(self.top_k) >= 0, "top_k", self.top_k, "must be at least 0 (0 keeps all)")
-        in_range = np.min(self.top_p) > 0 and np.max(self.top_p) <= 1
-        require(in_range, "top_p", self.top_p, "must be above 0 and at most 1")
+        require(self.temperature >= 0, "temperature", self.temperature, "must be at least 0")
+        require(self.top_k >= 0, "top_k", self.top_k, "must be at least 0 (0 keeps all)")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "must be above 0 and at most 1")
 
     @property
     def is_greedy(self) -> bool:
-        return float(np.max(self.temperature)) == 0
+        return self.temperature == 0
 
-    def rows(self, batch: int) -> list[Sampling]:
+    def seeds(self, batch: int) -> list[int]:
         """Every row's own."""
-        columns = [np.broadcast_to(getattr(self, f.name), (batch,)).tolist() for f in dataclasses.fields(self)]
-        return [Sampling(*row) for row in zip(*columns, strict=True)]
+        return np.broadcast_to(self.seed, (batch,)).tolist()
 
     def settings(self, batch: int, stop: Sequence[int]) -> Settings:
         """As arrays of a batch, with the ids that end a row."""
-        spread = lambda values, dtype: jnp.broadcast_to(jnp.asarray(values, dtype), (batch,))  # noqa: E731
-        keys_B = jax.vmap(jax.random.key)(spread(self.seed, jnp.uint32))
+        scalars = (jnp.asarray(x, t) for x, t in ((self.temperature, float), (self.top_k, int), (self.top_p, float)))
+        keys_B = jax.vmap(jax.random.key)(jnp.asarray(self.seeds(batch), jnp.uint32))
         # An id that no token has stands for "no stop".
-        stop_X = jnp.array(list(stop) or [-1], jnp.int32)
-        return Settings(
-            spread(self.temperature, float), spread(self.top_k, jnp.int32), spread(self.top_p, float), keys_B, stop_X
-        )
+        return Settings(*scalars, keys_B, jnp.array(list(stop) or [-1], jnp.int32))
 
 
 def require(condition: bool, name: str, value: object, constraint: str) -> None:

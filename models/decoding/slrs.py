@@ -26,28 +26,23 @@ class BlockLaw:
 
     probability: Mapping[tuple[int, ...], float]
 
-    def psi(self, prefix: tuple[int, ...], vocab_size: int) -> np.ndarray:
-        """The law, float64 [V], of the token after `prefix`, given that the block starts with it and goes on."""
-        weight_V = np.zeros(vocab_size)
-        n = len(prefix)
-        for block, probability in self.probability.items():
-            if len(block) > n and block[:n] == prefix:
-                weight_V[block[n]] += probability
-        if not weight_V.any():
-            raise ValueError(f"slrs: no block goes on after the target tokens {prefix}")
-        return weight_V / weight_V.sum()
-
     def proposal(self, block: tuple[int, ...], vocab_size: int) -> np.ndarray:
-        """The laws that a block's tokens were drawn from, float64 [m, V]; row i is `psi` of its first i tokens."""
-        rows = [self.psi(block[:i], vocab_size) for i in range(len(block))]
-        return np.array(rows).reshape(len(block), vocab_size)
+        """The laws that a block's tokens were drawn from, float64 [m, V].
+
+        Row i is that of the token after the block's first i, given that these and more are drawn; row 0 is ψ.
+        """
+        weight_mV = np.zeros((len(block), vocab_size))
+        for drawn, probability in self.probability.items():
+            for i, token in enumerate(drawn[: len(block)]):
+                weight_mV[i, token] += probability
+                if token != block[i]:
+                    break
+        return weight_mV / weight_mV.sum(axis=1, keepdims=True)
 
     def draw(self, rng: np.random.Generator) -> tuple[int, ...]:
         """A block of target tokens, drawn from the law."""
-        blocks = list(self.probability)
-        cumulative = np.cumsum(list(self.probability.values()))
-        chosen = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
-        return blocks[min(chosen, len(blocks) - 1)]
+        weight_N = np.array(list(self.probability.values()))
+        return list(self.probability)[rng.choice(len(weight_N), p=weight_N / weight_N.sum())]
 
 
 def block_law(

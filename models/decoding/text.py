@@ -44,7 +44,7 @@ def write_text(
     encoded = [target.tokenizer.encode_prompt(prompt) for prompt in prompts]
     written = write(target, encoded, max_new_tokens, on_tokens=on_tokens, **options)
     for i, row in enumerate(rows):
-        if piece := row.close():
+        if piece := row.push((), final=True):
             on_text(i, piece)
     return [row.text for row in rows], written
 
@@ -60,28 +60,17 @@ class _Row:
         self._held = ""
         self.text, self.ended = "", False
 
-    def push(self, ids: Sequence[int]) -> str:
-        """All tokens so far; returns the characters that are new and certain."""
+    def push(self, ids: Sequence[int], final: bool = False) -> str:
+        """All tokens so far, or the end of them; returns the characters that are new and certain."""
         if self.ended:
             return ""
-        self._held += self._characters.decode(self._tokenizer.decode(ids[self._read :]))
+        self._held += self._characters.decode(self._tokenizer.decode(ids[self._read :]), final)
         self._read = len(ids)
         found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         self.ended = bool(found)
-        return self._release(min(found) if found else len(self._held) - self._doubtful())
-
-    def close(self) -> str:
-        if self.ended:
-            return ""
-        self._held += self._characters.decode(b"", final=True)
-        return self._release(len(self._held))
-
-    def _doubtful(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        # The longest end of the held text that begins a stop string is doubtful.
         starts = [n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])]
-        return max(starts, default=0)
-
-    def _release(self, end: int) -> str:
+        end = min(found, default=len(self._held) - (0 if final else max(starts, default=0)))
         piece, self._held = self._held[:end], self._held[end:]
         self.text += piece
         return piece

@@ -57,8 +57,13 @@ class TokenizerJson:
         self._steps = {step["type"] for step in steps}
         self._space = next((mark for mark in map(_space_mark, steps) if mark), None)
         self._check()
-        self.names = self._names()
-        self.unknown = self._unknown()
+        self.names = {i: name for name, i in self.library.get_vocab(with_added_tokens=False).items()}
+        self.names |= {i: token["content"] for i, token in self._added.items()}
+        if self.model == "Unigram":
+            unknown = self._model.get("unk_id")
+        else:
+            unknown = self.library.token_to_id(self._model.get("unk_token") or "")
+        self.unknown = () if unknown is None else (unknown,)
 
     def _parts(self, component: str) -> list[Json]:
         return list(_parts(self._description.get(component)))
@@ -74,19 +79,6 @@ class TokenizerJson:
             steps = ", ".join(sorted(self._steps)) or "nothing"
             supported = "is not supported; supported: after ByteLevel, Metaspace, or a Replace of spaces"
             raise ValueError(f"{self._path}: {self.model} after {steps} {supported}")
-
-    def _names(self) -> dict[int, str]:
-        vocabulary = self._model["vocab"]
-        if self.model == "Unigram":
-            names = {i: name for i, (name, _) in enumerate(vocabulary)}
-        else:
-            names = {i: name for name, i in vocabulary.items()}
-        return names | {i: token["content"] for i, token in self._added.items()}
-
-    def _unknown(self) -> tuple[int, ...]:
-        if self.model == "Unigram":
-            return tuple(i for i in [self._model.get("unk_id")] if i is not None)
-        return tuple(i for i, name in self.names.items() if name == self._model.get("unk_token"))
 
     def table(self, roles: Mapping[str, tuple[int, ...]]) -> tuple[bytes | None, ...]:
         """Bytes of every id; None for special tokens and for ids that no token has."""

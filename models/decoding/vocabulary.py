@@ -12,6 +12,9 @@ from models.decoding.language_model import right_padded
 from models.decoding.tokenizers import ByteView
 
 _PAIRED_ROLES = ("eos", "bos")
+# The largest M. Longer spellings are rare except for drafters of bytes, and each column costs the drafter a position
+# in every step.
+_MAX_PIECES = 8
 
 Array = np.ndarray | jax.Array
 
@@ -32,7 +35,6 @@ class VocabularyMap(NamedTuple):
         read something, or it would have no new law to draw from: a token that it cannot spell with M ids is its
         unknown one, or its first. A wrong reading costs speed, never a wrong text.
       lengths: [V] how many they are, at least 1; the rest of a row of `pieces` is 0.
-      shared: byte strings that both vocabularies have.
     """
 
     target_ids: Array
@@ -40,51 +42,15 @@ class VocabularyMap(NamedTuple):
     target_to_draft: Array
     pieces: Array
     lengths: Array
-    shared: int
 
     @classmethod
-    def build(
-        cls,
-        target: ByteView,
-        draft: ByteView,
-        target_vocab: int,
-        draft_vocab: int,
-        max_pieces: int = 8,
-    ) -> VocabularyMap:
-        """The map of two tokenizers; equal ones on any machine and in any process.
-
-        Args:
-          target_vocab, draft_vocab: V and the rows of the drafter's embedding, which are often padded.
-          max_pieces: the largest M. Longer spellings are rare except for drafters of bytes, and each column costs
-            the drafter a position in every step.
-
-        Raises:
-          ValueError: a tokenizer has ids that its model has no row for.
-        """
-        _require_rows("target", target, target_vocab)
-        _require_rows("draft", draft, draft_vocab)
-        target_tokens, draft_tokens = _representatives(target), _representatives(draft)
-        pairs = _pairs(target, draft, target_tokens, draft_tokens)
+    def build(cls, target: ByteView, draft: ByteView, target_vocab: int) -> VocabularyMap:
+        """The map of two tokenizers, for a target of V = `target_vocab` rows; equal on any machine."""
+        pairs = _pairs(target, draft, _representatives(target), _representatives(draft))
         target_ids, draft_ids = np.array(pairs, np.int32).reshape(-1, 2).T
         target_to_draft = np.full(target_vocab, -1, np.int32)
         target_to_draft[target_ids] = draft_ids
-        spelled = _spell(target, draft, target_to_draft, max_pieces)
-        return cls(target_ids, draft_ids, target_to_draft, *spelled, len(target_tokens.keys() & draft_tokens.keys()))
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no text token is shared: drafts over the intersection could at most end the text."""
-        return self.shared == 0
-
-
-def _require_rows(name: str, tokenizer: ByteView, rows: int) -> None:
-    ends = (i for role in _PAIRED_ROLES for i in tokenizer.roles[role])
-    needed = max(tokenizer.vocab_size, 1 + max(ends, default=-1))
-    if rows < needed:
-        raise ValueError(
-            f"the {name} tokenizer has ids up to {needed - 1}, but its model has {rows} rows; "
-            "use the tokenizer that the model was trained with"
-        )
+        return cls(target_ids, draft_ids, target_to_draft, *_spell(target, draft, target_to_draft))
 
 
 def _representatives(tokenizer: ByteView) -> dict[bytes, int]:
@@ -116,16 +82,14 @@ def _pairs(
     return sorted(to_draft.items())
 
 
-def _spell(
-    target: ByteView, draft: ByteView, target_to_draft: np.ndarray, max_pieces: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _spell(target: ByteView, draft: ByteView, target_to_draft: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`pieces` and `lengths`; M is as small as the spellings allow."""
     fallback = (*draft.roles["unk"], 0)[0]
 
     def spelling(i: int, j: int) -> list[int]:
         data = target.token_bytes(i)
         ids = [j] if j >= 0 else draft.encode(data) if data else []
-        return ids if 0 < len(ids) <= max_pieces else [fallback]
+        return ids if 0 < len(ids) <= _MAX_PIECES else [fallback]
 
     spellings = [spelling(i, int(j)) for i, j in enumerate(target_to_draft)]
     return right_padded(spellings), np.array(list(map(len, spellings)), np.int32)

@@ -91,8 +91,34 @@ def read_max_length(json: Json) -> int:
 
 
 def write_config(config: ModelConfig, max_length: int) -> dict[str, Any]:
-    """The config.json of a model with dense attention, of a family in `CLASSES`."""
+    """The config.json of a model with dense attention, of a family in `CLASSES`.
+
+    Raises:
+      ValueError: no other software would compute what the model computes.
+
+    >>> write_config(ModelConfig(), 32)
+    Traceback (most recent call last):
+    ValueError: model.architecture.family='atlas' is our own and has no Hugging Face layout
+    """
     a = config.architecture
+    for name, value, known in (
+        ("architecture.family", a.family, CLASSES),
+        ("attention", config.attention, ("dense",)),
+    ):
+        if value not in known:
+            raise ValueError(f"model.{name}={value!r} is our own and has no Hugging Face layout")
+    # Where 0 stands for another field, the file spells it out.
+    if a.family in _GEMMAS:
+        a = dataclasses.replace(a, query_width=a.query_width or config.head_width)
+    if a.family == "gemma3":
+        a = dataclasses.replace(a, window_rope_base=a.window_rope_base or config.rope_base)
+    written = _written(config, a, max_length)
+    if read_config(written, config.dtype).architecture != a:
+        raise ValueError(f"model.architecture has settings that {a.family} does not: {a}")
+    return written
+
+
+def _written(config: ModelConfig, a: Architecture, max_length: int) -> dict[str, Any]:
     name, model_type = CLASSES[a.family]
     written: dict[str, Any] = {
         "architectures": [name],
@@ -116,12 +142,12 @@ def write_config(config: ModelConfig, max_length: int) -> dict[str, Any]:
         written["use_sliding_window"] = a.window > 0
         written["layer_types"] = [_SLIDING if a.has_window(i) else _FULL for i in range(config.layers)]
     if a.family == "gemma3":
-        written["rope_local_base_freq"] = a.window_rope_base or config.rope_base
+        written["rope_local_base_freq"] = a.window_rope_base
     if a.family not in _GEMMAS:
         return written | {"hidden_act": "silu"}
     return written | {
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": a.query_width or config.head_width,
+        "query_pre_attn_scalar": a.query_width,
         "attn_logit_softcapping": a.attention_softcap or None,
         "final_logit_softcapping": a.logit_softcap or None,
     }
@@ -230,25 +256,3 @@ def _layer_types(json: Json, family: str, layers: int) -> list[str]:
     if len(types) != layers or not set(types) <= {_SLIDING, _FULL}:
         raise ValueError(f"layer_types={types!r} must be {layers} of {_SLIDING!r} and {_FULL!r}")
     return types
-
-
-def writable(config: ModelConfig) -> str | None:
-    """Why no other software would compute what a model computes, None if it would.
-
-    >>> writable(ModelConfig())
-    "model.architecture.family='atlas' is our own"
-    """
-    a = config.architecture
-    if a.family not in CLASSES:
-        return f"model.architecture.family={a.family!r} is our own"
-    if config.attention != "dense":
-        return f"model.attention={config.attention!r} is our own"
-    # Where 0 stands for another field, the file spells it out.
-    spelled = a
-    if a.family in _GEMMAS:
-        spelled = dataclasses.replace(spelled, query_width=a.query_width or config.head_width)
-    if a.family == "gemma3":
-        spelled = dataclasses.replace(spelled, window_rope_base=a.window_rope_base or config.rope_base)
-    if read_config(write_config(config, 1), config.dtype).architecture != spelled:
-        return f"model.architecture has settings that {a.family} does not: {a}"
-    return None

@@ -5,15 +5,11 @@ A safetensors file is a header of names, types and places, and numbers. Nothing 
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from models.files import read_json
 
@@ -31,10 +27,10 @@ def find_tensors(directory: Path) -> Places:
     Raises:
       ValueError: a file is missing or broken.
     """
-    if (directory / INDEX).is_file():
-        return _indexed(directory)
     if (directory / SINGLE).is_file():
         return dict.fromkeys(_names(directory / SINGLE), directory / SINGLE)
+    if (directory / INDEX).is_file():
+        return _indexed(directory)
     if found := [name for name in _EXECUTABLE if (directory / name).is_file()]:
         raise ValueError(f"{directory / found[0]} may execute code when read; convert it to {SINGLE}")
     raise ValueError(f"{directory} has neither {SINGLE} nor {INDEX}")
@@ -72,24 +68,6 @@ def read_tensor(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
         return file.get_tensor(name)
 
 
-def write_shards(directory: Path, shards: Iterable[Mapping[str, np.ndarray]], count: int) -> None:
-    """Writes each of `count` shards as it comes, and the index if there are several."""
-    places: dict[str, str] = {}
-    for i, tensors in enumerate(shards):
-        file = SINGLE if count == 1 else f"model-{i + 1:05d}-of-{count:05d}.safetensors"
-        places |= dict.fromkeys(tensors, file)
-        _replace(directory / file, lambda path, tensors=tensors: save_file(dict(tensors), path, {"format": "pt"}))
-    if count == 1:
-        (directory / INDEX).unlink(missing_ok=True)
-    else:
-        write_json(directory / INDEX, {"metadata": {}, "weight_map": places})
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes an object beside its name and moves it there."""
-    _replace(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
-
-
 def listed(names: list[str]) -> str:
     """The first names of a list, and how many more there are."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
@@ -102,12 +80,3 @@ def _names(path: Path) -> list[str]:
             return list(file.keys())
     except SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Whole generation: one text whatever drafts, and the target's law where the text may differ."""
 
+import dataclasses
 import functools
 
 import jax
@@ -256,5 +257,9 @@ def test_bad_sampling_is_named(change):
 
 
 def test_a_tokenizer_that_does_not_fit_the_embedding_is_refused():
+    decoder, own = Decoder(ModelConfig(vocab_size=5, layers=1), rngs=nnx.Rngs(0)), tokenizer(TARGET[:4])
+    make_voice(decoder, own)
     with pytest.raises(ValueError, match="has 6 ids"):
-        make_voice(Decoder(ModelConfig(vocab_size=5, layers=1), rngs=nnx.Rngs(0)), tokenizer(TARGET))
+        make_voice(decoder, tokenizer(TARGET))
+    with pytest.raises(ValueError, match="has 10 ids"):
+        make_voice(decoder, dataclasses.replace(own, roles=own.roles | {"eos": (9,)}))

@@ -71,7 +71,7 @@ def test_what_cannot_be_drawn_is_not_followed():
 def test_psi_is_the_law_of_the_first_token_and_the_string_is_not():
     """The trap: P(the drafter writes t) sums to more than 1 where tokens nest."""
     law, q, _ = make_law(1, CHARACTERS, 3, zeros=0)
-    psi = law.psi((), 4)
+    psi = law.proposal((0,), 4)[0]
     np.testing.assert_allclose(psi.sum(), 1, rtol=1e-12)
     first = [sum(weight for block, weight in law.probability.items() if block[0] == token) for token in range(4)]
     np.testing.assert_allclose(psi, first, rtol=1e-12)
@@ -107,10 +107,8 @@ def test_blocks_without_a_target_token():
         cost_limit=10,
     )
     assert law.probability == {(): 0.25, (1,): 0.75}
-    np.testing.assert_array_equal(law.psi((), 2), [0, 1])
+    np.testing.assert_array_equal(law.proposal((1,), 2), [[0, 1]])
     assert law.proposal((), 2).shape == (0, 2)
-    with pytest.raises(ValueError, match=r"no block goes on after the target tokens \(1,\)"):
-        law.psi((1,), 2)
 
 
 def test_draws_follow_the_law():

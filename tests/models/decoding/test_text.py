@@ -21,7 +21,7 @@ def stream(row, tokens, cuts):
 @given(st.text(max_size=6).map(str.encode) | st.binary(max_size=9), cuts)
 def test_streamed_text_is_the_text(data, cuts):
     row = _Row(BYTES, [])
-    pieces = [*stream(row, list(data), cuts), row.close()]
+    pieces = [*stream(row, list(data), cuts), row.push((), final=True)]
     assert "".join(pieces) == row.text == data.decode(errors="replace")
 
 
@@ -37,7 +37,7 @@ def test_characters_split_over_tokens_are_streamed_whole(kind, tmp_path):
 @given(st.text("ab", max_size=12), st.lists(st.text("ab", max_size=3), max_size=2), cuts)
 def test_text_ends_before_the_first_stop_string(text, stops, cuts):
     row = _Row(BYTES, stops)
-    pieces = [*stream(row, list(text.encode()), cuts), row.close()]
+    pieces = [*stream(row, list(text.encode()), cuts), row.push((), final=True)]
     found = [text.find(stop) for stop in stops if stop and stop in text]
     assert "".join(pieces) == row.text
     # A piece may hold several stop strings, of which the first counts; one that is complete sooner has ended the row.
