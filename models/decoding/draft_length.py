@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import time
+import timeit
 from collections.abc import Callable, Sequence
 
 import jax
@@ -102,14 +102,8 @@ def measure(voice: Voice, batch: int, capacity: int, tokens: int) -> float:
     if shape not in known:
         program = functools.partial(_steps(voice.model), voice.params, jnp.zeros((batch, tokens), jnp.int32), cache)
         jax.block_until_ready(program())
-        known[shape] = min(_seconds(program) for _ in range(3)) / _STEPS
+        known[shape] = min(timeit.repeat(lambda: jax.block_until_ready(program()), number=1, repeat=3)) / _STEPS
     return known[shape]
-
-
-def _seconds(program: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    jax.block_until_ready(program())
-    return time.perf_counter() - began
 
 
 @functools.lru_cache(maxsize=8)

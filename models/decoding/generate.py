@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -25,6 +26,7 @@ from models.decoding.vocabulary import VocabularyMap
 
 METHODS = ("auto", "ar", "tli", "slem", "slrs", "lookup")
 VERIFICATIONS = ("exact", "rejection", "block")
+_ALONE = ("auto", "ar", "lookup")  # methods that need no drafter
 _WITH_LAWS = ("tli", "slrs")  # methods that know the law of their drafts
 _BLOCK = 2  # drafter tokens of a block for slrs, whose cost grows exponentially with them
 _SHARED = 0.9  # of the prompts' tokens, from which on `auto` drafts over the intersection
@@ -87,10 +89,10 @@ def write(
     Raises:
       ValueError: one line that names what is wrong.
     """
-    _check(target, prompts, max_new_tokens, drafter, method, verify, draft_length)
+    job = _Job(target, drafter, [list(map(int, prompt)) for prompt in prompts], max_new_tokens, draft_length)
+    job.check(method, verify)
     # A greedy law is one token: all verifications do the same.
     verify = "exact" if sampling.is_greedy else verify
-    job = _Job(target, drafter, [list(map(int, prompt)) for prompt in prompts], max_new_tokens, draft_length)
     method = job.resolve(method)
     settings = sampling.settings(len(prompts), target.tokenizer.roles["eos"] if stop is None else stop)
     began = time.perf_counter()
@@ -128,6 +130,30 @@ class _Job:
     prompts: list[list[int]]
     max_new_tokens: int
     draft_length: int | None
+
+    def check(self, method: str, verify: str) -> None:
+        """Raises what `write` says of its arguments."""
+        new, length = self.max_new_tokens, self.draft_length
+        require(method in METHODS, "method", method, f"must be one of {', '.join(METHODS)}")
+        require(verify in VERIFICATIONS, "verify", verify, f"must be one of {', '.join(VERIFICATIONS)}")
+        require(new > 0, "max_new_tokens", new, "must be at least 1")
+        require(length is None or length > 0, "draft_length", length, "must be at least 1")
+        require(
+            self.drafter is not None or method in _ALONE,
+            "drafter",
+            self.drafter,
+            f"method {method} needs a model that drafts",
+        )
+        knows_law = method in ("auto", *_WITH_LAWS)
+        unknown = f"method {method} does not know the law of its drafts; use exact"
+        require(verify == "exact" or knows_law, "verify", verify, unknown)
+        require(len(self.prompts) > 0, "prompts", self.prompts, "must have at least one row")
+        V, context = self.target.model.vocab_size, self.target.model.context or math.inf
+        for row, prompt in enumerate(self.prompts):
+            name, n = f"prompts[{row}]", len(prompt)
+            require(n > 0, name, [], "is empty; begin with the end-of-text token or some text")
+            require(0 <= min(prompt) <= max(prompt) < V, name, prompt, f"has ids outside 0 to {V - 1}")
+            require(n + new <= context, name, f"{n} tokens", f"and {new} new ones exceed {context}")
 
     @property
     def capacity(self) -> int:
@@ -186,31 +212,3 @@ class _Job:
         time_of = functools.partial(measure, batch=len(self.prompts), capacity=self.capacity)
         draft_cost = 0.0 if method == "lookup" else time_of(self.drafter, tokens=1)
         return DraftLength(None, draft_cost, [time_of(self.target, tokens=1 + n) for n in MEASURED])
-
-
-def _check(
-    target: Voice,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    drafter: Voice | None,
-    method: str,
-    verify: str,
-    draft_length: int | None,
-) -> None:
-    require(method in METHODS, "method", method, f"must be one of {', '.join(METHODS)}")
-    require(verify in VERIFICATIONS, "verify", verify, f"must be one of {', '.join(VERIFICATIONS)}")
-    require(max_new_tokens > 0, "max_new_tokens", max_new_tokens, "must be at least 1")
-    require(draft_length is None or draft_length > 0, "draft_length", draft_length, "must be at least 1")
-    if method in ("tli", "slem", "slrs"):
-        require(drafter is not None, "drafter", drafter, f"method {method} needs a model that drafts")
-    if method not in ("auto", *_WITH_LAWS):
-        known = "method {} does not know the law of its drafts; use exact"
-        require(verify == "exact", "verify", verify, known.format(method))
-    require(len(prompts) > 0, "prompts", prompts, "must have at least one row")
-    for row, prompt in enumerate(prompts):
-        require(len(prompt) > 0, f"prompts[{row}]", [], "is empty; begin with the end-of-text token or some text")
-        V = target.model.vocab_size
-        require(min(prompt) >= 0 and max(prompt) < V, f"prompts[{row}]", prompt, f"has ids outside 0 to {V - 1}")
-        context, needed = target.model.context, len(prompt) + max_new_tokens
-        fits = context is None or needed <= context
-        require(fits, f"prompts[{row}]", f"{len(prompt)} tokens", f"and {max_new_tokens} new ones exceed {context}")

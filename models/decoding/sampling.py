@@ -102,8 +102,9 @@ def warp(logits_BV: jax.Array, temperature_B: jax.Array, top_k_B: jax.Array, top
     best_BV = jax.nn.one_hot(first_largest(logits_BV), logits_BV.shape[-1], dtype=dtype)
     shifted_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
     weight_BV = jnp.exp(shifted_BV / jnp.where(greedy_B, 1, temperature_B)[..., None])
-    weight_BV = jax.lax.cond(jnp.any(top_k_B > 0), _cut_top_k, _keep, weight_BV, top_k_B)
-    weight_BV = jax.lax.cond(jnp.any(top_p_B < 1), _cut_top_p, _keep, weight_BV, top_p_B)
+    keep = lambda weight_BV, _: weight_BV  # noqa: E731
+    weight_BV = jax.lax.cond(jnp.any(top_k_B > 0), _cut_top_k, keep, weight_BV, top_k_B)
+    weight_BV = jax.lax.cond(jnp.any(top_p_B < 1), _cut_top_p, keep, weight_BV, top_p_B)
     law_BV = weight_BV / jnp.sum(weight_BV, axis=-1, keepdims=True)
     return jnp.where(greedy_B[..., None], best_BV, law_BV)
 
@@ -147,10 +148,6 @@ def first_largest(x_BV: jax.Array) -> jax.Array:
     V = x_BV.shape[-1]
     largest_BV = x_BV == jnp.max(x_BV, axis=-1, keepdims=True)
     return jnp.min(jnp.where(largest_BV, jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)
-
-
-def _keep(weight_BV: jax.Array, _: jax.Array) -> jax.Array:
-    return weight_BV
 
 
 def _cut_top_k(weight_BV: jax.Array, k_B: jax.Array) -> jax.Array:

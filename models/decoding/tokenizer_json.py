@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from models.files import read_json
 
 ROLES = ("bos", "eos", "pad", "unk")
-_MODELS = ("BPE", "Unigram", "WordPiece")
+_MODELS = ("BPE", "Unigram")
 _ID_FILES = ("generation_config.json", "config.json")
 _NAME_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
@@ -28,7 +28,7 @@ class TokenizerJson:
 
     Attributes:
       library: the tokenizer of the library, which encodes as the model was trained to see text from its beginning.
-      model: "BPE", "Unigram" or "WordPiece".
+      model: "BPE" or "Unigram".
       names: tokens by id, those of the model and the added ones.
       unknown: the id that the model writes for what it cannot spell; () where it has none.
 
@@ -56,6 +56,8 @@ class TokenizerJson:
         steps = [*self._parts("normalizer"), *self._parts("pre_tokenizer")]
         self._steps = {step["type"] for step in steps}
         self._space = next((mark for mark in map(_space_mark, steps) if mark), None)
+        decoders = {part["type"] for part in self._parts("decoder")}
+        self._falls_back = bool(self._model.get("byte_fallback")) or "ByteFallback" in decoders
         self._check()
         self.names = {i: name for name, i in self.library.get_vocab(with_added_tokens=False).items()}
         self.names |= {i: token["content"] for i, token in self._added.items()}
@@ -75,7 +77,7 @@ class TokenizerJson:
         for option in ("continuing_subword_prefix", "end_of_word_suffix"):
             if self.model == "BPE" and self._model.get(option):
                 raise ValueError(f"{self._path}: BPE with {option}={self._model[option]!r} {supported} without it")
-        if self.model != "WordPiece" and "ByteLevel" not in self._steps and self._space is None:
+        if "ByteLevel" not in self._steps and self._space is None:
             steps = ", ".join(sorted(self._steps)) or "nothing"
             supported = "is not supported; supported: after ByteLevel, Metaspace, or a Replace of spaces"
             raise ValueError(f"{self._path}: {self.model} after {steps} {supported}")
@@ -84,24 +86,19 @@ class TokenizerJson:
         """Bytes of every id; None for special tokens and for ids that no token has."""
         with_role = {i for ids in roles.values() for i in ids}
         special = {i for i, token in self._added.items() if token["special"] or i in with_role} | set(self.unknown)
-        to_bytes = self._to_bytes()
         table: list[bytes | None] = [None] * (max(self.names, default=-1) + 1)
         for i, name in self.names.items():
             if i not in special:
                 # An added token is found in the text as it is spelled, before any step changes the text.
-                table[i] = name.encode() if i in self._added else to_bytes(name)
+                table[i] = name.encode() if i in self._added else self._to_bytes(name)
         return tuple(table)
 
-    def _to_bytes(self) -> Callable[[str], bytes]:
-        decoders = {part["type"]: part for part in self._parts("decoder")}
-        if self.model == "WordPiece":
-            prefix = self.library.model.continuing_subword_prefix
-            glued = ".,?!" if decoders.get("WordPiece", {}).get("cleanup") else ""
-            return functools.partial(_word_piece, prefix=prefix, glued=glued)
+    def _to_bytes(self, name: str) -> bytes:
         if "ByteLevel" in self._steps:
-            return _byte_level
-        falls_back = bool(self._model.get("byte_fallback")) or "ByteFallback" in decoders
-        return functools.partial(_sentence_piece, space=self._space, byte_fallback=falls_back)
+            alphabet = _byte_of_character()
+            return bytes(map(alphabet.__getitem__, name)) if all(c in alphabet for c in name) else name.encode()
+        byte = _BYTE_TOKEN.fullmatch(name) if self._falls_back else None
+        return bytes.fromhex(byte[1]) if byte else name.replace(self._space, " ").encode()
 
     def begin(self) -> tuple[int, ...]:
         """The special ids that the post-processor puts before a text."""
@@ -182,23 +179,6 @@ def _byte_of_character() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [i for i in range(256) if i not in printable]
     return {chr(i): i for i in printable} | {chr(0x100 + n): i for n, i in enumerate(others)}
-
-
-def _byte_level(name: str) -> bytes:
-    alphabet = _byte_of_character()
-    return bytes(map(alphabet.__getitem__, name)) if all(c in alphabet for c in name) else name.encode()
-
-
-def _sentence_piece(name: str, space: str, byte_fallback: bool) -> bytes:
-    byte = _BYTE_TOKEN.fullmatch(name) if byte_fallback else None
-    return bytes.fromhex(byte[1]) if byte else name.replace(space, " ").encode()
-
-
-def _word_piece(name: str, prefix: str, glued: str) -> bytes:
-    """A word's first piece carries the space before it: WordPiece drops spaces, and its decoder joins words by them."""
-    if prefix and name.startswith(prefix) and name != prefix:
-        return name[len(prefix) :].encode()
-    return name.encode() if name in glued else b" " + name.encode()
 
 
 def _content(token: Json | str | None) -> str | None:

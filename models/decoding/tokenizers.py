@@ -59,8 +59,7 @@ class ByteView:
         looks like a special token is text. Bytes that are not UTF-8 become tokens of single bytes, also a
         character whose end is missing: hold that back (`complete_prefix`) if the rest is to come.
 
-        Of `left` the last few bytes are enough. They matter where it ends inside a character, and to WordPiece,
-        which spells the inside of words differently; elsewhere more context changes next to nothing.
+        Of `left` the last few bytes are enough: they matter where it ends inside a character.
         """
         return self.encoder(text, left)
 
@@ -93,9 +92,9 @@ def complete_prefix(data: bytes) -> int:
 def load_tokenizer(path: Path | str) -> ByteView:
     """The tokenizer of a tokenizer.json.
 
-    Supported are byte-level BPE and Unigram (GPT-2, Llama 3, Qwen), SentencePiece-style BPE and Unigram with or
-    without byte fallback (Llama 2, Mistral, Gemma) and WordPiece; which one it is, is read from the file's
-    normalizer, pre-tokenizer and model.
+    Supported are byte-level BPE and Unigram (GPT-2, Llama 3, Qwen) and SentencePiece-style BPE and Unigram with or
+    without byte fallback (Llama 2, Mistral, Gemma); which one it is, is read from the file's normalizer,
+    pre-tokenizer and model.
 
     Args:
       path: the file, or the directory that holds it. Ids by role come from generation_config.json, config.json,
@@ -109,8 +108,7 @@ def load_tokenizer(path: Path | str) -> ByteView:
     file = TokenizerJson(path)
     roles = file.roles()
     table = file.table(roles)
-    make_encoder = _WordPieceEncoder if file.model == "WordPiece" else _Encoder
-    encoder = make_encoder(file.continuing(), table, file.unknown)
+    encoder = _Encoder(file.continuing(), table, file.unknown)
     if not (encoder.exact or file.unknown or file.model == "BPE"):
         raise ValueError(f"{path}: {file.model} without an unknown token cannot encode every text; give it one")
     return ByteView(
@@ -137,19 +135,19 @@ class _Encoder:
         unfinished = left[complete_prefix(left) :]
         if unfinished and self.exact:
             # Byte-level tokens end inside characters, and what is left of one may be one token with what follows.
-            ids = self._runs(unfinished + text, b"")
+            ids = self._runs(unfinished + text)
             sizes = list(itertools.accumulate(len(self._table[i]) for i in ids))
             if len(unfinished) in sizes:
                 return ids[sizes.index(len(unfinished)) + 1 :]
-        return self._runs(text, left)
+        return self._runs(text)
 
-    def _runs(self, text: bytes, left: bytes) -> list[int]:
+    def _runs(self, text: bytes) -> list[int]:
         ids: list[int] = []
         for run in _LONE_BYTES.split(text.decode(errors="surrogateescape")):
             if run and _LONE_BYTES.match(run):
                 ids += self._bytes(run.encode(errors="surrogateescape"))
             elif run:
-                ids += self._characters(run, left if not ids else b"")
+                ids += self._characters(run)
         return ids
 
     def _bytes(self, data: bytes) -> list[int]:
@@ -157,8 +155,8 @@ class _Encoder:
             return [self._byte_ids[byte] for byte in data]
         return list(self._unknown[:1])
 
-    def _characters(self, text: str, left: bytes) -> list[int]:
-        ids = self._encode(text, left)
+    def _characters(self, text: str) -> list[int]:
+        ids = self._backend.encode(text, add_special_tokens=False).ids
         if not self.exact:
             # Unigram finds the names of special tokens in the text.
             return [i for i in ids if self._table[i] is not None or i in self._unknown]
@@ -170,37 +168,4 @@ class _Encoder:
         if len(text) == 1:
             return self._bytes(text.encode())
         half = len(text) // 2
-        return self._characters(text[:half], left) + self._characters(text[half:], b"")
-
-    def _encode(self, text: str, left: bytes) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
-
-
-class _WordPieceEncoder(_Encoder):
-    """WordPiece, whose first word goes on with the word that the text before ends in."""
-
-    def _encode(self, text: str, left: bytes) -> list[int]:
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        before = left[-4:].decode(errors="ignore")[-1:]
-        if not all(len(self._words(part)) == 1 for part in (before, text[0], before + text[0])):
-            return encoding.ids
-        rest = [i for i, word in zip(encoding.ids, encoding.word_ids, strict=True) if word != 0]
-        return self._continue(self._words(text)[0]) + rest
-
-    def _words(self, text: str) -> list[str]:
-        normalizer, splitter = self._backend.normalizer, self._backend.pre_tokenizer
-        text = normalizer.normalize_str(text) if normalizer else text
-        return [word for word, _ in splitter.pre_tokenize_str(text)] if splitter else [text]
-
-    def _continue(self, word: str) -> list[int]:
-        """The longest piece first, as WordPiece does, with the mark of continuations from the start."""
-        prefix = self._backend.model.continuing_subword_prefix
-        ids: list[int] = []
-        while word:
-            found = ((n, self._backend.token_to_id(prefix + word[:n])) for n in range(len(word), 0, -1))
-            length, token = next(((n, i) for n, i in found if i is not None), (0, None))
-            if token is None:
-                return list(self._unknown[:1])
-            ids.append(token)
-            word = word[length:]
-        return ids
+        return self._characters(text[:half]) + self._characters(text[half:])

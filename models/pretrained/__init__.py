@@ -1,4 +1,4 @@
-"""Off-the-shelf weights in our decoder: Hugging Face directories read and written."""
+"""Off-the-shelf weights in our decoder: Hugging Face directories, read; those of a Llama written, too."""
 
 from models.pretrained.checkpoint import Pretrained, load_pretrained, save_pretrained
 

@@ -1,12 +1,11 @@
-"""config.json of the supported families, read as a ModelConfig and written from one.
+"""config.json of the supported families, read as a ModelConfig; that of a Llama is written from one, too.
 
 Both spellings of rotary positions are read: `rope_parameters` of transformers 5, and `rope_theta` with
-`rope_scaling` of the versions before, which is what is written, since all versions read it.
+`rope_scaling` of the versions before.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,36 +90,17 @@ def read_max_length(json: Json) -> int:
 
 
 def write_config(config: ModelConfig, max_length: int) -> dict[str, Any]:
-    """The config.json of a model with dense attention, of a family in `CLASSES`.
+    """The config.json of a Llama with dense attention and rotary positions that are not scaled.
 
     Raises:
-      ValueError: no other software would compute what the model computes.
+      ValueError: the model is another.
 
     >>> write_config(ModelConfig(), 32)
     Traceback (most recent call last):
-    ValueError: model.architecture.family='atlas' is our own and has no Hugging Face layout
+    ValueError: only Llamas with dense attention and no further settings are written, not family 'atlas', 'dense'
     """
-    a = config.architecture
-    for name, value, known in (
-        ("architecture.family", a.family, CLASSES),
-        ("attention", config.attention, ("dense",)),
-    ):
-        if value not in known:
-            raise ValueError(f"model.{name}={value!r} is our own and has no Hugging Face layout")
-    # Where 0 stands for another field, the file spells it out.
-    if a.family in _GEMMAS:
-        a = dataclasses.replace(a, query_width=a.query_width or config.head_width)
-    if a.family == "gemma3":
-        a = dataclasses.replace(a, window_rope_base=a.window_rope_base or config.rope_base)
-    written = _written(config, a, max_length)
-    if read_config(written, config.dtype).architecture != a:
-        raise ValueError(f"model.architecture has settings that {a.family} does not: {a}")
-    return written
-
-
-def _written(config: ModelConfig, a: Architecture, max_length: int) -> dict[str, Any]:
-    name, model_type = CLASSES[a.family]
-    written: dict[str, Any] = {
+    name, model_type = CLASSES["llama"]
+    written = {
         "architectures": [name],
         "model_type": model_type,
         "vocab_size": config.vocab_size,
@@ -131,35 +111,15 @@ def _written(config: ModelConfig, a: Architecture, max_length: int) -> dict[str,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_width,
         "max_position_embeddings": max_length,
-        "rms_norm_eps": a.norm_epsilon,
-        "tie_word_embeddings": a.tied_head,
+        "rms_norm_eps": config.architecture.norm_epsilon,
+        "tie_word_embeddings": config.architecture.tied_head,
         "rope_theta": config.rope_base,
-        **_write_scaling(a.rope_scaling),
+        "hidden_act": "silu",
     }
-    if a.family != "llama":
-        written["sliding_window"] = a.window or None
-    if a.family not in ("llama", "mistral"):
-        written["use_sliding_window"] = a.window > 0
-        written["layer_types"] = [_SLIDING if a.has_window(i) else _FULL for i in range(config.layers)]
-    if a.family == "gemma3":
-        written["rope_local_base_freq"] = a.window_rope_base
-    if a.family not in _GEMMAS:
-        return written | {"hidden_act": "silu"}
-    return written | {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": a.query_width,
-        "attn_logit_softcapping": a.attention_softcap or None,
-        "final_logit_softcapping": a.logit_softcap or None,
-    }
-
-
-def _write_scaling(scaling: RopeScaling) -> dict[str, Any]:
-    if scaling.kind == "none":
-        return {}
-    written = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "llama3":
-        written |= {key: getattr(scaling, field) for key, field in _LLAMA3.items()}
-    return {"rope_scaling": written}
+    if config.attention != "dense" or read_config(written, config.dtype).architecture != config.architecture:
+        found = f"family {config.architecture.family!r}, {config.attention!r}"
+        raise ValueError(f"only Llamas with dense attention and no further settings are written, not {found}")
+    return written
 
 
 def _family(json: Json) -> str:

@@ -109,18 +109,6 @@ def _t5() -> Tokenizer:
     return _train(tokenizer, trainers.UnigramTrainer, 400, special_tokens=["</s>", "<unk>"], unk_token="<unk>")
 
 
-def _bert() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(cleanup=True)
-    _train(tokenizer, trainers.WordPieceTrainer, 400, special_tokens=["[UNK]", "[CLS]", "[SEP]"])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    return tokenizer
-
-
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     "bytes": _bytes,
     "gpt2": lambda: _byte_level(700),
@@ -132,9 +120,8 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "mistral": lambda: _sentence_piece("bpe", metaspace=True, vocab_size=600),
     "unigram": lambda: _sentence_piece("unigram", metaspace=True),
     "t5": _t5,
-    "bert": _bert,
 }
-COMPLETE = [name for name in KINDS if name not in ("t5", "bert")]
+COMPLETE = [name for name in KINDS if name != "t5"]
 # Kinds that put a space before a text, which must not come back where a text goes on.
 SPACED = ["roberta", "llama2", "mistral", "unigram", "t5"]
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -176,13 +177,12 @@ def test_logits_and_cached_logits_equal(case, dtype, directory):
             np.testing.assert_allclose(ours, peers, rtol=0, atol=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_what_we_write_is_the_same_model_to_transformers(case, directory, tmp_path):
-    loaded = load_pretrained(directory(case))
+def test_what_we_write_is_the_same_model_to_transformers(directory, tmp_path):
+    loaded = load_pretrained(directory("llama"))
     assert loaded.max_length == 64
     save_pretrained(loaded, tmp_path)
-    peer = type(make_peer(case)).from_pretrained(tmp_path, attn_implementation="eager")
-    for actual, expected in zip(peer_logits(peer), peer_logits(make_peer(case)), strict=True):
+    peer = type(make_peer("llama")).from_pretrained(tmp_path, attn_implementation="eager")
+    for actual, expected in zip(peer_logits(peer), peer_logits(make_peer("llama")), strict=True):
         np.testing.assert_array_equal(actual, expected)
     assert_equal(load_pretrained(tmp_path), loaded)
 
@@ -202,11 +202,16 @@ def test_shards_of_16_bits_are_read_exactly(dtype, tmp_path):
 
 @pytest.mark.parametrize("case", ["llama3", "gemma3"])
 def test_both_spellings_of_rotary_positions_are_read(case, directory, tmp_path):
-    loaded = load_pretrained(directory(case))
-    assert "rope_parameters" in json.loads((directory(case) / "config.json").read_text())
-    save_pretrained(loaded, tmp_path)
-    assert "rope_theta" in json.loads((tmp_path / "config.json").read_text())
-    assert load_pretrained(tmp_path).config == loaded.config
+    """Before version 5 the base stood by itself, and Gemma 3 had a key for that of layers with a window."""
+    shutil.copytree(directory(case), tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    new = settings.pop("rope_parameters")
+    if case == "gemma3":
+        settings["rope_local_base_freq"] = new["sliding_attention"]["rope_theta"]
+        new = new["full_attention"]
+    settings["rope_theta"], settings["rope_scaling"] = new.pop("rope_theta"), new
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert load_pretrained(tmp_path).config == load_pretrained(directory(case)).config
 
 
 def assert_equal(actual, expected):
