@@ -58,7 +58,7 @@ def make_voice(decoder: Decoder, tokenizer: ByteView, context: int | None = None
       ValueError: the tokenizer has ids that the decoder's embedding has no row for.
     """
     vocab_size = decoder.embedding.shape[0]
-    needed = 1 + max(tokenizer.vocab_size - 1, *itertools.chain(*tokenizer.roles.values()))
+    needed = 1 + max([tokenizer.vocab_size - 1, *itertools.chain(*tokenizer.roles.values())])
     if needed > vocab_size:
         raise ValueError(
             f"the tokenizer has {needed} ids, but the model's embedding has {vocab_size} rows; "

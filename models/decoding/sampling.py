@@ -63,10 +63,12 @@ class Sampling:
 
     def settings(self, batch: int, stop: Sequence[int]) -> Settings:
         """As arrays of a batch, with the ids that end a row."""
-        scalars = (jnp.asarray(x, t) for x, t in ((self.temperature, float), (self.top_k, int), (self.top_p, float)))
+        temperature, top_p = (jnp.asarray(x, float) for x in (self.temperature, self.top_p))
         keys_B = jax.vmap(jax.random.key)(jnp.asarray(self.seeds(batch), jnp.uint32))
         # An id that no token has stands for "no stop".
-        return Settings(*scalars, keys_B, jnp.array(list(stop) or [-1], jnp.int32))
+        return Settings(
+            temperature, jnp.asarray(self.top_k, int), top_p, keys_B, jnp.array(list(stop) or [-1], jnp.int32)
+        )
 
 
 def require(condition: bool, name: str, value: object, constraint: str) -> None:

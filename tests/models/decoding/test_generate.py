@@ -258,7 +258,8 @@ def test_bad_sampling_is_named(change):
 
 def test_a_tokenizer_that_does_not_fit_the_embedding_is_refused():
     decoder, own = Decoder(ModelConfig(vocab_size=5, layers=1), rngs=nnx.Rngs(0)), tokenizer(TARGET[:4])
-    make_voice(decoder, own)
+    for fits in (own, tokenizer(TARGET, end=False)):
+        make_voice(decoder, fits)
     with pytest.raises(ValueError, match="has 6 ids"):
         make_voice(decoder, tokenizer(TARGET))
     with pytest.raises(ValueError, match="has 10 ids"):
