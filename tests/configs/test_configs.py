@@ -7,7 +7,7 @@ import pytest
 
 from atlas.training import RunConfig, check_runs
 from checked import UserError, leaves, overlay
-from models.config import count_params
+from models import count_params
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if "def get_config" in path.read_text())

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.benchmarks import timing
+from tests.experiments.binaries import run_binaries
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -34,19 +35,19 @@ def test_attention_compares_every_path_with_the_peer(tmp_path):
     assert all(path in done.stdout for _, path in rows) and 0 < document["overlap"] <= 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((), "--suite is missing"),
-        (("--suite=atention",), "should be one of <attention|coverage|decode|"),
-        (("--suite=attention", "--lengths=2K"), "--lengths=2K: invalid literal"),
-        (("--suite=attention", "--lengths=64"), "--lengths=64: 64 is not integer >= 128"),
-    ],
+MISTAKES = (
+    ((), "--suite is missing"),
+    (("--suite=atention",), "should be one of <attention|coverage|decode|"),
+    (("--suite=attention", "--lengths=2K"), "--lengths=2K: invalid literal"),
+    (("--suite=attention", "--lengths=64"), "--lengths=64: 64 is not integer >= 128"),
 )
-def test_mistakes_are_one_line(arguments, message):
-    done = benchmark(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_mistakes_are_one_line():
+    results = run_binaries(*(["experiments.benchmark", *arguments] for arguments, _ in MISTAKES))
+    for done, (arguments, message) in zip(results, MISTAKES, strict=True):
+        assert done.returncode == 2, arguments
+        assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
 def test_what_does_not_fit_is_not_run(monkeypatch):

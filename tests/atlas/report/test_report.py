@@ -129,6 +129,7 @@ def test_reasons_given_are_shown(truth, tmp_path):
     assert (tmp_path / "figures" / "loss_curves.png").exists()
 
 
+@pytest.mark.thorough
 def test_one_language_and_one_size(truth, tmp_path):
     world = truth(1)
     runs = load_runs(world.runs(sizes=(1e5,), uneven=0))
@@ -154,6 +155,7 @@ def test_fifty_languages(truth, tmp_path):
     assert "12 languages with the most evaluations of 50" in text
 
 
+@pytest.mark.thorough
 def test_nan_rows_and_diverged_runs(truth, tmp_path):
     world = truth(3)
     runs = world.runs(sizes=(1e5, 2e5))

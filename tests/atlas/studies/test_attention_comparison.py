@@ -11,7 +11,8 @@ from atlas.studies.attention_comparison import RATES
 from atlas.training import Study, run_id
 from checked import UserError, overlay
 from configs import attention_comparison
-from models.config import ATTENTION_KINDS, count_params
+from models import count_params
+from models.config import ATTENTION_KINDS
 
 KINDS = ("dense", "gated_sparse")  # between them they have every number
 

@@ -54,6 +54,7 @@ def test_interrupted_run_saves_its_step_and_continues(tmp_path, uninterrupted, n
     assert outcome(tmp_path, never) == uninterrupted
 
 
+@pytest.mark.thorough
 def test_flipped_bit_falls_back_to_the_checkpoint_before(tmp_path, uninterrupted, capfd):
     assert run_worker(tmp_path, {}, die_at=6) == -9
     saved = sorted((tmp_path / "checkpoints").glob("*/trunk/*"), key=lambda path: int(path.name))
@@ -112,6 +113,7 @@ def test_population_equals_single_runs(tmp_path, corpus):
             np.testing.assert_allclose(models[0][name], value, atol=4e-5, err_msg=name)
 
 
+@pytest.mark.thorough
 def test_eight_devices_train_like_one(tmp_path, smooth):
     changes = SMOOTH | {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
     assert run_worker(tmp_path, changes, devices=8) == 0

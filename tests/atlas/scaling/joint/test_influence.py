@@ -51,7 +51,8 @@ def without(fit, run):
     return weight
 
 
-@pytest.mark.parametrize("kind", ["fitted", pytest.param("by_source", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", ["fitted", "by_source"])
 def test_gradients_are_those_of_refits(kind, request):
     runs, fit = request.getfixturevalue(kind)
     by_name = parameter_gradients(fit)
