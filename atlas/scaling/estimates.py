@@ -45,13 +45,14 @@ _DISTINCT, _DECIMALS = 3, 2  # values that an exponent needs; sizes within 1 % o
 _RATIO_SPREAD = 0.03  # of log D/N: below it the two terms of a power law are one
 
 
-def diagnose_sizes(N: np.ndarray, D: np.ndarray) -> dict[str, str]:
-    """Parameters of E + A/N^α + B/D^β that this design leaves open even without noise, with the reason.
+def diagnose_sizes(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Parameters of E + A/N^α + B/D^β that N and D [n] leave open even without noise, with the reason.
 
-    >>> sorted(diagnose_sizes(np.array([1.0, 2.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0, 4.0])))
+    >>> sorted(diagnose_sizes({"N": np.array([1.0, 2.0, 1.0, 2.0]), "D": np.array([1.0, 2.0, 3.0, 4.0])}))
     ['A', 'E', 'alpha']
     """
     found: dict[str, str] = {}
+    N, D = batch["N"], batch["D"]
     for values, names, what in (
         (N, ("E", "A", "alpha"), "model sizes"),
         (D, ("E", "B", "beta"), "token counts"),

@@ -157,7 +157,7 @@ def _judge_design(runs: Runs, t: int, told: np.ndarray, notes: list[str]) -> boo
             f"{name}: its share is {shares.mean():.2f} in every run, so B and the transfer weights "
             "cannot be told apart; add a monolingual run or another proportion"
         )
-    for parameter, reason in diagnose_sizes(rows.N, rows.own(rows.D)).items():
+    for parameter, reason in diagnose_sizes({"N": rows.N, "D": rows.own(rows.D)}).items():
         told[{"E": LOG_E, "A": LOG_A, "alpha": LOG_ALPHA, "B": LOG_B, "beta": LOG_BETA}[parameter]] = False
         if parameter in ("alpha", "beta"):
             notes.append(f"{name}: {parameter} is not identified: {reason}")

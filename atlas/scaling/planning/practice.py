@@ -50,7 +50,7 @@ def family_prior(fits: Sequence[Fit], levels: bool = True) -> Prior:
     positive = [p.positive for p in law.parameters]
     values = np.array([list(f.values.values()) for f in fits])
     fitted = np.log(values, where=positive, out=values.copy())
-    centre = {name: np.exp(np.mean([np.log(f.problem.centre[name]) for f in fits])) for _, _, name, _ in law.terms()}
+    centre = {name: np.exp(np.mean([np.log(f.problem.centre[name]) for f in fits])) for _, _, name in law.terms()}
     to_terms = law.to_terms(np.median(fitted, axis=0), centre)
     terms = fitted @ to_terms.T
     middle = np.median(terms, axis=0)

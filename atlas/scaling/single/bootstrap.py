@@ -27,13 +27,11 @@ class Bootstrap:
     Attributes:
       names: of the parameters.
       values: [B, p] parameters, float64.
-      coordinates: [B, p] where each descent ended.
       converged: fraction of the resamples whose gradient vanished.
     """
 
     names: tuple[str, ...]
     values: np.ndarray
-    coordinates: np.ndarray
     converged: float
 
     @property
@@ -45,10 +43,6 @@ class Bootstrap:
         """90 % percentile interval of each parameter."""
         low, high = np.quantile(self.values, [0.05, 0.95], axis=0).tolist()
         return dict(zip(self.names, zip(low, high, strict=True), strict=True))
-
-    def predict(self, fit: Fit, *columns, **named) -> np.ndarray:
-        """Losses [B, …] of every resampled law at columns of the law."""
-        return losses_of(fit, self.coordinates, fit.batch(*columns, **named))
 
 
 def bootstrap(fit: Fit, count: int = 1000, *, seed: int = 0) -> Bootstrap:
@@ -74,7 +68,7 @@ def bootstrap(fit: Fit, count: int = 1000, *, seed: int = 0) -> Bootstrap:
     ends, arrived = refit(fit, np.broadcast_to(fit.x, (count, len(fit.x))), weights)
     with jax.enable_x64(True):
         values = np.asarray(_natural(fit.model, ends, fit.problem.centre))
-    return Bootstrap(fit.model.names, values, ends, float(np.mean(arrived)))
+    return Bootstrap(fit.model.names, values, float(np.mean(arrived)))
 
 
 def losses_of(fit: Fit, x: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.ndarray:

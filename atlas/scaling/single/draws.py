@@ -51,8 +51,8 @@ def law_draws(document: Mapping, count: int, seed: int = 0) -> dict[str, np.ndar
     linear = [p.role == "level" or p.scale is not None for p in law.parameters]
     drawn = middle + np.where(linear, linear_in_value(moved), moved)
     # Coefficients move with their exponents; the terms at the middle of the runs do not.
-    for i, j, column, multiple in law.terms():
-        drawn[:, i] += multiple * np.log(centre[column]) * (np.exp(drawn[:, j]) - np.exp(middle[j]))
+    for i, j, column in law.terms():
+        drawn[:, i] += np.log(centre[column]) * (np.exp(drawn[:, j]) - np.exp(middle[j]))
     return {p.name: np.exp(x) if p.positive else x for p, x in zip(law.parameters, drawn.T, strict=True)}
 
 

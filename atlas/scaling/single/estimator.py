@@ -80,6 +80,7 @@ class Spread(NamedTuple):
     sigma: jax.Array  # standard deviation of a row's residual
     correlation: jax.Array  # of residuals within a run
     rows: jax.Array  # as many independent rows would tell as much
+    freedom: jax.Array  # degrees of freedom: those rows less parameters
     condition: jax.Array  # of the curvature
     fitted: jax.Array  # [p]
     to_fitted: jax.Array  # [p, p] derivatives of the fitted values by the coordinates
@@ -222,9 +223,10 @@ def spread(law: Law, x: jax.Array, problem: Problem, scale: jax.Array) -> Spread
     slope, square = _score_moments(residual, problem, near=True)
     sigma, correlation, sums = _noise(residual, jacobian, groups)
     rows = noise.independent_rows(groups, correlation)
+    freedom = jnp.maximum(rows - len(x), 1.0)
     tied = _score_correlation(correlation, problem.corner / jnp.maximum(sigma, _TINY))
     shared = sums.group_jacobian.T @ sums.group_jacobian
-    modelled = square * ((1.0 - tied) * sums.hessian + tied * shared) * rows / jnp.maximum(rows - len(x), 1.0)
+    modelled = square * ((1.0 - tied) * sums.hessian + tied * shared) * rows / freedom
 
     to_fitted = jax.jacfwd(lambda x: law.fitted(x, problem.centre))(x)
     prior = to_fitted.T @ problem.precision @ to_fitted
@@ -242,7 +244,7 @@ def spread(law: Law, x: jax.Array, problem: Problem, scale: jax.Array) -> Spread
     covariance = inverse @ (meat + scale**2 * prior) @ inverse + (vectors * jnp.where(open_, _OPEN**2, 0.0)) @ vectors.T
     condition, fitted = values[-1] / jnp.maximum(values[0], _TINY), law.fitted(x, problem.centre)
     predicted = jnp.exp(problem.log_loss - residual)
-    return Spread(covariance, sigma, correlation, rows, condition, fitted, to_fitted, predicted)
+    return Spread(covariance, sigma, correlation, rows, freedom, condition, fitted, to_fitted, predicted)
 
 
 def _groups(problem: Problem) -> noise.Groups:

@@ -75,6 +75,7 @@ class Fit:
       converged: whether the gradient vanishes at the optimum and the curvature is positive there.
       starts_agreeing: fraction of the starts that reached it within 1e-6 of its value.
       covariance: [p, p] of the fitted values: the logarithms of positive parameters, the others themselves.
+      freedom: degrees of freedom of the intervals: independent rows less parameters.
       tokens: "total" or "own", which tokens D means in a multilingual table.
       unit: of the losses, as the table names it; "" where it does not.
       warnings: what the runs cannot tell, and what was left out while reading.
@@ -88,6 +89,7 @@ class Fit:
     converged: bool
     starts_agreeing: float
     covariance: np.ndarray
+    freedom: float
     tokens: str
     unit: str
     n_rows: int
@@ -133,11 +135,6 @@ class Fit:
         loss, deviation = self.predict(*columns, **named)
         reach = stdtrit(self.freedom, 0.95) * deviation / loss
         return loss * np.exp(-reach), loss * np.exp(reach)
-
-    @property
-    def freedom(self) -> float:
-        """Degrees of freedom of the intervals: independent rows less parameters."""
-        return max(self.diagnostics.independent_rows - len(self.x), 1.0)
 
     def batch(self, *columns, **named) -> dict[str, np.ndarray]:
         """The law's columns as float64 arrays of one shape."""
@@ -301,8 +298,7 @@ def _report(law, runs, open_, tokens, problem, solution, spread) -> Fit:
     told = _judge(law, open_, deviations, notes)
     if not solution.converged:
         notes.append("the fit did not reach an optimum: do not trust its parameters")
-    freedom = max(float(spread.rows) - len(fitted), 1.0)
-    quantile = stdtrit(freedom, 0.95)
+    quantile = stdtrit(spread.freedom, 0.95)
     estimates = {
         p.name: (Estimate.lognormal if p.positive else Estimate.normal)(value, deviation, p.name in told, quantile)
         for p, value, deviation in zip(law.parameters, fitted, deviations, strict=True)
@@ -314,6 +310,7 @@ def _report(law, runs, open_, tokens, problem, solution, spread) -> Fit:
         converged=bool(solution.converged),
         starts_agreeing=float(solution.agreeing),
         covariance=covariance,
+        freedom=float(spread.freedom),
         tokens=tokens,
         unit=runs.loss_unit,
         n_rows=len(runs),

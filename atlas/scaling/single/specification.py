@@ -1,7 +1,6 @@
 """What a law is: a pure function of parameters and a batch of runs, and a specification of both.
 
-A new law is one file in atlas/scaling/library that defines `LAWS`, a tuple of `Law`; nothing else has to
-change.
+A new law is one file in atlas/scaling/single/library, listed there.
 """
 
 import dataclasses
@@ -11,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atlas.scaling.estimates import diagnose_sizes
 from atlas.scaling.law import num_languages
 from atlas.scaling.table.runs import Runs
 
@@ -33,10 +31,9 @@ class Parameter:
 
     Attributes:
       name: as the law's function and the fit call it.
-      unit: in words, such as "loss·N^alpha".
       positive: fitted as its logarithm; otherwise as itself.
       role: "level" of a constant in the unit of the loss, "exponent" of a power, or "".
-      scale: (column, exponent, multiple) of a coefficient of column^(−multiple·exponent).
+      scale: (column, exponent) of a coefficient of column^(−exponent).
       prior: mean and standard deviation of the fitted value (the logarithm of a positive parameter), for
         what few studies determine.
       width: standard deviation of the fitted value from which it counts as unknown; of a coefficient there is none, as
@@ -44,20 +41,18 @@ class Parameter:
     """
 
     name: str
-    unit: str = "1"
     positive: bool = True
     role: str = ""
-    scale: tuple[str, str, float] | None = None
+    scale: tuple[str, str] | None = None
     prior: tuple[float, float] | None = None
     width: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """An input of a law: how a runs table gives it, its unit, and its value where a prediction names none."""
+    """An input of a law: how a runs table gives it, and its value where a prediction names none."""
 
     name: str
-    unit: str
     of: Callable[[Runs, str], np.ndarray]
     default: float | None = None
 
@@ -71,11 +66,11 @@ def _of_unique(runs: Runs, tokens: str) -> np.ndarray:
     return runs.own(runs.U) if tokens == "own" else np.minimum(runs.D, runs.U).sum(1)
 
 
-N = Column("N", "parameters", lambda runs, tokens: runs.N)
-D = Column("D", "tokens", _of_tokens)
-U = Column("U", "unique tokens", _of_unique, np.inf)
-SHARE = Column("p", "share of the tokens", lambda runs, tokens: runs.own(runs.shares), 1.0)
-LANGUAGES = Column("K", "languages", lambda runs, tokens: np.asarray(num_languages(runs.D)), 1.0)
+N = Column("N", lambda runs, tokens: runs.N)
+D = Column("D", _of_tokens)
+U = Column("U", _of_unique, np.inf)
+SHARE = Column("p", lambda runs, tokens: runs.own(runs.shares), 1.0)
+LANGUAGES = Column("K", lambda runs, tokens: np.asarray(num_languages(runs.D)), 1.0)
 
 
 def _unbend(parameter: Parameter, x: jax.Array, centre: Batch) -> jax.Array:
@@ -98,11 +93,6 @@ def _bend(parameter: Parameter, value: jax.Array, centre: Batch) -> jax.Array:
 
 def _inverse_softplus(y: jax.Array) -> jax.Array:
     return y + jnp.log(-jnp.expm1(-y))
-
-
-def diagnose_power_laws(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """What sizes and token counts leave open of E + A/N^α + B/D^β."""
-    return diagnose_sizes(batch["N"], batch["D"])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,23 +160,23 @@ class Law:
         """Losses at coordinates x [p]."""
         return self.loss(self.natural(self.fitted(x, centre)), batch)
 
-    def terms(self) -> list[tuple[int, int, str, float]]:
-        """Of every coefficient of column^(−multiple·exponent): its index, its exponent's, the column, the multiple."""
+    def terms(self) -> list[tuple[int, int, str]]:
+        """Of every coefficient of column^(−exponent): its index, its exponent's, the column."""
         scaled = [(i, p.scale) for i, p in enumerate(self.parameters) if p.scale]
-        return [(i, self.names.index(exponent), column, multiple) for i, (column, exponent, multiple) in scaled]
+        return [(i, self.names.index(exponent), column) for i, (column, exponent) in scaled]
 
     def to_terms(self, fitted: np.ndarray, centre: Mapping[str, float]) -> np.ndarray:
         """[p, p] changes by changes of fitted values [p], with log terms at `centre` in place of log coefficients."""
         matrix = np.eye(len(fitted))
-        for i, j, column, multiple in self.terms():
-            matrix[i, j] = -multiple * np.exp(fitted[j]) * np.log(centre[column])
+        for i, j, column in self.terms():
+            matrix[i, j] = -np.exp(fitted[j]) * np.log(centre[column])
         return matrix
 
     def _shift(self, fitted: jax.Array, centre: Batch) -> jax.Array:
         """[p] log coefficients less the logs of their terms' slopes."""
         shifts = [jnp.zeros_like(fitted[0])] * len(fitted)
-        for i, j, column, multiple in self.terms():
-            shifts[i] = multiple * jnp.exp(fitted[j]) * jnp.log(centre[column]) - fitted[j]
+        for i, j, column in self.terms():
+            shifts[i] = jnp.exp(fitted[j]) * jnp.log(centre[column]) - fitted[j]
         return jnp.stack(shifts)
 
     def start(self, batch: Batch, loss: jax.Array, weight: jax.Array, centre: Batch) -> jax.Array:

@@ -38,8 +38,8 @@ def _areas(runs: Runs) -> tuple[np.ndarray, np.ndarray]:
     return found[0], found[1]
 
 
-_S1 = Column("S1", "sum of learning rates over steps", lambda runs, tokens: _areas(runs)[0])
-_S2 = Column("S2", "annealed learning rate, summed over steps", lambda runs, tokens: _areas(runs)[1])
+_S1 = Column("S1", lambda runs, tokens: _areas(runs)[0])
+_S2 = Column("S2", lambda runs, tokens: _areas(runs)[1])
 
 
 def _diagnose(batch):
@@ -50,9 +50,9 @@ def _diagnose(batch):
 
 _PARAMETERS = (
     E,
-    Parameter("A", "loss·S1^alpha", scale=("S1", "alpha", 1.0)),
+    Parameter("A", scale=("S1", "alpha")),
     Parameter("alpha", role="exponent"),
-    Parameter("C", "loss/S2"),
+    Parameter("C"),
 )
 
 LAWS = (
@@ -70,7 +70,7 @@ LAWS = (
         "annealing_sizes",
         "Tissue et al., arXiv 2408.11029: Eq. 1 with B/N^beta for runs of several sizes",
         lambda p, x: annealing(x["S1"], x["S2"], p["E"], p["A"], p["alpha"], p["C"]) + p["B"] * x["N"] ** -p["beta"],
-        (*_PARAMETERS, Parameter("B", "loss·N^beta", scale=("N", "beta", 1.0)), Parameter("beta", role="exponent")),
+        (*_PARAMETERS, Parameter("B", scale=("N", "beta")), Parameter("beta", role="exponent")),
         (_S1, _S2, N),
         grid={"alpha": EXPONENTS, "beta": EXPONENTS},
         linear=("E", "A", "C", "B"),

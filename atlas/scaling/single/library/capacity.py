@@ -1,7 +1,8 @@
 """The curse of multilinguality for one target language: capacity shared among K languages."""
 
+from atlas.scaling.estimates import diagnose_sizes
 from atlas.scaling.single.library.chinchilla import ALPHA, BETA, GRID, A, B, E
-from atlas.scaling.single.specification import LANGUAGES, D, Law, N, Parameter, diagnose_power_laws
+from atlas.scaling.single.specification import LANGUAGES, D, Law, N, Parameter
 
 
 def capacity(N, K, D, E, A, alpha, B, beta, phi, psi):
@@ -18,7 +19,7 @@ def capacity(N, K, D, E, A, alpha, B, beta, phi, psi):
 
 
 def _diagnose(batch):
-    found = diagnose_power_laws(batch)
+    found = diagnose_sizes(batch)
     if batch["K"].max() < 1.5 * batch["K"].min():
         reason = f"every run trains about {batch['K'].mean():.0f} languages; vary their number"
         found |= {"phi": reason, "psi": reason}

@@ -1,12 +1,13 @@
 """Chinchilla: one power law in parameters, one in tokens."""
 
+from atlas.scaling.estimates import diagnose_sizes
 from atlas.scaling.law import chinchilla
-from atlas.scaling.single.specification import EXPONENTS, D, Law, N, Parameter, diagnose_power_laws
+from atlas.scaling.single.specification import EXPONENTS, D, Law, N, Parameter
 
-E = Parameter("E", "loss", role="level")
-A = Parameter("A", "loss·N^alpha", scale=("N", "alpha", 1.0))
+E = Parameter("E", role="level")
+A = Parameter("A", scale=("N", "alpha"))
 ALPHA = Parameter("alpha", role="exponent")
-B = Parameter("B", "loss·D^beta", scale=("D", "beta", 1.0))
+B = Parameter("B", scale=("D", "beta"))
 BETA = Parameter("beta", role="exponent")
 
 _SOURCE = "Hoffmann et al., arXiv 2203.15556, Eq. 2"
@@ -28,13 +29,13 @@ LAWS = (
         (N, D),
         grid=GRID,
         linear=("E", "A", "B"),
-        diagnose=diagnose_power_laws,
+        diagnose=diagnose_sizes,
     ),
     Law(
         "chinchilla_tied",
-        _SOURCE + ", with alpha = beta as in Muennighoff et al. and ATLAS",
+        _SOURCE + ", with alpha = beta as in Muennighoff et al. and Gadre et al. (arXiv 2403.08540, alpha = 2·eta)",
         lambda p, x: loss(p | {"beta": p["alpha"]}, x),
-        (E, A, ALPHA, Parameter("B", "loss·D^alpha", scale=("D", "alpha", 1.0))),
+        (E, A, ALPHA, Parameter("B", scale=("D", "alpha"))),
         (N, D),
         grid={"alpha": EXPONENTS},
         linear=("E", "A", "B"),

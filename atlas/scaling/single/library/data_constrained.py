@@ -2,16 +2,17 @@
 
 import numpy as np
 
+from atlas.scaling.estimates import diagnose_sizes
 from atlas.scaling.law import data_constrained
 from atlas.scaling.single.library import chinchilla
 from atlas.scaling.single.library.chinchilla import ALPHA, BETA, A, B, E
-from atlas.scaling.single.specification import D, Law, N, Parameter, U, diagnose_power_laws
+from atlas.scaling.single.specification import D, Law, N, Parameter, U
 
 _EPOCHS = 4.0  # below which repetition costs too little to be seen
 
 
 def _diagnose(batch):
-    found = diagnose_power_laws(batch)
+    found = diagnose_sizes(batch)
     epochs = np.max(batch["D"] / batch["U"])
     if epochs < _EPOCHS:
         found["R_D"] = f"at most {epochs:.1f} epochs seen; 8 or more tell it"
@@ -27,8 +28,8 @@ LAWS = (
         # enough.
         (
             *(E, A, ALPHA, B, BETA),
-            Parameter("R_D", "epochs", prior=(float(np.log(15.387756)), 1.0)),
-            Parameter("R_N", "multiples of N", prior=(float(np.log(5.309743)), 2.0)),
+            Parameter("R_D", prior=(float(np.log(15.387756)), 1.0)),
+            Parameter("R_N", prior=(float(np.log(5.309743)), 2.0)),
         ),
         (N, D, U),
         grid=chinchilla.GRID,

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from atlas.scaling.estimates import diagnose_sizes
 from atlas.scaling.single.library import chinchilla
-from atlas.scaling.single.specification import D, Law, N, Parameter, diagnose_power_laws
+from atlas.scaling.single.specification import D, Law, N, Parameter
 
 _STRAIGHT = 1e-4  # size of a power below which N^power is its logarithm to rounding
 
@@ -48,7 +49,7 @@ def _starts(batch, loss, weight, centre):
 
 
 def _diagnose(batch):
-    reasons = list(diagnose_power_laws(batch).values())
+    reasons = list(diagnose_sizes(batch).values())
     return dict.fromkeys(LAWS[0].names, reasons[0]) if reasons else {}
 
 

@@ -1,12 +1,13 @@
 """A language's loss by its share of the mixture (He et al.)."""
 
+from atlas.scaling.estimates import diagnose_sizes
 from atlas.scaling.single.library import chinchilla
 from atlas.scaling.single.library.chinchilla import ALPHA, BETA, A, B, E
-from atlas.scaling.single.specification import EXPONENTS, SHARE, D, Law, N, Parameter, diagnose_power_laws
+from atlas.scaling.single.specification import EXPONENTS, SHARE, D, Law, N, Parameter
 
 
 def _diagnose(batch):
-    found = diagnose_power_laws(batch)
+    found = diagnose_sizes(batch)
     if batch["p"].max() < 1.05 * batch["p"].min():
         found["gamma"] = f"its share is {batch['p'].mean():.2f} in every run; vary it"
     return found

@@ -48,7 +48,8 @@ def test_intervals_of_parameters_and_predictions_cover_the_truth(objective, desi
 
 def test_resampled_predictions_spread_as_the_fit_says():
     law = fit("chinchilla", study())
-    losses = bootstrap(law, 300).predict(law, **POINT)
+    natural = bootstrap(law, 300)
+    losses = law.model.loss(dict(zip(natural.names, natural.values.T, strict=True)), POINT)
     loss, deviation = law.predict(**POINT)
     assert np.mean(losses) == pytest.approx(float(loss), rel=0.01)
     assert np.std(losses) == pytest.approx(float(deviation), rel=0.6)

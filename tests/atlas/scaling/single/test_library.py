@@ -1,5 +1,4 @@
-import dataclasses
-import types
+import pkgutil
 
 import jax
 import numpy as np
@@ -16,7 +15,6 @@ from checked import UserError
 TRUTH = {
     "chinchilla": {"E": 1.7, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37},
     "chinchilla_tied": {"E": 1.7, "A": 480.0, "alpha": 0.35, "B": 1400.0},
-    "over_training": {"E": 1.7, "a": 700.0, "b": 2400.0, "eta": 0.18},
     "multilingual_share": {"E": 1.1, "A": 300.0, "alpha": 0.33, "B": 900.0, "beta": 0.32, "gamma": 0.12},
     "capacity": {"E": 1.1, "A": 300.0, "alpha": 0.33, "B": 900.0, "beta": 0.32, "phi": 0.11, "psi": -0.04},
     "annealing": {"E": 2.4, "A": 0.6, "alpha": 0.5, "C": 0.4},
@@ -53,7 +51,7 @@ def runs_of(name: str, sigma: float = 0.0, seed: int = 0):
 @pytest.mark.parametrize(
     "name",
     [
-        *("chinchilla_tied", "over_training", "capacity", "annealing"),
+        *("chinchilla_tied", "capacity", "annealing"),
         pytest.param("multilingual_share", marks=pytest.mark.thorough),
     ],
 )
@@ -63,16 +61,6 @@ def test_exact_data_give_each_law_back(name):
     # The law's own weak priors hold parameters a little way off.
     assert found.values == pytest.approx(TRUTH[name], rel=2e-3, abs=2e-3)
     assert found.diagnostics.are < 1e-5
-
-
-def test_over_training_is_chinchilla_with_both_exponents_tied():
-    tied, other = (
-        fit("chinchilla_tied", runs_of("chinchilla", 0.005)),
-        fit("over_training", runs_of("chinchilla", 0.005)),
-    )
-    assert other.objective == pytest.approx(tied.objective, rel=1e-9)
-    eta = other.values["eta"]
-    assert (2 * eta, other.values["a"] * 6**-eta) == pytest.approx((tied.values["alpha"], tied.values["A"]), rel=1e-6)
 
 
 def chosen(truth: str, *others: str) -> bool:
@@ -90,16 +78,9 @@ def test_a_law_of_nine_parameters_is_chosen_where_it_made_the_data(laws):
     assert chosen(*laws)
 
 
-def test_a_law_needs_one_file(monkeypatch):
-    """A module that defines LAWS is all that the registry asks of it."""
-    plain = dataclasses.replace(LAWS["chinchilla_tied"], name="mine")
-    module = types.SimpleNamespace(LAWS=(plain,))
-    with monkeypatch.context() as patch:
-        patch.setattr(library.pkgutil, "iter_modules", lambda path: [types.SimpleNamespace(name="mine")])
-        patch.setattr(library.importlib, "import_module", lambda name: module)
-        assert library._found() == {"mine": plain}
-    found = fit(LAWS["chinchilla_tied"], runs_of("chinchilla_tied"))
-    assert found.law == "chinchilla_tied" and found.values["alpha"] == pytest.approx(0.35, rel=1e-5)
+def test_every_file_of_the_library_is_listed():
+    files = {module.name for module in pkgutil.iter_modules(library.__path__)}
+    assert files == {file.__name__.rpartition(".")[2] for file in library._FILES}
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
