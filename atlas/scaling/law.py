@@ -103,6 +103,19 @@ def chinchilla(
     return E + A * jnp.power(N, -alpha) + B * jnp.power(D, -beta)
 
 
+def capacity(N, K, D, E, A, alpha, B, beta, phi, psi):
+    """Loss E + A·K^φ/N^α + B·K^ψ/D^β (ATLAS, arXiv 2510.22037, Eq. 7), D being tokens of the target language.
+
+    φ > 0: every added language costs capacity; ψ < 0: added languages carry over to the target. K = 1 is Chinchilla's
+    law; the data term equals B·K^(ψ+β)/D_tot^β in the total tokens D_tot = K·D of an even mixture. Broadcasts, and
+    works in the arrays of its arguments.
+
+    >>> capacity(1e8, 1, 1e9, 1.0, 400.0, 0.4, 300.0, 0.3, 0.1, -0.05) == 1.0 + 400.0 / 1e8**0.4 + 300.0 / 1e9**0.3
+    True
+    """
+    return E + A * K**phi / N**alpha + B * K**psi / D**beta
+
+
 def atlas(
     N: ArrayLike,
     D: ArrayLike,

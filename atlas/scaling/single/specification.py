@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atlas.scaling.law import num_languages
 from atlas.scaling.table.runs import Runs
 
 Params = Mapping[str, jax.Array]
@@ -70,7 +69,6 @@ N = Column("N", lambda runs, tokens: runs.N)
 D = Column("D", _of_tokens)
 U = Column("U", _of_unique, np.inf)
 SHARE = Column("p", lambda runs, tokens: runs.own(runs.shares), 1.0)
-LANGUAGES = Column("K", lambda runs, tokens: np.asarray(num_languages(runs.D)), 1.0)
 
 
 def _unbend(parameter: Parameter, x: jax.Array, centre: Batch) -> jax.Array:

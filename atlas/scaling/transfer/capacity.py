@@ -15,7 +15,7 @@ import numpy as np
 
 from atlas.scaling import noise
 from atlas.scaling.estimates import Estimate, document, finite, r2
-from atlas.scaling.single.library.capacity import capacity
+from atlas.scaling.law import capacity
 from atlas.scaling.solver import levenberg_marquardt
 from atlas.scaling.table.runs import COOLDOWN, Runs
 from checked import UserError

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from atlas.scaling.law import capacity
 from atlas.scaling.planning.expansion import expansion_table, iso_loss
-from atlas.scaling.single.library.capacity import capacity
 from atlas.scaling.transfer.capacity import CapacityExponents
 from checked import UserError
 

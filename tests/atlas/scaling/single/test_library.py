@@ -16,7 +16,6 @@ TRUTH = {
     "chinchilla": {"E": 1.7, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37},
     "chinchilla_tied": {"E": 1.7, "A": 480.0, "alpha": 0.35, "B": 1400.0},
     "multilingual_share": {"E": 1.1, "A": 300.0, "alpha": 0.33, "B": 900.0, "beta": 0.32, "gamma": 0.12},
-    "capacity": {"E": 1.1, "A": 300.0, "alpha": 0.33, "B": 900.0, "beta": 0.32, "phi": 0.11, "psi": -0.04},
     "annealing": {"E": 2.4, "A": 0.6, "alpha": 0.5, "C": 0.4},
     # As published for the law's own runs, rounded.
     "farseer": {
@@ -35,10 +34,9 @@ def runs_of(name: str, sigma: float = 0.0, seed: int = 0):
         S1, S2 = (area[step - 1] for area in annealing_areas(rate))
         batch, table = {"S1": S1, "S2": S2}, {"step": step, "lr_area": S1, "lr_annealed": S2, "num_params": 1e8}
         table |= {"tokens": step * 1e6, "run": "a"}
-    elif any(column.name in ("p", "K") for column in law.columns):
+    elif name == "multilingual_share":
         K = np.resize([1.0, 2.0, 4.0], N.size)
-        own = D / K if name == "capacity" else D
-        batch = {"N": N, "D": own, "p": 1.0 / K, "K": K}
+        batch = {"N": N, "D": D, "p": 1.0 / K}
         others = {f"tokens.l{i}": np.where(i < K, D / K, 0.0) for i in range(1, 4)}
         table = {"num_params": N, "language": "l0", "tokens.l0": D / K} | others
     else:
@@ -51,7 +49,7 @@ def runs_of(name: str, sigma: float = 0.0, seed: int = 0):
 @pytest.mark.parametrize(
     "name",
     [
-        *("chinchilla_tied", "capacity", "annealing"),
+        *("chinchilla_tied", "annealing"),
         pytest.param("multilingual_share", marks=pytest.mark.thorough),
     ],
 )

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from atlas.scaling import load_runs
-from atlas.scaling.single.library.capacity import capacity
+from atlas.scaling.law import capacity
 from atlas.scaling.transfer.capacity import fit_capacity
 from checked import UserError
 
