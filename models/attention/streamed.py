@@ -48,7 +48,7 @@ def attend(
         count = -(-T // W)
         steps = -(-count // tiles.at_once(W * B * H * listed * W))
         # The last step is about as full as the others.
-        how, multiple = _How(selection, Tiling(W, -(-count // steps)), listed), 1
+        how, multiple = _How(selection, Tiling(W, -(-count // steps)), listed), W
     else:
         chunk = min(chunk, T)
         how, multiple = _How(selection, Tiling(chunk)), tiles.key_block(S, chunk)
@@ -163,10 +163,9 @@ class _Tile:
         """Of attention to block i; -inf where a query does not read a key."""
         logits_ZGNK = _matmul(self.q_ZGNE, tiles.block(keys, i, self.inputs.k_BSGE).transpose(0, 2, 3, 1))
         mask_ZCK = tiles.block_mask(keys, i, self.reads)
-        Z, C, K = mask_ZCK.shape
-        N = self.q_ZGNE.shape[2]
-        mask_Z1NK = jnp.broadcast_to(mask_ZCK[:, None, None], (Z, 1, N // C, C, K)).reshape(Z, 1, N, K)
-        return jnp.where(mask_Z1NK, logits_ZGNK, -jnp.inf)
+        Z, G, *_ = logits_ZGNK.shape
+        logits_ZGRCK = logits_ZGNK.reshape(Z, G, -1, *mask_ZCK.shape[1:])
+        return jnp.where(mask_ZCK[:, None, None], logits_ZGRCK, -jnp.inf).reshape(logits_ZGNK.shape)
 
     def head_mean(self, p_ZGNK: jax.Array) -> jax.Array:
         """Over all heads, [Z, C, K]."""
@@ -242,7 +241,7 @@ def _attention(tile: _Tile, keys: Keys) -> tuple[jax.Array, jax.Array]:
         return softmax, state[1] * shrink_ZGN1 + _matmul(weight_ZGNK.astype(v_BSGE.dtype), v_ZGKE)
 
     state = _Softmax.empty(q_ZGNE.shape[:3], accumulate), jnp.zeros(q_ZGNE.shape, accumulate)
-    softmax, o_ZGNE = jax.lax.fori_loop(keys.begin, keys.end, step, state)
+    softmax, o_ZGNE = keys.over_blocks(step, state)
     return (o_ZGNE / softmax.denominator()).astype(v_BSGE.dtype), softmax.normaliser()
 
 
@@ -256,14 +255,14 @@ def _divergence(tile: _Tile, keys: Keys, normaliser_ZGN1: jax.Array) -> tuple[ja
         return softmax, state[1] + jnp.sum(mask_ZCK, axis=-1, dtype=jnp.int32)
 
     state = _Softmax.empty(shape_ZC, dtype), jnp.zeros(shape_ZC, jnp.int32)
-    softmax, count_ZC = jax.lax.fori_loop(keys.begin, keys.end, add, state)
+    softmax, count_ZC = keys.over_blocks(add, state)
     index_normaliser_ZC = softmax.normaliser()[..., 0]
 
     def compare(i: jax.Array, sum_ZC: jax.Array) -> jax.Array:
         target_ZCK = tile.head_mean(jnp.exp(tile.logits(keys, i) - normaliser_ZGN1))
         return sum_ZC + divergence(target_ZCK, tile.index_logits(keys, i), index_normaliser_ZC)
 
-    loss_ZC = jax.lax.fori_loop(keys.begin, keys.end, compare, jnp.zeros(shape_ZC, dtype))
+    loss_ZC = keys.over_blocks(compare, jnp.zeros(shape_ZC, dtype))
     return loss_ZC, count_ZC, index_normaliser_ZC
 
 
@@ -278,7 +277,7 @@ def _backward(how: _How, residuals: tuple[_Inputs, jax.Array, _Saved], cotangent
         gradient = _gradient_of(tile, keys, o_BTHE, saved, cotangents)
         dindex = None if index is None else tuple(jnp.zeros_like(tile.cut(a)) for a in (index.query, index.gate))
         state = jnp.zeros(tile.q_ZGNE.shape, accumulate), dindex, sums
-        dq_ZGNE, dindex, sums = jax.lax.fori_loop(keys.begin, keys.end, gradient, state)
+        dq_ZGNE, dindex, sums = keys.over_blocks(gradient, state)
         dq_ZCHE = tile.ungroup(dq_ZGNE) * q_BTHE.shape[-1] ** -0.5
         return sums, (dq_ZCHE.astype(q_BTHE.dtype), dindex)
 

@@ -44,14 +44,27 @@ class Keys(NamedTuple):
     """The keys that a tile reads: blocks `begin` to `end` - 1, each of `size` keys.
 
     Without `order` they are consecutive positions, and each query attends to all that it sees. Otherwise order [Z, O]
-    lists positions, filled up with S or more; with chosen [Z, C, S] a query attends to its chosen ones of them.
+    lists runs of `run` positions, by position / run and filled up with S / run; with chosen [Z, C, S] a query attends
+    to its chosen ones of them.
     """
 
     size: int
     begin: jax.Array | int
-    end: jax.Array
+    end: jax.Array | int
     order: jax.Array | None = None
     chosen: jax.Array | None = None
+    run: int = 1
+
+    def runs(self, i: jax.Array) -> jax.Array:
+        """What block i has of `order`, [Z, K / run]."""
+        n = self.size // self.run
+        return rows(self.order, i * n, n)
+
+    def over_blocks(self, step: Callable[[jax.Array | int, Carry], Carry], carry: Carry) -> Carry:
+        """Runs step(i, carry) over the blocks. A single one, known before the run, needs no loop and its copies."""
+        if isinstance(self.end, int) and self.end == 1:
+            return step(0, carry)
+        return jax.lax.fori_loop(self.begin, self.end, step, carry)
 
 
 def at_once(elements: int) -> int:
@@ -128,10 +141,10 @@ def chosen_keys(chosen_BCS: jax.Array) -> Keys:
 def listed_blocks(list_ZA: jax.Array, block: int, S: int, together: int) -> Keys:
     """The keys of the listed blocks, of which a query attends to all that it sees; -1 lists none."""
     list_ZA = pad(list_ZA, together, constant_values=-1)
-    position_ZAW = list_ZA[..., None] * block + jnp.arange(block, dtype=jnp.int32)
-    order_ZO = jnp.where(list_ZA[..., None] < 0, S, position_ZAW).reshape(len(list_ZA), -1)
-    count = jnp.max(jnp.sum(list_ZA >= 0, axis=1, dtype=jnp.int32))
-    return Keys(together * block, 0, -(-count // together), order_ZO)
+    end = 1
+    if list_ZA.shape[1] > together:
+        end = -(-jnp.max(jnp.sum(list_ZA >= 0, axis=1, dtype=jnp.int32)) // together)
+    return Keys(together * block, 0, end, jnp.where(list_ZA < 0, S // block, list_ZA), run=block)
 
 
 def _to_bits(a: jax.Array) -> jax.Array:
@@ -158,8 +171,8 @@ def block(keys: Keys, i: jax.Array, a_BSx: jax.Array) -> jax.Array:
     """The rows of block i, [Z, K, ...]; any rows where the list has ended."""
     if keys.order is None:
         return rows(a_BSx, i * keys.size, keys.size)
-    at_ZK = rows(keys.order, i * keys.size, keys.size)
-    return take_rows(a_BSx, at_ZK.reshape(len(a_BSx), -1)).reshape(*at_ZK.shape, *a_BSx.shape[2:])
+    at_ZR, (B, _, *x) = keys.runs(i), a_BSx.shape
+    return take_rows(a_BSx.reshape(B, -1, keys.run, *x), at_ZR.reshape(B, -1)).reshape(len(at_ZR), keys.size, *x)
 
 
 def add_block(keys: Keys, i: jax.Array, total_BSx: jax.Array, new_ZKx: jax.Array) -> jax.Array:
@@ -168,16 +181,19 @@ def add_block(keys: Keys, i: jax.Array, total_BSx: jax.Array, new_ZKx: jax.Array
     if keys.order is None:
         now_BKx = rows(total_BSx, start, keys.size) + new_ZKx
         return jax.lax.dynamic_update_slice_in_dim(total_BSx, now_BKx, start, axis=1)
-    at_BR = rows(keys.order, start, keys.size).reshape(len(total_BSx), -1)
-    new_BRx = new_ZKx.reshape(*at_BR.shape, *new_ZKx.shape[2:])
-    return jax.vmap(lambda row, at, new: row.at[at].add(new, mode="drop"))(total_BSx, at_BR, new_BRx)
+    B, _, *x = total_BSx.shape
+    at_BR, total_BPWx = keys.runs(i).reshape(B, -1), total_BSx.reshape(B, -1, keys.run, *x)
+    new_BRWx = new_ZKx.reshape(*at_BR.shape, keys.run, *x)
+    add = jax.vmap(lambda row, at, new: row.at[at].add(new, mode="drop"))
+    return add(total_BPWx, at_BR, new_BRWx).reshape(total_BSx.shape)
 
 
 def block_mask(keys: Keys, i: jax.Array, tile: Reads) -> jax.Array:
     """Which keys of block i each query attends to, [Z, C, K]."""
     if keys.order is None:
         return visible_keys(tile, i * keys.size + jnp.arange(keys.size, dtype=jnp.int32))
-    position_ZK = rows(keys.order, i * keys.size, keys.size)
+    run_ZRW = keys.runs(i)[..., None] * keys.run + jnp.arange(keys.run, dtype=jnp.int32)
+    position_ZK = run_ZRW.reshape(-1, keys.size)
     if keys.chosen is None:
         return visible_keys(tile, position_ZK)
     take = jax.vmap(lambda a_CS, position: a_CS.at[:, position].get(mode="clip"))
