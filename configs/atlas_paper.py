@@ -23,8 +23,7 @@ from atlas.data import DataConfig
 from atlas.scaling import published
 from atlas.training import RunConfig, Study, TrainConfig, align, chain, cross, each
 from atlas.training.overlays import Overlay
-from models import count_params, shape_config
-from models.config import shape
+from models import ModelConfig, count_params, shape
 
 FULL = (0, 1, 2, 4, 6, 8, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 42, 46)
 PART = (0, 4, 8, 12, 16, 20, 24, 28, 34, 42)
@@ -59,7 +58,7 @@ def get_config() -> RunConfig:
             tokenizer="unigram",
             window=2048,
         ),
-        model=shape_config(0),
+        model=ModelConfig(**shape(0)),
         train=TrainConfig(
             steps=(3_000, 10_000, 30_000),
             warmup_steps=1000,
@@ -105,7 +104,7 @@ def _finetunes(group: str, languages: Sequence[str], scales: Sequence[int]) -> l
 
 
 def _scale(scale: int) -> Overlay:
-    total = count_params(shape_config(scale))["total"]
+    total = count_params(ModelConfig(**shape(scale)))["total"]
     batch_size = next(size for limit, size in BATCH_SIZES if total < limit)
     fields = {f"model.{key}": value for key, value in shape(scale).items()}
     return {"name": str(scale), "train.batch_size": batch_size} | fields

@@ -1,7 +1,7 @@
 """Networks: the decoder and its attention variants. Knows nothing of `atlas`."""
 
 from models.attention import RunningVariance
-from models.config import ModelConfig, shape_config, shape_table
+from models.config import ModelConfig, shape, shape_table
 from models.decoder import Decoder, array_shapes, count_params
 from models.loss import document_segments, token_losses
 
@@ -12,7 +12,7 @@ __all__ = [
     "array_shapes",
     "count_params",
     "document_segments",
-    "shape_config",
+    "shape",
     "shape_table",
     "token_losses",
 ]

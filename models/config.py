@@ -176,6 +176,9 @@ def shape(scale: int) -> dict[str, Any]:
 
     Raises:
       UserError: scale is not a row of the table.
+
+    >>> ModelConfig(**shape(8)).d_model
+    640
     """
     table = shape_table()
     if scale not in range(len(table)):
@@ -192,12 +195,3 @@ def shape(scale: int) -> dict[str, Any]:
         "indexer_heads": max(2, row["heads"] // 4),
         "indexer_width": row["d_kv"] // 2,
     }
-
-
-def shape_config(scale: int) -> ModelConfig:
-    """The dense ModelConfig of an ATLAS `shape`.
-
-    >>> shape_config(8).d_model
-    640
-    """
-    return ModelConfig(**shape(scale))

@@ -2,8 +2,8 @@
 
 The peer is jax.nn.dot_product_attention, by cuDNN on a GPU and by XLA elsewhere. `streamed dense` is this
 project's dense attention in linear memory. For the sparse paths `forward` is the output alone, and `training`
-its gradient with the indexer's loss; `index` is the scores, `index+select` ends with the selected sets, and
-`attend` is the rest of `forward`.
+its gradient with the indexer's loss; `index+select` ends with the selected sets, and `attend` is the rest of
+`forward`.
 
 `memory` reads the temporary memory of training from compiled programs, in an accelerator's heads and with k = 2048 by
 the paper's rule: gradients with respect to queries, keys, values and all that the indexer scores with.
@@ -115,8 +115,8 @@ def _programs(shape: Shape, T: int) -> list[Program]:
     for path, block in _BLOCKS.items():
         selection = _selection(shape, T, block)
         add(path, functools.partial(attend_sparsely, selection=selection), *inputs, index)
-        for kind, part in _parts(selection, T).items():
-            programs.append(Program({"length": T, "pass": kind, "path": path}, part, (index,)))
+        select = functools.partial(_selected, selection=selection)
+        programs.append(Program({"length": T, "pass": "index+select", "path": path}, select, (index,)))
     return programs
 
 
@@ -124,45 +124,23 @@ def _reads(T: int) -> Reads:
     return in_documents(jnp.zeros((1, T), jnp.int32))
 
 
-def _parts(selection: Selection, T: int) -> dict[str, Callable[[IndexInputs], Any]]:
-    """What comes before attention to selected keys."""
-    if selection.block:
-        return {
-            "index": lambda index: _largest_of_blocks(index, selection),
-            "index+select": lambda index: select_blocks(_reads(T)._replace(index=index), selection)[0],
-        }
-    parts = {
-        "index": lambda scores_BCX, _: jnp.max(scores_BCX, axis=-1),
-        "index+select": lambda scores_BCX, tile: select_tokens(scores_BCX, tile, selection)[1],
-    }
-    return {kind: functools.partial(_by_tiles, selection=selection, part=part) for kind, part in parts.items()}
-
-
-def _by_tiles(index: IndexInputs, selection: Selection, part: Any) -> Any:
-    """What part(scores, tile) says of the tiles that `streamed` cuts."""
+def _selected(index: IndexInputs, selection: Selection) -> Any:
+    """What comes before attention to selected keys: the lists of blocks, or the thresholds of `streamed`'s tiles."""
     T, tiling = index.key.shape[1], tiles.Tiling(_CHUNK)
+    if selection.block:
+        return select_blocks(_reads(T)._replace(index=index), selection)[0]
     query, gate, position, first = (tiles.pad(a, _CHUNK) for a in (index.query, index.gate, *_reads(T)[:2]))
 
     def step(_, start):
         tile = Reads(tiling.cut(position, start), tiling.cut(first, start))
 
-        def compute(extent):
+        def select(extent):
             rows = IndexInputs(tiling.cut(query, start), index.key[:, :extent], tiling.cut(gate, start), index.bias)
-            return part(index_scores(rows, selection.scale), tile)
+            return select_tokens(index_scores(rows, selection.scale), tile, selection)[1]
 
-        return None, tiles.at_extent(compute, tile, T)
+        return None, tiles.at_extent(select, tile, T)
 
     return tiles.over_tiles(step, None, query.shape[1], tiling)[1]
-
-
-def _largest_of_blocks(index: IndexInputs, selection: Selection) -> jax.Array:
-    def largest(first):
-        query_JI, gate_J = first
-        rows = IndexInputs(query_JI[None, None], index.key, gate_J[None, None], index.bias)
-        return jnp.max(index_scores(rows, selection.scale))
-
-    firsts = index.query[0, ::_BLOCK], index.gate[0, ::_BLOCK]
-    return jax.lax.map(largest, firsts, batch_size=tiles.at_once(index.key.shape[1] * index.bias.shape[0]))
 
 
 def _add_attend(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ def attend(
         return oracle.attend_masked(q_BCHE, layer.key, layer.value, visible_BCS, softcap)[0], layer
     if selection.block:
         layer = layer._replace(lists=extend_lists(layer.lists, reads, selection))
-        selected_BCS = listed_keys(layer.lists, reads.position, S, selection.block) & visible_keys(reads, jnp.arange(S))
+        selected_BCS = listed_keys(layer.lists, reads, S, selection.block)
         most = layer.lists.shape[2] * selection.block
     else:
         selected_BCS, *_ = select_tokens(index_scores(reads.index, selection.scale), reads, selection)

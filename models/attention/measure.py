@@ -52,7 +52,7 @@ def measure(
 
     def chosen(tile: Reads, of_index: Any) -> jax.Array:
         if selection.block:
-            return listed_keys(lists_BPA, tile.position, S, selection.block) & visible_keys(tile, jnp.arange(S))
+            return listed_keys(lists_BPA, tile, S, selection.block)
         scores_B1S = index_scores(reads.index._replace(query=of_index[0], gate=of_index[1]), selection.scale)
         return select_tokens(scores_B1S, tile, selection)[0]
 

@@ -41,8 +41,7 @@ def selected_keys(scores_BTS: jax.Array, reads: Reads, selection: Selection) -> 
         selected_BTS, _, variance_BT = select_tokens(scores_BTS, reads, selection)
         return selected_BTS, variance_BT
     lists_BPA, variance_BT = select_blocks(reads, selection)
-    listed_BTS = listed_keys(lists_BPA, reads.position, scores_BTS.shape[2], selection.block)
-    return listed_BTS & visible_keys(reads, jnp.arange(scores_BTS.shape[2])), variance_BT
+    return listed_keys(lists_BPA, reads, scores_BTS.shape[2], selection.block), variance_BT
 
 
 def attend_masked(

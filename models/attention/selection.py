@@ -138,10 +138,11 @@ def extend_lists(lists_BPA: jax.Array, reads: Reads, selection: Selection) -> ja
     return jax.vmap(lambda lists, place, new: lists.at[place].set(new, mode="drop"))(lists_BPA, place_BX, new_BXA)
 
 
-def listed_keys(lists_BPA: jax.Array, position_BT: jax.Array, S: int, block: int) -> jax.Array:
-    """True where a key lies in a block that the query's tile lists; [B, T, S]."""
+def listed_keys(lists_BPA: jax.Array, reads: Reads, S: int, block: int) -> jax.Array:
+    """True where a query sees a key that lies in a block which its tile lists; [B, T, S]."""
     listed_BPP = jnp.any(lists_BPA[..., None] == jnp.arange(-(-S // block)), axis=2)
-    return jnp.repeat(take_rows(listed_BPP, position_BT // block), block, axis=2)[..., :S]
+    listed_BTS = jnp.repeat(take_rows(listed_BPP, reads.position // block), block, axis=2)[..., :S]
+    return listed_BTS & visible_keys(reads, jnp.arange(S))
 
 
 def _lists(reads: Reads, selection: Selection, entries: int) -> tuple[jax.Array, jax.Array | None]:

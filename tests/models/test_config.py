@@ -4,18 +4,18 @@ import math
 import pytest
 
 from checked import UserError, overlay
-from models import count_params, shape_config, shape_table
+from models import ModelConfig, count_params, shape, shape_table
 from models.config import ATTENTION_KINDS, OUTPUT_GATES, VALUE_GATES, Architecture
 
 
 @pytest.mark.parametrize("scale", range(52))
 def test_totals_are_those_of_the_atlas_table(scale):
-    config = shape_config(scale)
+    config = ModelConfig(**shape(scale))
     assert count_params(config)["total"] == shape_table()[scale]["params"]
 
 
 def test_the_last_row_of_the_table_is_off():
-    assert count_params(shape_config(52))["total"] != shape_table()[52]["params"]
+    assert count_params(ModelConfig(**shape(52)))["total"] != shape_table()[52]["params"]
 
 
 @pytest.mark.parametrize("attention", ATTENTION_KINDS)
@@ -44,7 +44,7 @@ def test_norms_and_biases_count_and_a_head_does_not(tiny, family, norms, biases)
 
 
 def test_the_indexer_keeps_the_proportions_of_the_paper():
-    config = dataclasses.replace(shape_config(32), attention="gated_sparse")
+    config = dataclasses.replace(ModelConfig(**shape(32)), attention="gated_sparse")
     assert (config.heads, config.head_width) == (16, 128)
     assert (config.indexer_heads, config.indexer_width) == (4, 64)
 
@@ -52,7 +52,7 @@ def test_the_indexer_keeps_the_proportions_of_the_paper():
 @pytest.mark.parametrize("scale", [-1, 53, 1.5])
 def test_unknown_scale(scale):
     with pytest.raises(ValueError, match=r"scale=.* from 0 to 52"):
-        shape_config(scale)
+        ModelConfig(**shape(scale))
 
 
 @pytest.mark.parametrize(

@@ -116,12 +116,12 @@ def test_no_list_outgrows_its_length(keep_first):
     assert np.max(np.sum(np.asarray(lists) >= 0, axis=-1)) == list_length(selection, 48)
 
 
-def test_listed_keys_are_those_of_the_listed_blocks():
+def test_listed_keys_are_the_visible_ones_of_the_listed_blocks():
     lists = jnp.array([[[0, -1], [0, 1], [1, 2]]])
-    position = jnp.arange(8)[None]
-    listed = listed_keys(lists, position, 8, 3)
+    reads = in_documents(jnp.array([[0, 0, 0, 0, 1, 1, 1, 1]]))
+    listed = listed_keys(lists, reads, 8, 3)
     for t, s in np.ndindex(8, 8):
-        assert listed[0, t, s] == (s // 3 in lists[0, t // 3].tolist())
+        assert listed[0, t, s] == (s // 3 in lists[0, t // 3].tolist() and 4 * (t > 3) <= s <= t)
 
 
 def test_selecting_reads_nothing_but_the_past():
