@@ -9,6 +9,8 @@ import tempfile
 _PROGRAMS = pathlib.Path(tempfile.gettempdir()) / f"atlas-test-programs-{getpass.getuser()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Nearly all of these programs run for less time than they compile.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest

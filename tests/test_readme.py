@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.experiments.binaries import run_binaries
+
 ROOT = pathlib.Path(__file__).parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = [" ".join(line.split()) for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
@@ -19,13 +21,21 @@ def test_readme_has_commands_to_check():
     assert len(SHORT) >= 5
 
 
-@pytest.mark.parametrize(
-    "command",
-    [pytest.param(command, marks=[pytest.mark.thorough] if SLOW.search(command) else []) for command in SHORT],
-)
-def test_readme_command_works(command, tmp_path):
-    arguments = shlex.split(command.replace("/tmp/", f"{tmp_path}/"), comments=True)[1:]
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600)
+def arguments_of(command, directory):
+    return shlex.split(command.replace("/tmp/", f"{directory}/"), comments=True)[1:]
+
+
+def test_readme_commands_work(tmp_path):
+    quick = [command for command in SHORT if not SLOW.search(command)]
+    results = run_binaries(*(arguments_of(command, tmp_path)[1:] for command in quick))
+    assert {command: done.stderr for command, done in zip(quick, results, strict=True) if done.returncode} == {}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("command", list(filter(SLOW.search, SHORT)))
+def test_slow_readme_commands_work(command, tmp_path):
+    call = [sys.executable, *arguments_of(command, tmp_path)]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
 

@@ -85,12 +85,17 @@ def allow_float64():
         yield
 
 
+# A sweep of 774 runs takes a third of a second a setting: the rest of it is thorough.
+CASES = [(name, SETTINGS) for name in SWEEPS if name != "atlas_paper"]
+CASES += [("atlas_paper", SETTINGS[::6]), pytest.param("atlas_paper", SETTINGS, marks=pytest.mark.thorough)]
+
+
 @pytest.mark.usefixtures("wide")
-@pytest.mark.parametrize("name", SWEEPS)
-def test_whatever_is_set_on_the_base_is_found_in_every_run_or_refused_by_name(name):
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_whatever_is_set_on_the_base_is_found_in_every_run_or_refused_by_name(name, settings):
     module = load(name)
     plain, found = module.get_config(), 0
-    for key in SETTINGS:
+    for key in settings:
         changes = {key: other(key, leaves(plain)[key])} | WITH.get(key, {})
         changes |= {"model.attention": "dense"} if key in DENSE else {}
         try:
@@ -103,7 +108,7 @@ def test_whatever_is_set_on_the_base_is_found_in_every_run_or_refused_by_name(na
             continue
         found += 1
         assert {leaves(run)[key] for run in runs} == {leaves(base)[key]} != {leaves(plain)[key]}, key
-    assert found > 40
+    assert found > 0.55 * len(settings)
 
 
 def paper() -> list[RunConfig]:

@@ -1,6 +1,7 @@
-"""Runs binaries in children of one process that has imported what takes seconds to import."""
+"""Runs modules as `python -m` does, in children of one process that has imported what takes seconds to import."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parents[2]
 _DRIVER = """
 import json, os, runpy, sys, tempfile
-import jax, pandas, atlas.studies.attention_comparison, atlas.studies.scaling_study
+import jax, pandas, tensorflow_datasets, atlas.studies.attention_comparison, atlas.studies.scaling_study
 results = []
 for module, *arguments in json.load(sys.stdin):
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -17,8 +18,13 @@ for module, *arguments in json.load(sys.stdin):
         if not child:
             os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
             sys.argv = [module, *arguments]
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-            os._exit(0)
+            try:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+                code = 0
+            except SystemExit as done:
+                code = done.code or 0
+            # Taking apart all that was imported would take as long as a short binary.
+            sys.stdout.flush(), sys.stderr.flush(), os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         out.seek(0), err.seek(0)
         results.append((code, out.read().decode(), err.read().decode()))
@@ -27,16 +33,16 @@ json.dump(results, sys.stdout)
 
 
 class Done(NamedTuple):
-    """What a finished binary leaves."""
+    """What a finished binary leaves; a signal that ended it is its negative exit code."""
 
     returncode: int
     stdout: str
     stderr: str
 
 
-def run_binaries(*commands: list[str]) -> list[Done]:
+def run_binaries(*commands: list[str], **environment: str) -> list[Done]:
     """Runs `python -m` with each command, one after the other."""
-    call = [sys.executable, "-c", _DRIVER]
-    done = subprocess.run(call, input=json.dumps(commands), cwd=ROOT, capture_output=True, text=True)
+    call, own = [sys.executable, "-c", _DRIVER], os.environ | environment
+    done = subprocess.run(call, input=json.dumps(commands), cwd=ROOT, env=own, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [Done(*result) for result in json.loads(done.stdout)]

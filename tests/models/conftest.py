@@ -11,14 +11,6 @@ from models import ModelConfig
 SEPARATOR, PADDING = 30, 31
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Compiles without most optimisations: these programs run for less time than they compile."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def tiny():
     """Makes a config of two layers that selects 4 of 16 keys; keyword arguments replace fields."""

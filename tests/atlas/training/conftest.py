@@ -6,4 +6,5 @@ from tests.atlas.training.worker import DATA
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return prepare(DATA, tmp_path_factory.mktemp("corpus"))
+    """The corpus of all tests here, where the processes that they start look for it."""
+    return prepare(DATA, tmp_path_factory.getbasetemp() / "corpus")

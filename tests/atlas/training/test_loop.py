@@ -26,9 +26,9 @@ def final_losses(workdir: pathlib.Path, changes: dict) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, corpus) -> dict:
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    assert run_worker(workdir, {}) == 0
+    train([config_of({})], corpus, workdir)
     return outcome(workdir, {})
 
 
@@ -37,9 +37,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
     "deaths", [[9, 4], *(pytest.param(deaths, marks=pytest.mark.thorough) for deaths in ([3], [6], [13]))]
 )
 def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, uninterrupted, deaths):
-    for die_at in deaths:
-        assert run_worker(tmp_path, {}, die_at=die_at) == -9
-    assert run_worker(tmp_path, {}) == 0
+    codes = [done.returncode for done in run_worker(tmp_path, {}, *deaths, 0)]
+    assert codes == [-9] * len(deaths) + [0]
     assert outcome(tmp_path, {}) == uninterrupted
 
 
@@ -47,16 +46,18 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, uninterrupted, deat
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_saves_its_step_and_continues(tmp_path, uninterrupted, number):
     never = {"train.checkpoint_every": 0}
-    assert run_worker(tmp_path, never, die_at=8, die_by=number) != 0
+    (interrupted,) = run_worker(tmp_path, never, 8, die_by=number)
+    assert interrupted.returncode != 0
     saved = {int(path.name) for path in (tmp_path / "checkpoints").glob("*/trunk/*")}
     assert saved - {5, 10}, "without being asked the trunk saves only where its branches begin"
-    assert run_worker(tmp_path, never) == 0
+    (continued,) = run_worker(tmp_path, never, 0)
+    assert continued.returncode == 0, continued.stderr
     assert outcome(tmp_path, never) == uninterrupted
 
 
 @pytest.mark.thorough
-def test_flipped_bit_falls_back_to_the_checkpoint_before(tmp_path, uninterrupted, capfd):
-    assert run_worker(tmp_path, {}, die_at=6) == -9
+def test_flipped_bit_falls_back_to_the_checkpoint_before(tmp_path, uninterrupted):
+    assert run_worker(tmp_path, {}, 6)[0].returncode == -9
     saved = sorted((tmp_path / "checkpoints").glob("*/trunk/*"), key=lambda path: int(path.name))
     assert len(saved) == 2
     newest = saved[-1]
@@ -64,8 +65,8 @@ def test_flipped_bit_falls_back_to_the_checkpoint_before(tmp_path, uninterrupted
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 16
     file.write_bytes(content)
-    assert run_worker(tmp_path, {}) == 0
-    assert f"{newest} is damaged" in capfd.readouterr().err
+    (continued,) = run_worker(tmp_path, {}, 0)
+    assert continued.returncode == 0 and f"{newest} is damaged" in continued.stderr
     assert outcome(tmp_path, {}) == uninterrupted
 
 
@@ -116,7 +117,7 @@ def test_population_equals_single_runs(tmp_path, corpus):
 @pytest.mark.thorough
 def test_eight_devices_train_like_one(tmp_path, smooth):
     changes = SMOOTH | {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
-    assert run_worker(tmp_path, changes, devices=8) == 0
+    assert run_worker(tmp_path, changes, 0, devices=8)[0].returncode == 0
     np.testing.assert_allclose(final_losses(tmp_path, changes), smooth, rtol=1e-5)
 
 

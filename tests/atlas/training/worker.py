@@ -1,4 +1,4 @@
-"""A process that trains: python -m tests.atlas.training.worker WORKDIR '{"train.steps": [8]}' [step to die at].
+"""A process that trains: python -m tests.atlas.training.worker WORKDIR '{"train.steps": [8]}' STEP_TO_DIE_AT SIGNAL.
 
 The tests run it where a run must be killed, have several devices, or have several processes.
 """
@@ -14,6 +14,7 @@ from atlas.data import DataConfig, prepare
 from atlas.training import RunConfig, TrainConfig, initialize_distributed, train
 from checked import overlay
 from models import ModelConfig
+from tests.experiments.binaries import Done, run_binaries
 
 DATA = DataConfig(source="synthetic", languages=("a1", "a2", "b1"), window=32, synthetic_tokens=40_000)
 MODEL = ModelConfig(
@@ -48,24 +49,22 @@ def config_of(changes: dict) -> RunConfig:
     return overlay(BASE, changes)
 
 
-def run_worker(workdir: pathlib.Path, changes: dict, **options: int) -> int:
-    """Runs the worker to its end and returns its exit code."""
-    return start_worker(workdir, changes, **options).wait(timeout=300)
+def run_worker(
+    workdir: pathlib.Path, changes: dict, *die_at: int, die_by: int = signal.SIGKILL, devices: int = 1
+) -> list[Done]:
+    """Trains in processes one after the other, each of which dies after so many steps, or ends where it is 0."""
+    ends = [["tests.atlas.training.worker", *_arguments(workdir, changes, step, die_by)] for step in die_at]
+    return run_binaries(*ends, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
 
 
-def start_worker(
-    workdir: pathlib.Path,
-    changes: dict,
-    *,
-    die_at: int = 0,
-    die_by: int = signal.SIGKILL,
-    devices: int = 1,
-    **environment: str,
-) -> subprocess.Popen:
-    """Starts the worker on so many host devices."""
-    own = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", __name__, str(workdir), json.dumps(changes), str(die_at), str(int(die_by))]
-    return subprocess.Popen(command, env=os.environ | own | environment)
+def start_worker(workdir: pathlib.Path, changes: dict, **environment: str) -> subprocess.Popen:
+    """Starts a process that trains."""
+    command = [sys.executable, "-m", __name__, *_arguments(workdir, changes, 0, 0)]
+    return subprocess.Popen(command, env=os.environ | environment)
+
+
+def _arguments(workdir: pathlib.Path, changes: dict, die_at: int, die_by: int) -> list[str]:
+    return [str(workdir), json.dumps(changes), str(die_at), str(int(die_by))]
 
 
 def main(workdir: pathlib.Path, changes: dict, die_at: int, die_by: int) -> None:

@@ -56,7 +56,6 @@ def compare(mesh, config):
 
 def main():
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_disable_most_optimizations", True)
     mesh = jax.make_mesh((2, 2, 2), ("data", "sequence", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
     for name, changes in VARIANTS.items():
         compare(mesh, dataclasses.replace(BASE, dtype="float64", **changes))

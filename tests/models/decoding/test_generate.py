@@ -22,11 +22,8 @@ thorough = functools.partial(pytest.param, marks=pytest.mark.thorough)
 
 @pytest.fixture(autouse=True, scope="module")
 def double_precision():
-    # These programs compile for longer than they run.
-    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def plain(target, sampling, prompts=PROMPTS, new=NEW, **options):
