@@ -27,7 +27,7 @@ import jax
 import pandas as pd
 from absl import flags
 
-from atlas.files import write_atomically
+from checked.files import write_atomically
 from experiments import _app
 from experiments.benchmarks import attention, coverage, decode, fit, prior, recovery
 from experiments.benchmarks.timing import cores

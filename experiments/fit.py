@@ -16,8 +16,8 @@ import pathlib
 from absl import flags
 
 from atlas import scaling
-from atlas.files import write_atomically
 from checked import UserError
+from checked.files import write_atomically
 from experiments import _app
 
 _RUNS = flags.DEFINE_string("runs", "", "runs table: CSV or Parquet, one row an evaluation")

@@ -15,9 +15,9 @@ from typing import Any
 
 from absl import flags
 
-from atlas.files import write_atomically
 from atlas.studies.voices import load_voice
 from checked import UserError
+from checked.files import write_atomically
 from experiments._app import require, run
 from models.decoding import METHODS, VERIFICATIONS, Sampling, Voice, Written, compare, rates, write, write_text
 

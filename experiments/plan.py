@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from atlas.files import write_atomically
 from atlas.scaling import answers, finite
 from checked import UserError, unknown
+from checked.files import write_atomically
 from experiments import _app
 
 _MULTIPLIER = flags.DEFINE_list("multiplier", ["2", "4", "8", "16"], "expand: times as many languages")

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import pandas as pd
 from absl import flags
 
-from atlas.files import write_atomically
 from atlas.training import Study, check_runs, initialize_distributed, run_id, run_sweep, runs_table, status
 from checked import UserError
+from checked.files import write_atomically
 from experiments import _app
 
 _CONFIG = _app.define_config()

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from atlas.files import write_atomically
 from atlas.training import initialize_distributed, run_id, run_sweep, runs_table
+from checked.files import write_atomically
 from experiments import _app
 
 _CONFIG = _app.define_config()

@@ -18,7 +18,6 @@ ARROWS = {
     "atlas.studies": {"models", "atlas.data", "atlas.training", "atlas.report", "atlas.scaling"},
 }
 GROUND = "checked"  # below all rooms
-SHARED = {"atlas.files"}  # of all rooms of atlas, and above no room
 
 
 def room_of(module: str) -> str:
@@ -42,7 +41,7 @@ def imported_rooms(room: str) -> dict[str, pathlib.Path]:
 
 @pytest.mark.parametrize("room", ARROWS)
 def test_arrows_run_one_way(room):
-    allowed = ARROWS[room] | {room, GROUND} | (SHARED if room.startswith("atlas") else set())
+    allowed = ARROWS[room] | {room, GROUND}
     assert {other: file for other, file in imported_rooms(room).items() if other not in allowed} == {}
 
 

@@ -17,8 +17,8 @@ from atlas.data import sources, synthetic, tokenizers, windows
 from atlas.data.config import TRAINED_TOKENIZERS, DataConfig
 from atlas.data.tokenizers import Tokenizer
 from atlas.data.windows import WindowSource
-from atlas.files import read_json, write_atomically
 from checked import UserError
+from checked.files import read_json, write_atomically
 
 T = TypeVar("T")
 

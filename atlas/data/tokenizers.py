@@ -20,8 +20,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from atlas.data import mixtures
-from atlas.files import write_atomically
 from checked import UserError
+from checked.files import write_atomically
 
 _ROUND_TO = 32
 FILE = "tokenizer.json"

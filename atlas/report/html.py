@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from atlas.files import write_atomically
 from atlas.report import decisions, figures, style
 from atlas.report.summary import StudySummary
 from atlas.scaling import PUBLISHED_EXPONENTS, JointFit, expansion_table, latest_scores
 from checked import UserError
+from checked.files import write_atomically
 
 _DPI = 150  # half as much again as shown: sharp on dense screens, a file of a few megabytes
 _WARNINGS = 10  # shown unfolded: more hide the first ones

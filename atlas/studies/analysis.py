@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from atlas import report, scaling
-from atlas.files import read_json, write_atomically
 from atlas.scaling import JointFit, Runs
 from checked import UserError
+from checked.files import read_json, write_atomically
 
 SUMMARY = "summary.txt"
 LAWS = ("atlas", "chinchilla_own", "chinchilla_total", "data_constrained")

@@ -12,7 +12,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from atlas.data import Corpus
-from atlas.files import write_atomically
 from atlas.report import attention_comparison as figures
 from atlas.studies.scaling_study import machine, training_seconds
 from atlas.training import RunConfig, Study, load_model, metrics, run_id, run_sweep, runs_table, stability
@@ -22,6 +21,7 @@ from atlas.training.loop import COOLDOWN, METRICS, TRUNK
 from atlas.training.metrics import Record
 from atlas.training.step import Skeleton
 from atlas.training.sweep import prepare_corpus
+from checked.files import write_atomically
 
 RATES = "learning_rates"  # the group of a comparison's short runs
 

@@ -10,9 +10,9 @@ from atlas.data import tokenizers
 from atlas.training.loop import MODEL, load_model, load_model_config
 from atlas.training.step import Skeleton
 from checked import UserError
+from checked.files import read_json
 from models import Decoder, ModelConfig
 from models.decoding import ByteView, Voice, load_tokenizer, make_voice
-from models.files import read_json
 from models.pretrained import load_pretrained
 
 
@@ -31,7 +31,7 @@ def load_voice(path: pathlib.Path | str, dtype: str = "float32") -> Voice:
     if not path.is_dir():
         raise UserError(f"model directory {str(path)!r} does not exist; give a run (WORKDIR/runs/RUN) or a checkpoint")
     try:
-        description = read_json(path / "config.json")
+        description = read_json(path / "config.json", "model", "give a run (WORKDIR/runs/RUN) or a checkpoint")
         if "config" in description and "weights" in description:
             data = description["config"]["data"]
             return make_voice(load_run(path, dtype)[0], _tokenizer(path, data["tokenizer"]), data["window"])

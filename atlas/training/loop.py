@@ -20,7 +20,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from atlas.data import Corpus, Sampler, mixtures
-from atlas.files import write_atomically
 from atlas.training import checkpoint, metrics
 from atlas.training.config import RunConfig, population_name, run_id
 from atlas.training.evaluation import EvaluationSet, evaluation_set
@@ -28,6 +27,7 @@ from atlas.training.mesh import make_mesh
 from atlas.training.program import Program, make_program
 from atlas.training.step import NO_COOLDOWN, Arrays, Cooldown, TrainState
 from checked import UserError, overlay
+from checked.files import write_atomically
 from models import ModelConfig, count_params
 
 TRUNK, COOLDOWN = "trunk", "cooldown"

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from atlas.files import write_atomically
+from checked.files import write_atomically
 
 Record = dict[str, Any]
 

@@ -12,12 +12,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from atlas.data import Corpus, DataConfig, languages_of, mixtures, prepare
-from atlas.files import write_atomically
 from atlas.training import metrics
 from atlas.training.config import MeshConfig, RunConfig, corpus_key, naming, run_id, shape_of
 from atlas.training.loop import DONE, EVALUATIONS, METRICS, load_model_config, train
 from atlas.training.mesh import check_divisible, first_process_first, make_mesh
 from checked import UserError
+from checked.files import write_atomically
 from models import array_shapes
 
 PLAN = "sweep.json"

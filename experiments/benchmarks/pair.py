@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas.data import DataConfig, tokenizers
-from atlas.files import write_atomically
 from atlas.studies.voices import load_run
 from atlas.training import RunConfig, TrainConfig, run_id, run_sweep
 from atlas.training.step import Skeleton
+from checked.files import write_atomically
 from models import Decoder, ModelConfig
 from models.config import Architecture
 from models.pretrained import Pretrained, save_pretrained

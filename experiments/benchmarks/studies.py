@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 import atlas.scaling
-from atlas.files import write_atomically
+from checked.files import write_atomically
 
 Outcome = dict[str, Any]
 

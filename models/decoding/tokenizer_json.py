@@ -12,9 +12,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from models.files import read_json
+from checked.files import read_json
 
 ROLES = ("bos", "eos", "pad", "unk")
+_read = functools.partial(read_json, kind="file of a tokenizer", remedy="give the directory of a whole model")
+
 _MODELS = ("BPE", "Unigram")
 _ID_FILES = ("generation_config.json", "config.json")
 _NAME_FILES = ("tokenizer_config.json", "special_tokens_map.json")
@@ -37,7 +39,7 @@ class TokenizerJson:
     """
 
     def __init__(self, path: Path):
-        self._path, self._description = path, read_json(path)
+        self._path, self._description = path, _read(path)
         try:
             self.library = Tokenizer.from_file(str(path))
         except Exception as error:  # `tokenizers` raises bare Exception
@@ -113,8 +115,8 @@ class TokenizerJson:
         """
         directory = self._path.parent
         by_id = [directory / name for name in _ID_FILES if (directory / name).is_file()]
-        by_id = [(path, read_json(path)) for path in by_id]
-        by_name = [read_json(directory / name) for name in _NAME_FILES if (directory / name).is_file()]
+        by_id = [(path, _read(path)) for path in by_id]
+        by_name = [_read(directory / name) for name in _NAME_FILES if (directory / name).is_file()]
         ids = {name: i for i, name in self.names.items()}
         roles = {}
         for role in ROLES:

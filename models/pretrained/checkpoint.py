@@ -19,9 +19,9 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from checked.files import read_json
 from models.config import ModelConfig
 from models.decoder import Decoder
-from models.files import read_json
 from models.pretrained.names import NAMES, Names, is_stacked, stored_names
 from models.pretrained.settings import read_config, read_max_length, write_config
 
@@ -60,7 +60,7 @@ def load_pretrained(directory: str | os.PathLike[str], dtype: str = "float32") -
         tensor is missing, unknown, or of another shape or type than config.json asks for.
     """
     directory = Path(directory)
-    settings = read_json(directory / "config.json")
+    settings = read_json(directory / "config.json", "model", "give a directory in Hugging Face's layout")
     try:
         config = read_config(settings, dtype)
         max_length = read_max_length(settings)

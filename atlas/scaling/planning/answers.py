@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from atlas.files import read_json
 from atlas.scaling.estimates import Z90
 from atlas.scaling.joint.draws import joint_draws, refitted
 from atlas.scaling.joint.fit import fit_joint
@@ -27,6 +26,7 @@ from atlas.scaling.table.runs import Runs, load_runs
 from atlas.scaling.transfer.capacity import CapacityExponents
 from atlas.scaling.transfer.completion import Completion, complete, fitted_scores
 from checked import UserError, unknown
+from checked.files import read_json
 
 Answer = tuple[pd.DataFrame, dict[str, Any]]
 Numbers = Mapping[str, float]

@@ -135,7 +135,7 @@ def test_what_files_hold_beside_the_weights(directory):
 
 
 def test_missing_and_broken_files(directory):
-    refused(directory / "nowhere", "nowhere has no config.json")
+    refused(directory / "nowhere", "no model at '.*nowhere/config.json'")
     refused(directory, "model.dtype='half' must be one of", dtype="half")
     weights = directory / "model.safetensors"
     whole = weights.read_bytes()
@@ -146,9 +146,9 @@ def test_missing_and_broken_files(directory):
     (directory / "pytorch_model.bin").touch()
     refused(directory, "pytorch_model.bin may execute code when read")
     (directory / "config.json").write_text("{")
-    refused(directory, "config.json cannot be read as JSON")
+    refused(directory, "config.json' is no model: Expecting")
     (directory / "config.json").write_text("[]")
-    refused(directory, "config.json must hold a JSON object, not a list")
+    refused(directory, "config.json' is no model: it holds no JSON object")
 
 
 def test_shards_are_read_and_missing_ones_named(directory):
