@@ -32,13 +32,8 @@ PAIR_SCALE = 34
 
 MONOLINGUAL = ("en", "fr", "ru", "zh", "hi", "sw", "yo")
 PAIRS = ("en", "fr", "ru", "zh", "hi", "de", "es", "pt", "ja", "vi")
-TARGET_PAIRS = [("en", other) for other in (*PAIRS[1:], "sw")] + [
-    ("es", "pt"),
-    ("fr", "zh"),
-    ("hi", "ru"),
-    ("de", "ja"),
-    ("hi", "vi"),
-]
+TARGET_PAIRS = [("en", other) for other in (*PAIRS[1:], "sw")]
+TARGET_PAIRS += [("es", "pt"), ("fr", "zh"), ("hi", "ru"), ("de", "ja"), ("hi", "vi")]
 
 # Sequences a step by total parameters (Appendix B).
 BATCH_SIZES = ((150e6, 256), (1e9, 512), (2e9, 1024), (float("inf"), 2048))
@@ -52,11 +47,7 @@ def get_config() -> RunConfig:
         name="atlas_paper",
         mixture=f"unimax({','.join(mixtures['50v0'])};epochs=10)",
         data=DataConfig(
-            source="madlad",
-            input="gs://BUCKET/madlad-400",
-            languages=languages,
-            tokenizer="unigram",
-            window=2048,
+            source="madlad", input="gs://BUCKET/madlad-400", languages=languages, tokenizer="unigram", window=2048
         ),
         model=ModelConfig(**shape(0)),
         train=TrainConfig(
