@@ -53,13 +53,7 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
 
 
 def field(
-    default: Any,
-    help: str,
-    *,
-    unit: str = "",
-    choices: Sequence[str] = (),
-    pattern: str = "",
-    **bounds: float,
+    default: Any, help: str, *, unit: str = "", choices: Sequence[str] = (), pattern: str = "", **bounds: float
 ) -> Any:
     """A field of a `Checked` dataclass.
 

@@ -127,24 +127,14 @@ class Decoder(nnx.Module):
         self.remat, self.scan_layers, self.loss_chunk = config.remat, config.scan_layers, config.loss_chunk
 
     def __call__(
-        self,
-        tokens_BT: jax.Array,
-        segments_BT: jax.Array | None = None,
-        *,
-        train: bool = False,
-        measure: bool = False,
+        self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None, *, train: bool = False, measure: bool = False
     ) -> tuple[jax.Array, Metrics]:
         """Logits of the next token and metrics; the arguments are those of `hidden`."""
         x_BTM, metrics = self.hidden(tokens_BT, segments_BT, train=train, measure=measure)
         return self.logits(x_BTM), metrics
 
     def hidden(
-        self,
-        tokens_BT: jax.Array,
-        segments_BT: jax.Array | None = None,
-        *,
-        train: bool = False,
-        measure: bool = False,
+        self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None, *, train: bool = False, measure: bool = False
     ) -> tuple[jax.Array, Metrics]:
         """The normalised last hidden state [B, T, M] and the attention metrics.
 

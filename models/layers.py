@@ -86,11 +86,7 @@ def scaled_norm(x_BTM: jax.Array, scale: nnx.Param, architecture: Architecture) 
 
 
 def make_rotation(
-    positions_BT: jax.Array,
-    width: int,
-    base: float,
-    dtype: jnp.dtype = jnp.float32,
-    scaling: RopeScaling = _UNSCALED,
+    positions_BT: jax.Array, width: int, base: float, dtype: jnp.dtype = jnp.float32, scaling: RopeScaling = _UNSCALED
 ) -> Rotation:
     """Rotary tables (arXiv 2104.09864) of integer positions [B or 1, T] for heads of an even `width`."""
     frequency_E = _scale_frequency(base ** (-jnp.arange(0, width, 2, dtype=dtype) / width), scaling)

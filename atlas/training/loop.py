@@ -57,10 +57,7 @@ class Segment:
 
 
 def train(
-    configs: Sequence[RunConfig],
-    corpus: Corpus,
-    workdir: pathlib.Path,
-    progress: Progress = lambda tokens, loss: None,
+    configs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path, progress: Progress = lambda tokens, loss: None
 ) -> None:
     """Trains runs of one shape together and leaves `workdir/runs/<run id>/` for each.
 
