@@ -6,6 +6,7 @@ import importlib.util
 import logging as python_logging
 import pathlib
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -133,6 +134,11 @@ def define_settings(config: C) -> Callable[[], C]:
 def _main() -> str:
     """The module whose flags --help shows, as absl names it."""
     return sys.argv[0]
+
+
+def command() -> str:
+    """How this binary was started, for what it leaves behind."""
+    return f"python -m experiments.{pathlib.Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}"
 
 
 def require(**values: Any) -> None:

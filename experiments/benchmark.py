@@ -19,7 +19,6 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-import sys
 import time
 from typing import Any
 
@@ -63,7 +62,7 @@ def main(_) -> None:
         print(f"{name}: {value}")
     print(pd.DataFrame(rows).to_string(index=False, na_rep="", float_format=lambda x: f"{x:.4g}"))
     if _JSON.value:
-        document = {"suite": _SUITE.value, "command": ["experiments.benchmark", *sys.argv[1:]], **facts, "rows": rows}
+        document = {"suite": _SUITE.value, "command": _app.command(), **facts, "rows": rows}
         write_atomically(pathlib.Path(_JSON.value), json.dumps(document, indent=1))
 
 

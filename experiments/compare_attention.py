@@ -7,8 +7,6 @@ finished runs are never repeated.
 """
 
 import pathlib
-import shlex
-import sys
 from collections.abc import Sequence
 
 from absl import flags
@@ -24,8 +22,7 @@ def main(_: Sequence[str]) -> None:
     """Trains, measures and tabulates."""
     study = _CONFIG.study()
     _app.require(workdir=_WORKDIR.value)
-    command = "python -m experiments.compare_attention " + shlex.join(sys.argv[1:])
-    print(comparison.run_comparison(study, pathlib.Path(_WORKDIR.value), command))
+    print(comparison.run_comparison(study, pathlib.Path(_WORKDIR.value), _app.command()))
 
 
 if __name__ == "__main__":

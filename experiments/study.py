@@ -7,8 +7,6 @@ it returns at once. With --runs=FILE it trains nothing and analyses a runs table
 """
 
 import pathlib
-import shlex
-import sys
 from collections.abc import Sequence
 
 from absl import flags
@@ -32,8 +30,7 @@ def main(_: Sequence[str]) -> None:
     if _RUNS.value:
         print(analyse_into(workdir, _RUNS.value, pathlib.Path(_RUNS.value).stem))
         return
-    command = "python -m experiments.study " + shlex.join(sys.argv[1:])
-    print(run_study(_CONFIG.study(_POPULATION.value), workdir, command))
+    print(run_study(_CONFIG.study(_POPULATION.value), workdir, _app.command()))
 
 
 if __name__ == "__main__":

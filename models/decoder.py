@@ -266,7 +266,12 @@ class Decoder(nnx.Module):
 def array_shapes(config: ModelConfig, kind: type[nnx.Variable] = nnx.Variable) -> dict[str, tuple[int, ...]]:
     """The shapes of all variables of a kind in `Decoder(config)`, by dotted name, without building it."""
     state = nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))), kind)
-    return {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
+    return {name: variable.shape for name, variable in named_variables(state).items()}
+
+
+def named_variables(state: nnx.State) -> dict[str, nnx.Variable]:
+    """The variables of a state by dotted name."""
+    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
 
 
 def count_params(config: ModelConfig) -> dict[str, int]:

@@ -37,8 +37,7 @@ class Program:
     step: jax.stages.Wrapped
     evaluate: jax.stages.Wrapped
     like: TrainState
-    tokens_sharding: NamedSharding
-    languages_sharding: NamedSharding
+    batch_sharding: NamedSharding
     evaluation_sharding: NamedSharding
 
     def batches(self, shape: Shape, samplers: Sequence[Sampler], steps: range) -> Iterator[tuple[jax.Array, jax.Array]]:
@@ -62,8 +61,8 @@ class Program:
             return (*index[0].indices(runs)[:2], *index[1].indices(rows)[:2])
 
         make = jax.make_array_from_callback
-        tokens = make((runs, rows, width), self.tokens_sharding, lambda index: part(*bounds(index))[0])
-        return tokens, make((runs, rows), self.languages_sharding, lambda index: part(*bounds(index))[1])
+        tokens = make((runs, rows, width), self.batch_sharding, lambda index: part(*bounds(index))[0])
+        return tokens, make((runs, rows), self.batch_sharding, lambda index: part(*bounds(index))[1])
 
 
 def make_program(config: RunConfig, corpus: Corpus, population: int, mesh: Mesh) -> Program:
@@ -94,8 +93,7 @@ def _make_program(shape: RunConfig, ids: tuple[int, int, int], languages: int, p
         ),
         evaluate=jax.jit(over_runs(one.evaluate, in_axes=(0, 0, None)), out_shardings=NamedSharding(mesh, P())),
         like=like,
-        tokens_sharding=NamedSharding(mesh, P("run", BATCH_AXES, None)),
-        languages_sharding=NamedSharding(mesh, P("run", BATCH_AXES)),
+        batch_sharding=NamedSharding(mesh, P("run", BATCH_AXES)),
         evaluation_sharding=NamedSharding(mesh, P(None, BATCH_AXES, None)),
     )
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from flax import nnx
 
 from atlas.training.config import TrainConfig
 from models import Decoder, ModelConfig, token_losses
+from models.decoder import named_variables
 
 Arrays = dict[str, jax.Array]
 Cooldown = tuple[jax.Array, jax.Array]
@@ -49,11 +49,8 @@ class Skeleton:
     def __init__(self, config: ModelConfig):
         self._config = config
         abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-        self._graph, params, buffers = nnx.split(abstract, nnx.Param, ...)
-        self._definitions = [jax.tree.structure(tree) for tree in (params, buffers)]
-        self._names = [_names(tree) for tree in (params, buffers)]
-        variables = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-        self.axes = {n: v.get_metadata("axes") for n, v in zip(self._names[0], variables, strict=True)}
+        self._graph, *self._states = nnx.split(abstract, nnx.Param, ...)
+        self.axes = {name: variable.get_metadata("axes") for name, variable in named_variables(self._states[0]).items()}
 
     def init(self, key: jax.Array) -> tuple[Arrays, Arrays]:
         """Fresh parameters and buffers."""
@@ -62,24 +59,14 @@ class Skeleton:
     def split(self, model: Decoder) -> tuple[Arrays, Arrays]:
         """The arrays of a decoder."""
         _, *states = nnx.split(model, nnx.Param, ...)
-        params, buffers = (
-            dict(zip(names, jax.tree.leaves(state), strict=True))
-            for names, state in zip(self._names, states, strict=True)
-        )
+        params, buffers = ({n: v[...] for n, v in named_variables(state).items()} for state in states)
         return params, buffers
 
     def merge(self, params: Arrays, buffers: Arrays) -> Decoder:
         """The decoder that holds these arrays."""
-        states = [
-            jax.tree.unflatten(definition, [arrays[name] for name in names])
-            for definition, names, arrays in zip(self._definitions, self._names, (params, buffers), strict=True)
-        ]
-        return nnx.merge(self._graph, *states)
-
-
-def _names(tree: Any) -> list[str]:
-    paths = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))[0]
-    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+        arrays = params | buffers
+        filled = (nnx.map_state(lambda path, v: v.replace(arrays[".".join(map(str, path))]), s) for s in self._states)
+        return nnx.merge(self._graph, *filled)
 
 
 def learning_rate(config: TrainConfig, step: jax.Array, cooldown: Cooldown) -> jax.Array:
@@ -147,12 +134,11 @@ class TrainStep:
         params = jax.tree.map(lambda value, update: value + rate * update, state.params, updates)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         windows = state.windows + jnp.sum(language_B[:, None] == jnp.arange(self.languages), axis=0, dtype=jnp.int32)
-        learnt = (params, buffers, optimizer, windows)
-        kept = (state.params, state.buffers, state.optimizer, state.windows)
-        params, buffers, optimizer, windows = jax.tree.map(functools.partial(jnp.where, finite), learnt, kept)
+        learnt = TrainState(params, buffers, optimizer, state.step, windows, state.skipped)
+        kept = jax.tree.map(functools.partial(jnp.where, finite), learnt, state)
         skipped = state.skipped + ~finite
         metrics |= {"gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
-        return TrainState(params, buffers, optimizer, state.step + 1, windows, skipped), metrics
+        return dataclasses.replace(kept, step=state.step + 1, skipped=skipped), metrics
 
     def evaluate(self, params: Arrays, buffers: Arrays, tokens_CBS: jax.Array) -> tuple[jax.Array, Arrays]:
         """Of C chunks of windows int32 [C, B, T+1]: nats summed over each, float32 [C], and the model's metrics.
