@@ -28,7 +28,6 @@ from atlas.scaling.planning import answers
 from atlas.scaling.planning.documents import fit_document
 from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expansion_table, iso_loss
 from atlas.scaling.planning.mixtures import MixturePlan, plan_mixture
-from atlas.scaling.planning.practice import borrow
 from atlas.scaling.single.bootstrap import bootstrap
 from atlas.scaling.single.comparison import compare
 from atlas.scaling.single.fit import OBJECTIVES, Fit, fit
@@ -61,7 +60,6 @@ __all__ = [
     "answers",
     "bilingual_transfer_scores",
     "bootstrap",
-    "borrow",
     "compare",
     "expansion_table",
     "finite",

@@ -6,7 +6,6 @@ arguments and is differentiable in all of them.
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -174,11 +173,7 @@ def data_constrained(
     return chinchilla(saturation(N, N_optimal, 1.0 / R_N), saturation(D, U, 1.0 / R_D), E, A, alpha, B, beta)
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("E", "A", "alpha", "B", "beta", "lam", "tau", "phi"),
-    meta_fields=("targets", "sources"),
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class JointLaw:
     """The law `atlas` of every target language at once, or anything else that has one value a parameter.
@@ -193,8 +188,8 @@ class JointLaw:
       phi: [...] capacity exponent.
     """
 
-    targets: tuple[str, ...]
-    sources: tuple[str, ...]
+    targets: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    sources: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     E: ArrayLike
     A: ArrayLike
     alpha: ArrayLike

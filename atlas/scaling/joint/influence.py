@@ -20,7 +20,6 @@ from atlas.scaling.joint.fit import JointFit, order_by_target, start_tau
 from atlas.scaling.joint.information import spread
 from atlas.scaling.joint.prior import HYPERPRIOR
 from atlas.scaling.joint.system import Rows, State
-from atlas.scaling.joint.verdicts import logarithms
 from atlas.scaling.noise import by_group, shrinkage, sums, whitened, winsorised, winsorised_slope
 from atlas.scaling.padding import bucket, padded
 
@@ -37,25 +36,6 @@ def prediction_gradients(fit: JointFit, N, D, U, target) -> np.ndarray:
     points, _ = fit.points(N, D, U, target)
     with jax.enable_x64(True):
         return _by_row(fit, _slopes(fit, points), points.target)
-
-
-def parameter_gradients(fit: JointFit) -> dict[str, np.ndarray]:
-    """Derivatives [n] of every parameter, by name, by the log losses of the n rows given to the fit.
-
-    Of the logarithms of positive parameters (E, A, alpha, B, beta, lambda), of τ and φ themselves; see
-    `prediction_gradients`.
-    """
-    record = fit.record
-
-    def values(theta: jax.Array, direct: jax.Array) -> jax.Array:
-        law = logarithms(system.natural(theta, direct, record.units, fit.targets, fit.sources))
-        return jnp.stack(list(law.named().values()))
-
-    with jax.enable_x64(True):
-        own, direct = map(np.asarray, jax.jit(jax.jacrev(values, (0, 1)))(record.theta, record.direct))
-        target = np.abs(own).sum(-1).argmax(-1)  # the one block that a parameter depends on, if any
-        slope = np.concatenate([own[np.arange(len(own)), target], direct], -1)
-        return dict(zip(fit.parameters, _by_row(fit, slope, target), strict=True))
 
 
 def influence(fit: JointFit, N, D, U, target) -> pd.DataFrame:
@@ -118,12 +98,12 @@ def objective(fit: JointFit) -> tuple[Callable[[jax.Array], jax.Array], np.ndarr
     state, rows = fit.record.state, fit.record.rows
     noise, groups = state.noise, system.groups_of(rows, state.noise)
     with jax.enable_x64(True):
-        predicted = system.predictions(state, rows)
+        predicted = system.linearise(state, rows).log_loss
         observed = predicted + winsorised(rows.log_loss - predicted, noise.clip)
 
     def value(flat: jax.Array) -> jax.Array:
         x = Coordinates(flat[: state.x.own.size].reshape(state.x.own.shape), flat[state.x.own.size :])
-        residual = observed - system.predictions(state._replace(x=x), rows)
+        residual = observed - system.linearise(state._replace(x=x), rows).log_loss
         found = sums(residual, jnp.zeros((*residual.shape, 1)), groups)
         square, *_ = whitened(found, groups, noise.rho)
         return 0.5 * jnp.sum(square) / noise.scale + system.penalty(x, state.prior)

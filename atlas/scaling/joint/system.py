@@ -143,13 +143,6 @@ def direct_part(x: Coordinates, prior: Prior) -> jax.Array:
     return x.shared[: len(x.shared) - prior.selector.shape[-1]]
 
 
-def predictions(state: State, rows: Rows) -> jax.Array:
-    """Log losses [t, r]."""
-    by_row = jax.vmap(log_loss, (None, None, 0, 0, 0))
-    by_target = jax.vmap(by_row, (0, None, 0, 0, 0))
-    return by_target(state.x.own, direct_part(state.x, state.prior), rows.N, rows.D, rows.U)
-
-
 @jax.jit
 def linearise(state: State, rows: Rows, guard: jax.Array | float = GUARD) -> Linear:
     by_row = jax.vmap(_slopes, (None, None, 0, 0, 0, 0, None))
@@ -226,12 +219,9 @@ def covariance(matrix: Arrow, h: int) -> tuple[jax.Array, Arrow]:
 
 def lowest_z(state: State, rows: Rows) -> jax.Array:
     """Smallest D_eff / D_tot over used rows, before the guard."""
-
-    def for_target(theta: jax.Array, D: jax.Array, U: jax.Array) -> jax.Array:
-        S = laws.saturation(D, U, repetition(theta, direct_part(state.x, state.prior)))
-        return S @ theta[TAU:] / jnp.sum(D, -1)
-
-    z = jax.vmap(for_target)(state.x.own, rows.D, rows.U)
+    lam = jax.vmap(repetition, (0, None))(state.x.own, direct_part(state.x, state.prior))
+    lam = jnp.reshape(lam, (len(lam), 1, -1))
+    z = laws.effective_share(rows.D, rows.U, state.x.own[:, None, TAU:], lam)
     return jnp.min(jnp.where(rows.weight > 0, z, jnp.inf))
 
 

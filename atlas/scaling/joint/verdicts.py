@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -98,12 +97,6 @@ def _estimate(value: ArrayLike, deviation: ArrayLike, told: ArrayLike, logarithm
     middle = np.log(value)
     low, high = (np.exp(np.clip(middle + side * deviation, -_LARGEST, _LARGEST)) for side in (-Z90, Z90))
     return value, value * deviation, low, high, told
-
-
-def logarithms(law: JointLaw) -> JointLaw:
-    """Logarithms of the positive parameters, τ and φ as they are."""
-    positive = ("E", "A", "alpha", "B", "beta", "lam")
-    return dataclasses.replace(law, **{name: jnp.log(getattr(law, name)) for name in positive})
 
 
 def _note_guesses(identified: JointLaw, notes: list[str]) -> None:

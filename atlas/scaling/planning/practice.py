@@ -1,10 +1,7 @@
-"""The practice of A Hitchhiker's Guide to Scaling Law Estimation (arXiv 2410.11840) as functions.
-
-The warm-up cut and the guide's split are in atlas.scaling.table.splits.
-"""
+"""What further models would tell of a larger one, by simulated fits: the practice of A Hitchhiker's Guide to Scaling
+Law Estimation (arXiv 2410.11840), whose warm-up cut and split are in atlas.scaling.table.splits."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,74 +9,17 @@ import pandas as pd
 
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.single.bootstrap import losses_of, refit
-from atlas.scaling.single.fit import Fit, Prior, fit
+from atlas.scaling.single.fit import Fit, fit
 from atlas.scaling.table.runs import Runs, load_runs
 from atlas.scaling.table.splits import after_warm_up
 from checked import UserError
 
-_LEAST_SPREAD = 0.05  # of a parameter between families: three of them may agree by chance
-_AGREEING = 1.1  # ratio of objectives up to which runs agree with a prior
 _ENOUGH_SIZES = 5  # of models, from which the guide's errors fall to a few per cent
 _CORRELATED = 0.3  # within a run: from here ten checkpoints tell no more than three independent ones
 _AHEAD = 30.0  # times the compute of the largest run, for which a plan is judged: beyond any that the budget affords
 _LEAST_SIZE, _BISECTIONS = 1e-3, 60  # of the smallest model, where a search for affordable sizes begins; it ends exact
 _FIRST = 0.2  # part of a planned run after which it is evaluated first: behind the warm-up
 _MODELS, _RATIOS = (1, 3, 5), (20.0, 100.0)  # planned models, and their tokens per parameter: optimal and over-trained
-
-
-def family_prior(fits: Sequence[Fit], levels: bool = True) -> Prior:
-    """What other families' fits of one law say about the next family: a joint prior on its parameters.
-
-    Coefficients and exponents are known together, as the term's size at the families' own sizes and tokens;
-    medians and the spread between families, so that one family that fits badly does not rule.
-
-    Args:
-      fits: of the same law to three families or more, whose losses have one unit.
-      levels: whether to borrow the levels and coefficients too, which depend on data and tokenizer, or the
-        exponents alone.
-
-    Raises:
-      UserError: fewer than three fits, several laws or several loss units.
-    """
-    laws, units = {f.law for f in fits}, {f.unit for f in fits if f.unit}
-    if len(fits) < 3 or len(laws) > 1:
-        raise UserError(f"a family prior needs three fits or more of one law, got {len(fits)} of {len(laws)} laws")
-    if len(units) > 1:
-        raise UserError(f"the families' losses have several units: {', '.join(sorted(units))}; convert them first")
-    law = fits[0].model
-    positive = [p.positive for p in law.parameters]
-    values = np.array([list(f.values.values()) for f in fits])
-    fitted = np.log(values, where=positive, out=values.copy())
-    centre = {name: np.exp(np.mean([np.log(f.problem.centre[name]) for f in fits])) for _, _, name in law.terms()}
-    to_terms = law.to_terms(np.median(fitted, axis=0), centre)
-    terms = fitted @ to_terms.T
-    middle = np.median(terms, axis=0)
-    spread = np.maximum(1.4826 * np.median(np.abs(terms - middle), axis=0), _LEAST_SPREAD)
-    borrowed = [levels or p.role == "exponent" for p in law.parameters]
-    precision = to_terms.T @ np.diag(borrowed * spread**-2.0) @ to_terms
-    return Prior(np.linalg.solve(to_terms, middle), precision, unit=next(iter(units), ""))
-
-
-def borrow(law: str, runs: Runs, fits: Sequence[Fit], **options: Any) -> Fit:
-    """Fits a law to few runs with what other families say about its parameters, as far as the runs agree.
-
-    The whole prior is used where the runs follow it nearly as closely as they follow the law without it;
-    else the exponents alone (another corpus, tokenizer or unit moves the levels); else nothing.
-
-    Args:
-      law, runs, options: for `fit`.
-      fits: see `family_prior`; the nearest families serve best, such as those of the same corpus.
-    """
-    plain = fit(law, runs, **options)
-    notes = (
-        "the runs contradict the other families' levels (unit, tokenizer or corpus): only exponents were borrowed",
-    )
-    for levels in (True, False):
-        found = fit(law, runs, prior=family_prior(fits, levels), **options)
-        if found.converged and found.objective <= _AGREEING * plain.objective:
-            return found if levels else dataclasses.replace(found, warnings=found.warnings + notes)
-    notes = ("the runs contradict the other families' parameters: nothing was borrowed",)
-    return dataclasses.replace(plain, warnings=plain.warnings + notes)
 
 
 def expected_errors(

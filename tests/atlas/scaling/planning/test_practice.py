@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from atlas.scaling import fit, load_runs
-from atlas.scaling.planning.practice import advice, borrow, expected_errors, family_prior
+from atlas.scaling.planning.practice import advice, expected_errors
 from atlas.scaling.table.splits import after_warm_up
 from checked import UserError
 
@@ -19,31 +19,6 @@ def family(sizes: int = 5, checkpoints: int = 12, sigma: float = 0.003, seed: in
     loss = law["E"] + law["A"] / N ** law["alpha"] + law["B"] / D ** law["beta"]
     loss = loss * np.exp(sigma * random.normal(size=N.size) + 0.2 * (D <= 1e10))
     return load_runs(pd.DataFrame({"run": N.astype(str), "num_params": N, "tokens": D, "loss": level * loss}))
-
-
-def test_borrowed_parameters_make_two_sizes_predict_a_third():
-    donors = [
-        fit("chinchilla", (rows := family(seed=i, alpha=a, beta=b)).where(after_warm_up(rows)))
-        for i, (a, b) in enumerate([(0.33, 0.36), (0.36, 0.37), (0.35, 0.38)])
-    ]
-    runs = family(sizes=6, seed=9)
-    few = runs.where(np.isin(runs.N, np.unique(runs.N)[:2]) & after_warm_up(runs))
-    target = runs.where(runs.N > 9e9)
-    alone, helped = fit("chinchilla", few), borrow("chinchilla", few, donors)
-    errors = [np.mean(np.abs(f.predict_runs(target)[0][1:] / target.loss[1:] - 1.0)) for f in (alone, helped)]
-    assert errors[1] < 0.01 and errors[1] < errors[0]
-    assert not helped.parameters["alpha"].identified
-
-
-def test_levels_of_another_unit_are_not_borrowed():
-    donors = [fit("chinchilla", family(seed=i)) for i in range(3)]
-    runs = family(sizes=2, seed=9, level=0.2)
-    assert any("contradict" in warning for warning in borrow("chinchilla", runs, donors).warnings)
-    bits = [fit("chinchilla", load_runs(family(seed=i).frame.assign(loss_unit="bits"))) for i in range(3)]
-    with pytest.raises(UserError, match=r"in bits, the runs' are in nats"):
-        fit("chinchilla", load_runs(runs.frame.assign(loss_unit="nats")), prior=family_prior(bits))
-    with pytest.raises(UserError, match="three fits or more"):
-        family_prior(bits[:2])
 
 
 def test_expected_errors_are_those_of_simulated_fits():
