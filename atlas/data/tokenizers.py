@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from checked.tokenizer_json import TokenizerJson
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -54,24 +55,20 @@ class JsonTokenizer:
 
     A space that it would put before each text (SentencePiece's dummy prefix) is switched off: it is no part
     of the text, and with it the bytes of the tokens would not sum to those of the text. Beginning- and
-    end-of-text marks are not added.
+    end-of-text marks are not added, and the name of a special token is text.
     """
 
     def __init__(self, json_text: str, name: str = FILE):
         """Raises UserError where the text is no tokenizer."""
         try:
-            description = _without_prefix_space(json.loads(json_text))
-            self._json = json.dumps(description, ensure_ascii=False)
-            self._backend = Backend.from_str(self._json)
-        except Exception as error:  # `tokenizers` raises bare Exception
+            file = TokenizerJson(json.loads(json_text), name)
+        except ValueError as error:
             raise UserError(f"{name} is not a tokenizer.json ({error}); write one with Tokenizer.save") from error
-        self._backend.no_padding()
-        self._backend.no_truncation()
-        vocabulary = self._backend.get_vocab()
-        size = max(vocabulary.values()) + 1
-        self.separator, self.padding = size, size + 1
-        self.vocab_size = -(-(size + 2) // _ROUND_TO) * _ROUND_TO
-        self.token_bytes = _token_bytes(description, vocabulary, self.vocab_size)
+        self._json, self._backend = json.dumps(file.without_space(), ensure_ascii=False), file.continuing()
+        sizes = [len(data or b"") for data in file.table({})]
+        self.separator, self.padding = len(sizes), len(sizes) + 1
+        self.vocab_size = -(-(len(sizes) + 2) // _ROUND_TO) * _ROUND_TO
+        self.token_bytes = np.pad(np.array(sizes, np.int32), (0, self.vocab_size - len(sizes)))
         self.fingerprint = hashlib.blake2b(self._json.encode(), digest_size=8).hexdigest()
 
     def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
@@ -164,48 +161,3 @@ def _take(texts: Iterable[str], max_bytes: float) -> Iterator[str]:
 
 def _size(text: str) -> int:
     return len(text.encode())
-
-
-def _components(component: dict | None) -> list[dict]:
-    """A pre-tokenizer, normalizer or decoder as the list of its parts."""
-    if component is None:
-        return []
-    if component["type"] == "Sequence":
-        inside = next(component[key] for key in ("pretokenizers", "normalizers", "decoders") if key in component)
-        return [part for child in inside for part in _components(child)]
-    return [component]
-
-
-def _without_prefix_space(description: dict) -> dict:
-    """The same tokenizer without the space before a text, and without its removal when decoding."""
-    if any(part["type"] == "Prepend" for part in _components(description.get("normalizer"))):
-        for name, dropped in (("normalizer", "Prepend"), ("decoder", "Strip")):
-            kept = [part for part in _components(description.get(name)) if part["type"] != dropped]
-            description[name] = {"type": "Sequence", f"{name}s": kept} if kept else None
-    for part in (*_components(description.get("pre_tokenizer")), *_components(description.get("decoder"))):
-        if part["type"] == "Metaspace":
-            part["prepend_scheme"] = "never"
-        if part["type"] == "ByteLevel":
-            part["add_prefix_space"] = False
-    return description
-
-
-def _token_bytes(description: dict, vocabulary: Mapping[str, int], vocab_size: int) -> np.ndarray:
-    model = description["model"]
-    parts = (part for name in ("pre_tokenizer", "decoder") for part in _components(description.get(name)))
-    byte_level = any(part["type"] == "ByteLevel" for part in parts)
-    special = {token["id"]: token["special"] for token in description.get("added_tokens", [])}
-    result = np.zeros(vocab_size, np.int32)
-    for token, i in vocabulary.items():
-        if special.get(i) or token == model.get("unk_token"):
-            continue
-        if i in special:
-            result[i] = _size(token)
-        elif byte_level:
-            # Byte-level vocabularies spell each byte as one character.
-            result[i] = len(token)
-        elif model.get("byte_fallback") and len(token) == 6 and token.startswith("<0x"):
-            result[i] = 1
-        else:
-            result[i] = _size(token.replace("▁", " "))
-    return result

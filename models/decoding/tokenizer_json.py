@@ -15,36 +15,37 @@ from tokenizers import Tokenizer
 from checked.files import read_json
 
 ROLES = ("bos", "eos", "pad", "unk")
-_read = functools.partial(read_json, kind="file of a tokenizer", remedy="give the directory of a whole model")
+read = functools.partial(read_json, kind="file of a tokenizer", remedy="give the directory of a whole model")
 
 _MODELS = ("BPE", "Unigram")
 _ID_FILES = ("generation_config.json", "config.json")
 _NAME_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+_CHILDREN = {"normalizers", "pretokenizers", "decoders"}
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 
 Json = dict[str, Any]
 
 
 class TokenizerJson:
-    """A tokenizer.json.
+    """The content of a tokenizer.json; `name` is what messages call it.
 
     Attributes:
       library: the tokenizer of the library, which encodes as the model was trained to see text from its beginning.
-      model: "BPE" or "Unigram".
+      model: "BPE" or "Unigram", or a kind that `check` refuses.
       names: tokens by id, those of the model and the added ones.
       unknown: the id that the model writes for what it cannot spell; () where it has none.
 
     Raises:
-      ValueError: the file is missing or damaged, or its kind of tokenizer is not supported.
+      ValueError: it is no tokenizer.
     """
 
-    def __init__(self, path: Path):
-        self._path, self._description = path, _read(path)
+    def __init__(self, description: Json, name: object):
+        self._name, self._description = name, description
         try:
-            self.library = Tokenizer.from_file(str(path))
+            self.library = Tokenizer.from_str(json.dumps(description))
         except Exception as error:  # `tokenizers` raises bare Exception
             raise ValueError(
-                f"{path} is no tokenizer of the tokenizers library ({' '.join(str(error).split())})"
+                f"{name} is no tokenizer of the tokenizers library ({' '.join(str(error).split())})"
             ) from error
         # A file may keep what its training wanted: random merges, fixed lengths.
         self.library.no_padding()
@@ -60,9 +61,9 @@ class TokenizerJson:
         self._space = next((mark for mark in map(_space_mark, steps) if mark), None)
         decoders = {part["type"] for part in self._parts("decoder")}
         self._falls_back = bool(self._model.get("byte_fallback")) or "ByteFallback" in decoders
-        self._check()
-        self.names = {i: name for name, i in self.library.get_vocab(with_added_tokens=False).items()}
-        self.names |= {i: token["content"] for i, token in self._added.items()}
+        spelled = {i: name for name, i in self.library.get_vocab(with_added_tokens=False).items()}
+        self.names = {i: token["content"] for i, token in self._added.items()} | spelled
+        self._literal = self._added.keys() - spelled.keys()
         if self.model == "Unigram":
             unknown = self._model.get("unk_id")
         else:
@@ -72,17 +73,18 @@ class TokenizerJson:
     def _parts(self, component: str) -> list[Json]:
         return list(_parts(self._description.get(component)))
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises a ValueError of one line where this kind of tokenizer cannot be read as bytes."""
         supported = f"is not supported; supported: {', '.join(_MODELS)}"
         if self.model not in _MODELS:
-            raise ValueError(f"{self._path}: tokenizer model {self.model!r} {supported}")
+            raise ValueError(f"{self._name}: tokenizer model {self.model!r} {supported}")
         for option in ("continuing_subword_prefix", "end_of_word_suffix"):
             if self.model == "BPE" and self._model.get(option):
-                raise ValueError(f"{self._path}: BPE with {option}={self._model[option]!r} {supported} without it")
+                raise ValueError(f"{self._name}: BPE with {option}={self._model[option]!r} {supported} without it")
         if "ByteLevel" not in self._steps and self._space is None:
             steps = ", ".join(sorted(self._steps)) or "nothing"
             supported = "is not supported; supported: after ByteLevel, Metaspace, or a Replace of spaces"
-            raise ValueError(f"{self._path}: {self.model} after {steps} {supported}")
+            raise ValueError(f"{self._name}: {self.model} after {steps} {supported}")
 
     def table(self, roles: Mapping[str, tuple[int, ...]]) -> tuple[bytes | None, ...]:
         """Bytes of every id; None for special tokens and for ids that no token has."""
@@ -91,8 +93,8 @@ class TokenizerJson:
         table: list[bytes | None] = [None] * (max(self.names, default=-1) + 1)
         for i, name in self.names.items():
             if i not in special:
-                # An added token is found in the text as it is spelled, before any step changes the text.
-                table[i] = name.encode() if i in self._added else self._to_bytes(name)
+                # What the model has no token for is found in the text as it is spelled, before any step changes it.
+                table[i] = name.encode() if i in self._literal else self._to_bytes(name)
         return tuple(table)
 
     def _to_bytes(self, name: str) -> bytes:
@@ -100,7 +102,7 @@ class TokenizerJson:
             alphabet = _byte_of_character()
             return bytes(map(alphabet.__getitem__, name)) if all(c in alphabet for c in name) else name.encode()
         byte = _BYTE_TOKEN.fullmatch(name) if self._falls_back else None
-        return bytes.fromhex(byte[1]) if byte else name.replace(self._space, " ").encode()
+        return bytes.fromhex(byte[1]) if byte else name.replace(self._space or " ", " ").encode()
 
     def begin(self) -> tuple[int, ...]:
         """The special ids that the post-processor puts before a text."""
@@ -108,15 +110,14 @@ class TokenizerJson:
         marked = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
         return tuple(i for i, _ in itertools.takewhile(lambda pair: pair[1], marked))
 
-    def roles(self) -> dict[str, tuple[int, ...]]:
-        """Ids by role, from the first of the files beside this one that gives the role; a role without is ().
+    def roles(self, directory: Path) -> dict[str, tuple[int, ...]]:
+        """Ids by role, from the first of the files of a model that gives the role; a role without is ().
 
         Of several ids the one that the tokenizer's own files name is first.
         """
-        directory = self._path.parent
         by_id = [directory / name for name in _ID_FILES if (directory / name).is_file()]
-        by_id = [(path, _read(path)) for path in by_id]
-        by_name = [_read(directory / name) for name in _NAME_FILES if (directory / name).is_file()]
+        by_id = [(path, read(path)) for path in by_id]
+        by_name = [read(directory / name) for name in _NAME_FILES if (directory / name).is_file()]
         ids = {name: i for i, name in self.names.items()}
         roles = {}
         for role in ROLES:
@@ -128,15 +129,21 @@ class TokenizerJson:
         roles["unk"] = roles["unk"] or self.unknown
         return roles
 
+    def without_space(self) -> Json:
+        """The description without the space before a text, and without its removal when decoding."""
+        prepends = any(part["type"] == "Prepend" for part in self._parts("normalizer"))
+        drop = {"normalizer": "Prepend", "decoder": "Strip" if prepends else None, "pre_tokenizer": None}
+        return self._description | {key: _without_space(self._description.get(key), kind) for key, kind in drop.items()}
+
     def continuing(self) -> Tokenizer:
         """The library's tokenizer without the space before a text, and with special tokens' names as text."""
-        steps = {"normalizer": _without_space(self._parts("normalizer"), "normalizers")}
-        steps["pre_tokenizer"] = _without_space(self._parts("pre_tokenizer"), "pretokenizers")
         empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
-        made = Tokenizer.from_str(json.dumps(empty | steps))
+        steps = ("normalizer", "pre_tokenizer", "decoder")
+        made = Tokenizer.from_str(json.dumps(empty | {key: self.without_space()[key] for key in steps}))
         # The model is shared, since a second copy of a large one would take long to make.
         tokenizer = Tokenizer(self.library.model)
-        tokenizer.normalizer, tokenizer.pre_tokenizer = made.normalizer, made.pre_tokenizer
+        for key in steps:
+            setattr(tokenizer, key, getattr(made, key))
         tokenizer.add_tokens([token for _, token in sorted(self.library.get_added_tokens_decoder().items())])
         tokenizer.encode_special_tokens = True
         return tokenizer
@@ -148,22 +155,21 @@ def _parts(component: Json | None) -> Iterator[Json]:
         return
     if component["type"] != "Sequence":
         yield component
-        return
-    for child in next(component[key] for key in ("normalizers", "pretokenizers", "decoders") if key in component):
-        yield from _parts(child)
+    for key in _CHILDREN & component.keys():
+        for child in component[key]:
+            yield from _parts(child)
 
 
-def _without_space(parts: list[Json], key: str) -> Json | None:
-    """Steps as one sequence; none of them puts a space before the text."""
-    kept = []
-    for part in parts:
-        if part["type"] == "Metaspace":
-            part = part | {"prepend_scheme": "never"}
-        if part["type"] == "ByteLevel" and key == "pretokenizers":
-            part = part | {"add_prefix_space": False}
-        if part["type"] != "Prepend":
-            kept.append(part)
-    return {"type": "Sequence", key: kept} if kept else None
+def _without_space(component: Json | None, dropped: str | None) -> Json | None:
+    """A component that puts no space before the text, without its parts of one type; None if nothing is left."""
+    if component is None or component["type"] == dropped:
+        return None
+    for key in _CHILDREN & component.keys():
+        kept = [part for child in component[key] if (part := _without_space(child, dropped))]
+        return component | {key: kept} if kept else None
+    if component["type"] == "Metaspace":
+        return component | {"prepend_scheme": "never"}
+    return component | ({"add_prefix_space": False} if "add_prefix_space" in component else {})
 
 
 def _space_mark(step: Json) -> str | None:

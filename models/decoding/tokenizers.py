@@ -13,9 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from checked.tokenizer_json import ROLES, TokenizerJson, read
 from tokenizers import Tokenizer
-
-from models.decoding.tokenizer_json import ROLES, TokenizerJson
 
 FILE = "tokenizer.json"
 _LONE_BYTES = re.compile("([\udc80-\udcff]+)")
@@ -105,8 +104,9 @@ def load_tokenizer(path: Path | str) -> ByteView:
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
-    file = TokenizerJson(path)
-    roles = file.roles()
+    file = TokenizerJson(read(path), path)
+    file.check()
+    roles = file.roles(path.parent)
     table = file.table(roles)
     encoder = _Encoder(file.continuing(), table, file.unknown)
     if not (encoder.exact or file.unknown or file.model == "BPE"):
