@@ -5,10 +5,10 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -20,8 +20,7 @@ from atlas.data.windows import WindowSource
 from checked import UserError
 from checked.files import read_json, write_atomically
 
-T = TypeVar("T")
-
+_LOG = logging.getLogger(__name__)
 _FILE = "corpus.json"
 _FORMAT = 1
 _IN_MEMORY_BYTES = 1 << 30
@@ -34,7 +33,8 @@ class Corpus:
 
     languages: names, in the order of the config. tokenizer: see `atlas.data.tokenizers.Tokenizer`. window: T.
     fingerprint: see `fingerprint`.
-    sizes: documents, bytes of UTF-8 text, tokens and windows by language and split.
+    sizes: documents, bytes of UTF-8 text, tokens and windows by language and split; and `altered`, the documents whose
+      tokens stand for other bytes than their text has (normalisation, unknown tokens).
     unique_tokens: by language U, tokens of the train split that are targets in one epoch. num_bytes: bytes of its text.
     windows(language, split): random access to a split by an array of indices; a small corpus is read into memory once.
     relatedness: share of the target's running words that the source has, by (target, source); None if unknown.
@@ -54,6 +54,13 @@ class Corpus:
         pairs = description["relatedness"]
         self.relatedness = None if pairs is None else {(target, source): share for target, source, share in pairs}
         self.windows = functools.cache(self._read)
+
+    def token_bytes(self, language: str, split: str) -> np.ndarray:
+        """Bytes of text that a token stands for, [vocab_size]; the split's mean where the tokenizer alters its text."""
+        size = self.sizes[language][split]
+        if not size.get("altered"):
+            return self.tokenizer.token_bytes
+        return np.full(self.tokenizer.vocab_size, size["bytes"] / size["tokens"])
 
     def _read(self, language: str, split: str) -> WindowSource:
         total = sum(size["windows"] for splits in self.sizes.values() for size in splits.values())
@@ -163,6 +170,8 @@ def _build_language(
     sizes = {split: Counter() for split in sources.SPLITS}
     cuts = {split: _cut(config, source, language, split, tokenizer, sizes[split]) for split in sources.SPLITS}
     windows.write(directory, language, config.window, cuts)
+    if altered := sum(size["altered"] for size in sizes.values()):
+        _LOG.warning("the tokenizer alters %d documents of %s: bits per byte go by bytes of text", altered, language)
     if config.max_train_windows:
         # Text is read some documents ahead of its windows: what a cap kept is known by proportion.
         train = sizes["train"]
@@ -176,14 +185,15 @@ def _cut(
     config: DataConfig, source: sources.Source, language: str, split: str, tokenizer: Tokenizer, sizes: Counter[str]
 ) -> Iterator[np.ndarray]:
     """Windows of a split, counting them and what they are made of."""
-    texts = filter(None, source.documents(language, split))
-    texts = _counted(texts, sizes, documents=lambda _: 1, bytes=lambda text: len(text.encode()))
-    documents = _counted(tokenizer.encode_documents(texts), sizes, tokens=len)
+    texts, again = itertools.tee(filter(None, source.documents(language, split)))
+    documents = _spelled(again, tokenizer.encode_documents(texts), tokenizer.token_bytes, sizes)
     if split == "train":
         cut = itertools.islice(windows.cut(documents, config.window), config.max_train_windows or None)
     else:
         cut = windows.cut(documents, config.window, tokenizer.padding)
-    yield from _counted(cut, sizes, windows=lambda _: 1)
+    for row in cut:
+        sizes["windows"] += 1
+        yield row
     if not sizes["documents"]:
         raise tokenizers.no_documents(language, split)
     if not sizes["windows"]:
@@ -193,12 +203,15 @@ def _cut(
         )
 
 
-def _counted(items: Iterable[T], sizes: Counter[str], **measures: Callable[[T], int]) -> Iterator[T]:
-    """The same items; what each measures is added to the size of that name."""
-    for item in items:
-        for name, measure in measures.items():
-            sizes[name] += measure(item)
-        yield item
+def _spelled(
+    texts: Iterable[str], documents: Iterable[np.ndarray], token_bytes: np.ndarray, sizes: Counter[str]
+) -> Iterator[np.ndarray]:
+    """The same documents, counted together with the texts that they spell; `altered` are those whose bytes differ."""
+    for text, document in zip(texts, documents, strict=True):
+        num_bytes = len(text.encode())
+        altered = int(token_bytes[document].sum() != num_bytes)
+        sizes.update(documents=1, bytes=num_bytes, tokens=len(document), altered=altered)
+        yield document
 
 
 def _make_tokenizer(config: DataConfig, source: sources.Source) -> Tokenizer:

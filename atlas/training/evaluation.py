@@ -31,7 +31,7 @@ class EvaluationSet:
 
 def evaluation_set(corpus: Corpus, windows: int, batch_size: int) -> EvaluationSet:
     """The first `windows` validation windows of each language in chunks of `batch_size`."""
-    padding, token_bytes = corpus.tokenizer.padding, corpus.tokenizer.token_bytes
+    padding = corpus.tokenizer.padding
     chunks, languages, targets, num_bytes = [], [], [], []
     for number, language in enumerate(corpus.languages):
         held_out = corpus.windows(language, "validation")
@@ -42,7 +42,7 @@ def evaluation_set(corpus: Corpus, windows: int, batch_size: int) -> EvaluationS
         filled[:count] = rows
         real = rows[:, 1:][rows[:, 1:] != padding]
         targets.append(real.size)
-        num_bytes.append(token_bytes[real].sum())
+        num_bytes.append(corpus.token_bytes(language, "validation")[real].sum())
         chunks.append(filled.reshape(-1, batch_size, rows.shape[1]))
         languages += [number] * len(chunks[-1])
     return EvaluationSet(

@@ -5,6 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import models as backends
 
 from atlas.data import DataConfig, corpus, load, prepare, tokenizers, windows
 from atlas.data.batches import Sampler
@@ -56,6 +58,64 @@ def test_sizes(jsonl, tmp_path):
     assert built.unique_tokens["fr"] == built.sizes["fr"]["train"]["windows"] * 16
     assert built.sizes["en"]["test"]["windows"] == 2
     assert built.relatedness is None
+
+
+def word_pieces():
+    backend = Tokenizer(backends.WordPiece({"[UNK]": 0, "le": 1, "##s": 2, "été": 3}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    return backend
+
+
+def byte_fallback(*characters, **options):
+    pieces = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), *characters]
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    backend = Tokenizer(backends.BPE(ids, [], unk_token="<unk>", byte_fallback=True, **options))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    return backend
+
+
+def suffixed():
+    ids = {piece: i for i, piece in enumerate(["<unk>", "l", "e", "é", "t", "s</w>", "e</w>", "é</w>"])}
+    backend = Tokenizer(backends.BPE(ids, [], unk_token="<unk>", end_of_word_suffix="</w>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return backend
+
+
+def composing():
+    backend = Tokenizer.from_str(tokenizers.train("bpe", 256, ["a"])._json)
+    backend.normalizer = normalizers.NFC()
+    return backend
+
+
+ALTERING = {
+    "word pieces": word_pieces,
+    "a space by its mark's bytes": byte_fallback,
+    "suffix": suffixed,
+    "unknown": lambda: Tokenizer(backends.BPE({"<unk>": 0, "e": 1, "t": 2}, [], unk_token="<unk>")),
+    "composing": composing,
+}
+
+
+@pytest.mark.parametrize("kind", ALTERING)
+def test_a_tokenizer_that_alters_text_is_measured_by_the_text(kind, tmp_path, caplog):
+    texts = {"fr": ["LE\u0301s e\u0301te\u0301s les été  é", "les", "été e\u0301"]}
+    root, file = write_corpus(tmp_path / "text", texts), tmp_path / "made.json"
+    ALTERING[kind]().save(str(file))
+    built = prepare(config(str(root), window=4, tokenizer=str(file)), tmp_path / "corpus")
+    tokens = stream(built, "fr", "validation")
+    tokens = tokens[tokens != built.tokenizer.padding]
+    expected = built.sizes["fr"]["validation"]["bytes"]
+    assert built.token_bytes("fr", "validation")[tokens].sum() == pytest.approx(expected)
+    assert built.tokenizer.token_bytes[tokens].sum() != expected
+    assert "alters" in caplog.text and "fr" in caplog.text
+
+
+def test_a_tokenizer_that_keeps_the_text_is_measured_token_by_token(tmp_path, caplog):
+    root, file = write_corpus(tmp_path / "text", {"fr": ["le  <0x41>", "été <unk>"]}), tmp_path / "made.json"
+    byte_fallback("▁", "é", "<", "l").save(str(file))
+    built = prepare(config(str(root), window=4, tokenizer=str(file)), tmp_path / "corpus")
+    assert built.token_bytes("fr", "test") is built.tokenizer.token_bytes
+    assert not caplog.text
 
 
 def test_a_cap_keeps_the_first_windows(jsonl, tmp_path):
