@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from checked.tokenizer_json import TokenizerJson
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from atlas.data import mixtures
 from checked import UserError
 from checked.files import write_atomically
+from checked.tokenizer_json import TokenizerJson
 
 _ROUND_TO = 32
 FILE = "tokenizer.json"

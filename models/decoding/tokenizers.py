@@ -13,8 +13,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from checked.tokenizer_json import ROLES, TokenizerJson, read
 from tokenizers import Tokenizer
+
+from checked.tokenizer_json import ROLES, TokenizerJson, read
 
 FILE = "tokenizer.json"
 _LONE_BYTES = re.compile("([\udc80-\udcff]+)")
