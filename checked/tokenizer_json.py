@@ -1,7 +1,5 @@
 """What a tokenizer.json, and the files beside it, say about the bytes and the roles of tokens."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Parts that every layer uses: parameters, RMSNorm, rotary positions, the gated feed-forward."""
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Next-token loss of a decoder, in nats per token."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Plain and assisted generation of the transformers library, as a peer of `models.decoding`."""
 
-from __future__ import annotations
-
 import pathlib
 import time
 from typing import Any

@@ -14,8 +14,6 @@ neighbouring queries; 0.87 to 0.94 were measured on a trained model of another k
 weights, makes neighbours share almost nothing, and says nothing about a trained model.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -5,8 +5,6 @@ from 40 runs of 8 checkpoints, whose errors come from a model of the noise, and 
 the runs themselves. Of five: the joint fit to 37 runs of 8 checkpoints, phi being 0 or 0.11.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

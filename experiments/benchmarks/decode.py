@@ -12,8 +12,6 @@ Figures are those of `models.decoding.compare`, and
   ratio               tokens_per_second over that of the peer's same method (its tli for all verifications of ours)
 """
 
-from __future__ import annotations
-
 import functools
 import pathlib
 import tempfile

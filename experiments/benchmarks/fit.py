@@ -6,8 +6,6 @@ coordinates whitened there. The notebooks in circulation take a thousand times l
 compiler.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Times of the joint fit with 10 and 40 languages, in CPU seconds, compilation apart."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The optimum of joint fits against another optimiser's, and their derivatives against refits."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

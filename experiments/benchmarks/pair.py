@@ -6,8 +6,6 @@ units and layers, whose projections into what is read on are zero. Their law, an
 one's; their cost is that of their size, since weights are arguments that no compiler knows to be zero.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import json

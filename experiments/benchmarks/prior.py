@@ -1,7 +1,5 @@
 """How far the numbers of the joint fit's prior decide its answers: τ and φ when each is halved and doubled."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -5,8 +5,6 @@ runs of every language, 2 of every pair and 20 even mixtures; S80 has 3, 1 and 5
 5, with 20 checkpoints. The bars are those that a prototype reached with a margin.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """Simulated studies measured one after another and kept as they come, and whether they reach their bars."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """Times of compiled programs: compiled apart, warmed up, then run in turns so that a busy machine hits all alike."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Scores and statistics are float32 (float64 if the inputs are), whatever the dtype of queries, keys and values.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -4,8 +4,6 @@ Segments are int32 [B, T], constant within a document and changing between neigh
 padding, which is computed like any document but left out of every statistic and of the indexer's loss.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Attention gives back no probabilities; they are computed again here, a few queries at a time.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

@@ -1,7 +1,5 @@
 """The attention block of the decoder: projections and gates around what the package's functions attend to."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

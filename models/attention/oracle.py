@@ -3,8 +3,6 @@
 Softmaxes are float32 (float64 if the inputs are), whatever the dtype of queries, keys and values.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -17,8 +17,6 @@ Lists are int32 [B, P, A], ascending, with -1 for "no block": what kernels for b
 beside the legend's: W tokens of a block, P blocks (and tiles) of a row, A entries of a list, X tiles at a time.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -5,8 +5,6 @@ of Z = B · together. A tile reads its keys block by block. Axes beside the lege
 block.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

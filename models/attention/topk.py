@@ -6,8 +6,6 @@ finished as soon as exactly k scores reach its threshold, so that a few more tha
 inputs.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

@@ -1,7 +1,5 @@
 """How fast ways to write are, measured in turns."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar

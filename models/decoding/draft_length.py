@@ -1,7 +1,5 @@
 """How many tokens to draft: from what was committed so far and from measured costs."""
 
-from __future__ import annotations
-
 import functools
 import timeit
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ with noise that depends on the seed and the place only) it is even the very same
 and draft length.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

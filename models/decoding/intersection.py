@@ -6,8 +6,6 @@ writes a token that the drafter does not know, the drafter reads its spelling, f
 all tokens are shared, and this is speculative sampling (arXiv 2211.17192).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import NamedTuple

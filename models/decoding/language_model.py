@@ -1,7 +1,5 @@
 """A decoder as decoding sees it: a static description, parameters, and one way to read tokens."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

@@ -3,8 +3,6 @@
 Whatever is proposed, verification keeps the target's law; a proposer decides how many tokens a round commits.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -8,8 +8,6 @@ noise that depends on the seed and the position alone makes the drawn text a fun
 target (arXiv 2408.07978).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -11,8 +11,6 @@ The law of the tokens after the first comes for free, so the whole block is a pr
 algorithm of the paper is its case n_draft = 1.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass

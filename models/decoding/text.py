@@ -1,7 +1,5 @@
 """Text in, text out: prompts as strings, stop strings, text as it comes."""
 
-from __future__ import annotations
-
 import codecs
 from collections.abc import Callable, Sequence
 from typing import Any

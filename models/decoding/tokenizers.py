@@ -4,8 +4,6 @@ Two models with different vocabularies share one thing, the bytes they have writ
 token may be a part of a character, vocabularies spell spaces in their own ways, and a decoder cleans up.
 """
 
-from __future__ import annotations
-
 import codecs
 import dataclasses
 import itertools

@@ -16,8 +16,6 @@ draft will do.
 Sources: Leviathan et al. (arXiv 2211.17192), Sun et al. (arXiv 2403.10444), Timor et al. (arXiv 2502.05202).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

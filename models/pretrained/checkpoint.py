@@ -3,8 +3,6 @@
 A safetensors file is a header of names, types and places, and numbers. Nothing in it is executed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Where a parameter of the `Decoder` stands in the files of its family."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ Both spellings of rotary positions are read: `rope_parameters` of transformers 5
 `rope_scaling` of the versions before.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
