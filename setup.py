@@ -45,13 +45,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
-        "test": [
-            "pytest>=8",
-            "pytest-xdist>=3.6",
-            "hypothesis>=6.100",
-            "ruff==0.17.*",
-            "mypy==2.4.*",
-        ],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.*", "mypy==2.4.*"],
         # What ours is compared with: off-the-shelf models, assisted generation. On Linux torch comes
         # from PyPI with CUDA, a download of 3 GB; the CPU build, 0.2 GB, is enough if it is installed first:
         # pip install "torch==2.13.*" --index-url https://download.pytorch.org/whl/cpu

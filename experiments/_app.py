@@ -36,7 +36,7 @@ def run(main: Callable[[Sequence[str]], object], *, resumes: bool = False) -> No
         # absl's default of INFO shows every library's chatter between our own lines.
         logging.set_verbosity(logging.WARNING)
         python_logging.getLogger().setLevel(python_logging.WARNING)
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             main(argv)
         except UserError as error:
@@ -146,10 +146,6 @@ def require(**values: Any) -> None:
     for name, value in values.items():
         if value in (None, ""):
             raise UserError(f"--{name} is missing; give --{name}=…, see --help")
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _fail(message: str) -> None:

@@ -53,10 +53,7 @@ def diagnose_sizes(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     N, D = batch["N"], batch["D"]
-    for values, names, what in (
-        (N, ("E", "A", "alpha"), "model sizes"),
-        (D, ("E", "B", "beta"), "token counts"),
-    ):
+    for values, names, what in ((N, ("E", "A", "alpha"), "model sizes"), (D, ("E", "B", "beta"), "token counts")):
         distinct = len(np.unique(np.log(values).round(_DECIMALS)))
         if distinct < _DISTINCT:
             reason = f"{distinct} distinct {what} cannot give an exponent; {_DISTINCT} or more can"

@@ -19,12 +19,7 @@ _KNOWN = ("atlas", *_CHINCHILLA, *LAWS)
 
 
 def heldout(
-    runs: Runs,
-    split: str = "largest_n",
-    law: str = "atlas",
-    *,
-    seed: int = 0,
-    **options: Any,
+    runs: Runs, split: str = "largest_n", law: str = "atlas", *, seed: int = 0, **options: Any
 ) -> tuple[dict, pd.DataFrame]:
     """Fits a law without some runs and scores its predictions of them.
 

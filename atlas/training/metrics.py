@@ -16,7 +16,9 @@ def append(path: pathlib.Path, *records: Record) -> None:
     """Adds records; not-finite numbers become null, because JSON has none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({k: _finite(v) for k, v in record.items()}) + "\n" for record in records)
+        for record in records:
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+            file.write(json.dumps(finite) + "\n")
 
 
 def read(path: pathlib.Path) -> list[Record]:
@@ -32,7 +34,3 @@ def keep(path: pathlib.Path, condition: Callable[[Record], bool]) -> None:
     """Rewrites the file with only the records that meet the condition: a run that resumes writes the others again."""
     if path.exists():
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in read(path) if condition(record)))
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

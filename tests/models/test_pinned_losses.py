@@ -12,18 +12,9 @@ SEPARATOR, PADDING = 30, 31
 GATED_SPARSE, UNROLLED = {"attention": "gated_sparse"}, {"scan_layers": False}
 CASES = {
     # Of each step: nats per token, and the indexer's loss.
-    "dense": (
-        {},
-        [(4.040222, 0), (4.161677, 0), (4.107514, 0)],
-    ),
-    "gated unrolled": (
-        {"attention": "gated"} | UNROLLED,
-        [(4.006648, 0), (4.004826, 0), (4.046658, 0)],
-    ),
-    "dense tiles unrolled": (
-        {"query_chunk": 8} | UNROLLED,
-        [(4.040222, 0), (4.161677, 0), (4.107514, 0)],
-    ),
+    "dense": ({}, [(4.040222, 0), (4.161677, 0), (4.107514, 0)]),
+    "gated unrolled": ({"attention": "gated"} | UNROLLED, [(4.006648, 0), (4.004826, 0), (4.046658, 0)]),
+    "dense tiles unrolled": ({"query_chunk": 8} | UNROLLED, [(4.040222, 0), (4.161677, 0), (4.107514, 0)]),
     "tokens": (
         GATED_SPARSE | {"k_rule": "inverse", "keep_first": 1, "keep_local": 2},
         [(4.218434, 0.2507138), (4.197995, 0.2164364), (4.053352, 0.1803727)],

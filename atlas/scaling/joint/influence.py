@@ -184,10 +184,7 @@ class _Equations:
         left = jnp.swapaxes(prior.border, 1, 2).at[:, :h].add(full[:, p:, :p])
         corner = prior.corner.at[:h, :h].add(jnp.sum(full[:, p:, p:], 0))
         return Bordered(
-            prior.blocks + full[:, :p, :p],
-            right,
-            jnp.concatenate([left, own], 1),
-            jnp.concatenate([corner, shared], 0),
+            prior.blocks + full[:, :p, :p], right, jnp.concatenate([left, own], 1), jnp.concatenate([corner, shared], 0)
         )
 
 

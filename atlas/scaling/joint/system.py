@@ -234,13 +234,7 @@ def slopes(theta, direct, N, D, U, target) -> tuple[jax.Array, jax.Array]:
 
 @jax.jit
 def predict(
-    theta: jax.Array,
-    direct: jax.Array,
-    cov: jax.Array,
-    N: jax.Array,
-    D: jax.Array,
-    U: jax.Array,
-    target: jax.Array,
+    theta: jax.Array, direct: jax.Array, cov: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, target: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Log loss of rows and its standard deviation under the posterior of the law.
 

@@ -37,13 +37,7 @@ _LARGEST = 700.0  # logarithm that float64 still holds
 
 
 def estimates_of(
-    runs: Runs,
-    state: State,
-    cov: np.ndarray,
-    units: Units,
-    lambda_kind: str,
-    hyperprior: Hyperprior,
-    notes: list[str],
+    runs: Runs, state: State, cov: np.ndarray, units: Units, lambda_kind: str, hyperprior: Hyperprior, notes: list[str]
 ) -> Estimates:
     """Estimates of every parameter, and in `notes` the verdicts on what the runs leave open.
 

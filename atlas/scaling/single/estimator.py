@@ -110,12 +110,7 @@ def prior_scale(law: Law, x: jax.Array, problem: Problem) -> jax.Array:
 
 
 def descend(
-    law: Law,
-    x: jax.Array,
-    problem: Problem,
-    scale: jax.Array,
-    tolerance: jax.Array | float = 0.0,
-    steps: int = _STEPS,
+    law: Law, x: jax.Array, problem: Problem, scale: jax.Array, tolerance: jax.Array | float = 0.0, steps: int = _STEPS
 ) -> Optimum:
     """Newton descent from x [p], until a step promises less than `tolerance` or rounding.
 

@@ -86,9 +86,7 @@ def fitted_scores(law: JointLaw, parameters: Mapping[str, Mapping]) -> pd.DataFr
 
 
 def complete(
-    scores: pd.DataFrame,
-    scripts: Mapping[str, str] | None = None,
-    families: Mapping[str, str] | None = None,
+    scores: pd.DataFrame, scripts: Mapping[str, str] | None = None, families: Mapping[str, str] | None = None
 ) -> Completion:
     """Fills the gaps of a transfer matrix by ridge regression.
 

@@ -198,10 +198,7 @@ def test_a_damaged_description_is_named(jsonl, tmp_path):
 
 @pytest.mark.parametrize(
     ("texts", "words"),
-    [
-        (["short"], ["fr", "6 training tokens", "window of 16"]),
-        ([""], ["fr", "no documents", "train"]),
-    ],
+    [(["short"], ["fr", "6 training tokens", "window of 16"]), ([""], ["fr", "no documents", "train"])],
 )
 def test_too_little_text_is_named(tmp_path, texts, words):
     root = write_corpus(tmp_path / "text", {"en": TEXTS["en"], "fr": texts})

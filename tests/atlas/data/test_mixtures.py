@@ -39,11 +39,7 @@ def test_unimax_matches_the_papers_algorithm_on_the_toy_case():
     assert mixtures.unimax({"c": 100, "a": 1, "b": 10}, 60, 4) == {"c": 28, "a": 4, "b": 28}
 
 
-@given(
-    st.lists(st.integers(1, 10**6), min_size=1, max_size=8),
-    st.floats(1, 1e7),
-    st.floats(0.5, 50),
-)
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=8), st.floats(1, 1e7), st.floats(0.5, 50))
 def test_unimax_spends_the_budget_within_the_caps_as_evenly_as_possible(counts, budget, epochs):
     counts = dict(enumerate(counts))
     amounts = mixtures.unimax(counts, budget, epochs)

@@ -67,12 +67,7 @@ class Truth:
                         loss = self.loss(N, D) * (1.03 if phase == "trunk" else 1.0)
                         loss = loss * np.exp(noise * rng.normal(size=L))
                         for t in np.flatnonzero(shares > 0.005):
-                            row = {
-                                "run": f"r{number}-{N:.0f}",
-                                "num_params": N,
-                                "phase": phase,
-                                "loss": loss[t],
-                            }
+                            row = {"run": f"r{number}-{N:.0f}", "num_params": N, "phase": phase, "loss": loss[t]}
                             row |= {"language": self.languages[t], "loss_unit": "bits per byte"}
                             row |= {f"tokens.{name}": d for name, d in zip(self.languages, D, strict=True)}
                             rows.append(row | {f"unique_tokens.{name}": UNIQUE for name in self.languages})

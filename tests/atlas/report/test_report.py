@@ -9,14 +9,7 @@ import pytest
 from matplotlib import image
 
 from atlas.report import StudySummary, decisions, figures, style, write_report
-from atlas.scaling import (
-    CapacityFit,
-    Estimate,
-    MixturePlan,
-    bilingual_transfer_scores,
-    expansion_table,
-    load_runs,
-)
+from atlas.scaling import CapacityFit, Estimate, MixturePlan, bilingual_transfer_scores, expansion_table, load_runs
 
 VOID = {"meta", "img", "br"}
 
@@ -85,23 +78,10 @@ def test_a_whole_report(study, tmp_path):
     (tmp_path / "figures" / "old.png").write_bytes(b"")
     path = write_report(tmp_path, study)
     text, links = read(path)
-    names = {
-        "loss_curves",
-        "observed_predicted",
-        "residuals",
-        "law",
-        "transfer",
-        "score_drift",
-        "iso_loss",
-        "next",
-    }
+    names = {"loss_curves", "observed_predicted", "residuals", "law", "transfer", "score_drift", "iso_loss", "next"}
     assert {file.stem for file in (tmp_path / "figures").iterdir()} == names
     assert len(links) == len(names)
-    for part in (
-        "A study of &lt;six&gt; languages",
-        "the corpus is small",
-        "lambda is &lt;not&gt; identified",
-    ):
+    for part in ("A study of &lt;six&gt; languages", "the corpus is small", "lambda is &lt;not&gt; identified"):
         assert part in text
     assert "bits per byte" in text and "2 CPU cores" in text
     for words in ("decides predictions, mixtures", "decides what more languages cost", "The two may differ"):

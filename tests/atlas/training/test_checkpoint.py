@@ -22,8 +22,7 @@ def tree(seed: int) -> dict:
 
 def largest_file(directory: pathlib.Path) -> pathlib.Path:
     return max(
-        (path for path in directory.rglob("*") if path.is_file() and "/d/" in str(path)),
-        key=lambda p: p.stat().st_size,
+        (path for path in directory.rglob("*") if path.is_file() and "/d/" in str(path)), key=lambda p: p.stat().st_size
     )
 
 
@@ -78,9 +77,7 @@ def test_other_shapes_are_refused(tmp_path, caplog):
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.integers(0, 2**31 - 1),
-    st.integers(0, 31),
-    st.sampled_from([jnp.float32, jnp.int32, jnp.bfloat16, jnp.bool_]),
+    st.integers(0, 2**31 - 1), st.integers(0, 31), st.sampled_from([jnp.float32, jnp.int32, jnp.bfloat16, jnp.bool_])
 )
 def test_checksum_sees_any_bit_in_any_place(position, bit, dtype):
     values = np.asarray(jax.random.normal(jax.random.key(1), (2, 5, 7)).astype(dtype))

@@ -14,12 +14,7 @@ def mesh_of(run: int, data: int, fsdp: int, tensor: int) -> jax.sharding.Abstrac
 
 
 def test_data_axis_takes_the_devices_that_are_left():
-    assert dict(make_mesh(MeshConfig()).shape) == {
-        "run": 1,
-        "data": jax.device_count(),
-        "fsdp": 1,
-        "tensor": 1,
-    }
+    assert dict(make_mesh(MeshConfig()).shape) == {"run": 1, "data": jax.device_count(), "fsdp": 1, "tensor": 1}
 
 
 def test_mesh_that_does_not_fill_the_devices():

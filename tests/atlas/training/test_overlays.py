@@ -45,11 +45,7 @@ def test_what_the_sweep_varies_cannot_be_set_on_its_base():
 
 
 def test_a_run_continues_another_by_name():
-    plan = [
-        {"name": "parent"},
-        {"name": "child", "initialize": "parent"},
-        {"name": "other", "initialize": "child"},
-    ]
+    plan = [{"name": "parent"}, {"name": "child", "initialize": "parent"}, {"name": "other", "initialize": "child"}]
     parent, child, other = Study("", RunConfig(), plan).runs
     assert (child.initialize, other.initialize) == (run_id(parent), run_id(child))
     with pytest.raises(UserError, match="'parent' names several runs"):

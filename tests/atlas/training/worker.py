@@ -34,12 +34,7 @@ BASE = RunConfig(
     data=DATA,
     model=MODEL,
     train=TrainConfig(
-        batch_size=8,
-        steps=(6, 12),
-        warmup_steps=2,
-        evaluation_windows=8,
-        evaluate_every=3,
-        checkpoint_every=2,
+        batch_size=8, steps=(6, 12), warmup_steps=2, evaluation_windows=8, evaluate_every=3, checkpoint_every=2
     ),
 )
 

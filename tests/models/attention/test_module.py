@@ -92,10 +92,7 @@ def test_gates_by_hand(tiny, output_gate, value_gate):
     np.testing.assert_allclose(y, jnp.einsum("bthe,hem->btm", o, module.out[...]), rtol=1e-4, atol=1e-6)
     if output_gate != "none":
         np.testing.assert_allclose(metrics["output_gate"], jnp.mean(gate(module.output_gate, ())), rtol=1e-5)
-    assert ("output_gate" in metrics, "value_gate" in metrics) == (
-        output_gate != "none",
-        value_gate != "none",
-    )
+    assert ("output_gate" in metrics, "value_gate" in metrics) == (output_gate != "none", value_gate != "none")
 
 
 def attention_probabilities(module, x):

@@ -112,10 +112,7 @@ def test_a_config_that_does_not_fit(directory, changes, message):
     [
         (lambda t: t.pop(QUERY), f"has no tensor {QUERY}$"),
         (lambda t: t.update(extra=np.zeros(2, np.float32)), "does not ask for: extra$"),
-        (
-            lambda t: t.update({QUERY: t[QUERY].T.copy()}),
-            rf"{QUERY} has shape \(12, 8\), but .* asks for \(8, 12\)",
-        ),
+        (lambda t: t.update({QUERY: t[QUERY].T.copy()}), rf"{QUERY} has shape \(12, 8\), but .* asks for \(8, 12\)"),
         (lambda t: t.update({QUERY: t[QUERY].astype(np.int8)}), f"{QUERY} is of type I8; supported are F64, F32"),
     ],
 )

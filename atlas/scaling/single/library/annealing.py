@@ -48,12 +48,7 @@ def _diagnose(batch):
     return {}
 
 
-_PARAMETERS = (
-    E,
-    Parameter("A", scale=("S1", "alpha")),
-    Parameter("alpha", role="exponent"),
-    Parameter("C"),
-)
+_PARAMETERS = (E, Parameter("A", scale=("S1", "alpha")), Parameter("alpha", role="exponent"), Parameter("C"))
 
 LAWS = (
     Law(

@@ -19,7 +19,7 @@ TRUTH = {
     "annealing": {"E": 2.4, "A": 0.6, "alpha": 0.5, "C": 0.4},
     # As published for the law's own runs, rounded.
     "farseer": {
-        **{"s": -0.021, "q": 0.169, "S": 1.2, "B": 88.0, "b": -0.1, "Q": -6.3, "A": -0.124, "a": 0.123, "E": 0.424},
+        **{"s": -0.021, "q": 0.169, "S": 1.2, "B": 88.0, "b": -0.1, "Q": -6.3, "A": -0.124, "a": 0.123, "E": 0.424}
     },
 }
 
@@ -47,11 +47,7 @@ def runs_of(name: str, sigma: float = 0.0, seed: int = 0):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        *("chinchilla_tied", "annealing"),
-        pytest.param("multilingual_share", marks=pytest.mark.thorough),
-    ],
+    "name", [*("chinchilla_tied", "annealing"), pytest.param("multilingual_share", marks=pytest.mark.thorough)]
 )
 def test_exact_data_give_each_law_back(name):
     found = fit(name, runs_of(name))

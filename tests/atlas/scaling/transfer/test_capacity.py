@@ -12,12 +12,7 @@ from atlas.scaling.transfer.capacity import fit_capacity
 from checked import UserError
 
 TRUTH = {"alpha": 0.4, "beta": 0.28, "phi": 0.11, "psi": -0.04}
-LEVELS = {
-    "a": (0.7, 500.0, 120.0),
-    "b": (0.8, 450.0, 150.0),
-    "c": (0.6, 550.0, 100.0),
-    "d": (0.75, 480.0, 130.0),
-}
+LEVELS = {"a": (0.7, 500.0, 120.0), "b": (0.8, 450.0, 150.0), "c": (0.6, 550.0, 100.0), "d": (0.75, 480.0, 130.0)}
 LANGUAGES = (*LEVELS, *(f"unevaluated{i}" for i in range(12)))
 
 

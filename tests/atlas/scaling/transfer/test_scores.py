@@ -104,14 +104,7 @@ def scores_of(frame: pd.DataFrame, **options) -> pd.DataFrame:
 
 
 def test_scores_from_a_runs_table():
-    tau = {
-        ("a", "b"): 0.5,
-        ("b", "a"): -0.1,
-        ("a", "c"): 0.1,
-        ("c", "a"): 0.3,
-        ("b", "c"): 0.0,
-        ("c", "b"): 0.2,
-    }
+    tau = {("a", "b"): 0.5, ("b", "a"): -0.1, ("a", "c"): 0.1, ("c", "a"): 0.3, ("b", "c"): 0.0, ("c", "b"): 0.2}
     scores = scores_of(table(tau))
     assert len(scores) == 6 * 5
     matrix = latest_scores(scores).pivot(index="target", columns="source", values="score")
