@@ -131,6 +131,21 @@ def define_settings(config: C) -> Callable[[], C]:
     return lambda: overlay(config, {k: read(config, k, h.value) for k, h in holders.items() if h.value is not None})
 
 
+def define_columns() -> Callable[[], dict[str, str]]:
+    """Defines `--columns`, of every binary that reads a runs table; call the result in main for what it says."""
+    text = "what the table calls ours, as ours=theirs,…; theirs may be an expression: loss=val_loss,num_params=n*1e9"
+    holder = flags.DEFINE_list("columns", [], text)
+
+    def read_columns() -> dict[str, str]:
+        pairs = [item.partition("=") for item in holder.value]
+        for ours, _, theirs in pairs:
+            if not (ours and theirs):
+                raise UserError(f"--columns: {ours!r} is not ours=theirs, such as loss=val_loss")
+        return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+    return read_columns
+
+
 def _main() -> str:
     """The module whose flags --help shows, as absl names it."""
     return sys.argv[0]

@@ -21,6 +21,7 @@ from checked.files import write_atomically
 from experiments import _app
 
 _RUNS = flags.DEFINE_string("runs", "", "runs table: CSV or Parquet, one row an evaluation")
+_COLUMNS = _app.define_columns()
 _LAW = flags.DEFINE_enum("law", "atlas", ["atlas", *scaling.LAWS], "law to fit; atlas fits all languages jointly")
 _WORKDIR = flags.DEFINE_string("workdir", "", "directory that receives fit.json")
 _WHERE = flags.DEFINE_string("where", "", "keep the rows that satisfy this pandas query, e.g. 'num_params > 1e6'")
@@ -55,7 +56,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "seed of the random split and of the res
 def main(_) -> None:
     """Fits, prints and writes."""
     _app.require(runs=_RUNS.value, workdir=_WORKDIR.value)
-    runs = scaling.load_runs(_RUNS.value)
+    runs = scaling.load_runs(_RUNS.value, _COLUMNS())
     runs = (runs.where(_WHERE.value) if _WHERE.value else runs).comparable()
     split = None if _HOLDOUT.value == "none" else _HOLDOUT.value
     how = {"resamples": _BOOTSTRAP.value, "advise": _ADVISE.value, "seed": _SEED.value}

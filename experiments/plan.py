@@ -31,6 +31,7 @@ _LANGUAGE = flags.DEFINE_string("language", "", "crossover, allocate, next, tran
 _REGIME = flags.DEFINE_string("regime", "mono_vocab_mono_train", "allocate: training regime of the published law")
 _FIT = flags.DEFINE_string("fit", "", "workdir of a study, or a JSON file with parameters; default: published figures")
 _RUNS = flags.DEFINE_string("runs", "", "crossover: runs table with a column initialize")
+_COLUMNS = _app.define_columns()
 _COUNT = flags.DEFINE_integer("count", 6, "next: how many runs to add", lower_bound=1)
 _WEIGHTS = flags.DEFINE_list("weights", [], "mixture: importance as language:weight,…; default: all alike")
 _SHARES = flags.DEFINE_list("shares", [], "next: mixture of the run to predict as language:share,…; default: target")
@@ -61,7 +62,7 @@ def _answer(question: str) -> answers.Answer:
             return answers.expand([_number("multiplier", text) for text in _MULTIPLIER.value], fit)
         case "crossover":
             _app.require(params=runs or params)
-            return answers.crossover(params, language, runs)
+            return answers.crossover(params, language, runs, _COLUMNS())
         case "allocate":
             _app.require(flops=flops, language=fit or language)
             return answers.allocate(flops, language, fit, _REGIME.value, unique)

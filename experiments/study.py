@@ -20,6 +20,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory for the corpus, the r
 _POPULATION = flags.DEFINE_integer(
     "population", None, "runs of one shape that train as one step; default: the file's", lower_bound=1
 )
+_COLUMNS = _app.define_columns()
 _RUNS = flags.DEFINE_string("runs", None, "runs table to analyse in place of training")
 
 
@@ -28,7 +29,7 @@ def main(_: Sequence[str]) -> None:
     _app.require(workdir=_WORKDIR.value)
     workdir = pathlib.Path(_WORKDIR.value)
     if _RUNS.value:
-        print(analyse_into(workdir, _RUNS.value, pathlib.Path(_RUNS.value).stem))
+        print(analyse_into(workdir, _RUNS.value, pathlib.Path(_RUNS.value).stem, columns=_COLUMNS()))
         return
     print(run_study(_CONFIG.study(_POPULATION.value), workdir, _app.command()))
 

@@ -34,7 +34,8 @@ from atlas.scaling.single.fit import OBJECTIVES, Fit, fit
 from atlas.scaling.single.library import LAWS
 from atlas.scaling.table import published
 from atlas.scaling.table.labels import labels
-from atlas.scaling.table.runs import COOLDOWN, Runs, load_runs, read_table
+from atlas.scaling.table.reading import read_runs
+from atlas.scaling.table.runs import COOLDOWN, Runs, load_runs
 from atlas.scaling.table.splits import SPLITS
 from atlas.scaling.transfer.capacity import CapacityExponents, CapacityFit, fit_capacity
 from atlas.scaling.transfer.scores import bilingual_transfer_scores, latest_scores, score_from_tau, starting_tau
@@ -76,7 +77,7 @@ __all__ = [
     "load_runs",
     "plan_mixture",
     "published",
-    "read_table",
+    "read_runs",
     "score_from_tau",
     "simulation",
     "starting_tau",

@@ -32,6 +32,7 @@ def analyse_into(
     title: str,
     relatedness: Known = None,
     facts: Mapping[str, object] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> str:
     """Analyses a runs table and leaves the results in `workdir`, at once where they stand there already.
 
@@ -43,6 +44,7 @@ def analyse_into(
         where the runs give them, transfer_scores.csv and capacity.json.
       source: a runs table, as `load_runs` takes it.
       title, relatedness, facts: as for `analyse`.
+      columns: what the table calls ours, as for `load_runs`.
 
     Returns:
       The summary in words.
@@ -50,7 +52,7 @@ def analyse_into(
     Raises:
       UserError: the table cannot be read or holds too little for a joint fit.
     """
-    table = scaling.read_table(source, "runs table")
+    table = scaling.read_runs(source, columns)
     stamp = _stamp(table, title, relatedness)
     if _stands(workdir, stamp):
         return (workdir / SUMMARY).read_text()

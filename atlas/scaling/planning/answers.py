@@ -108,13 +108,15 @@ def expand(multipliers: Sequence[float], fit: str = "") -> Answer:
     return expansion_table(multipliers, law), {"unit": "multiples of the baseline", "source": fit or source}
 
 
-def crossover(params: float | None, language: str = "", runs: str = "") -> Answer:
+def crossover(
+    params: float | None, language: str = "", runs: str = "", columns: Mapping[str, str] | None = None
+) -> Answer:
     """Pretrain or continue: by the curves of a runs table where one is given, or by the formulas that ATLAS printed.
 
-    params: N to predict the crossover at, which the formulas need.
+    params: N to predict the crossover at, which the formulas need; columns: of the table, see `load_runs`.
     """
     if runs:
-        return _measured_crossover(runs, language, params)
+        return _measured_crossover(runs, language, params, columns)
     table = published_crossovers(params, language)
     use = table[table.consistent]
     low, high = (f"{tokens / 1e9:.0f}" for tokens in (use.tokens.min(), use.tokens.max()))
@@ -123,8 +125,8 @@ def crossover(params: float | None, language: str = "", runs: str = "") -> Answe
     return table, {"unit": "flops, tokens", "advice": advice, "note": note}
 
 
-def _measured_crossover(runs: str, language: str, params: float | None) -> Answer:
-    table = _of_language(measured_crossovers(load_runs(runs)), "language", language)
+def _measured_crossover(runs: str, language: str, params: float | None, columns: Mapping[str, str] | None) -> Answer:
+    table = _of_language(measured_crossovers(load_runs(runs, columns)), "language", language)
     facts: dict = {"unit": "tokens with 90 % interval, flops", "source": runs}
     for name, rows in table.groupby("language"):
         if law := crossover_law(rows):

@@ -10,6 +10,8 @@ _OPTIONAL = ("run", "language", "unique_tokens", "loss_unit", "phase", "initiali
 _PREFIX = re.compile(r"(unique_?)?tokens?([._\- ])(.+)", re.IGNORECASE)
 _MOST_EPOCHS = 1000.0  # beyond which U is more likely in another unit than D
 _MOST_TOKENS = 1e15  # more than all text there is
+_LEAST = 1e3  # parameters or tokens: no model is smaller, no run shorter
+_MOST_LOSS = 6.5  # in the median: nats and bits of tokens lie below, perplexities above
 _UNIT_FACTOR = 1.3  # between losses of alike runs; nats are 0.69 bits, and bytes a fraction of tokens
 _SAMPLE = 200_000  # rows on which searches for pairs of rows look
 _LEAST_ROWS = 12  # of a language, for its losses to show two groups
@@ -26,6 +28,8 @@ def suspicions(frame: pd.DataFrame, D: np.ndarray, U: np.ndarray, target: np.nda
     """
     return [
         *_unread_columns(frame, languages),
+        *_unfinished(frame),
+        *_unlikely_units(frame, D, target),
         *_untrained(D, languages),
         *_odd_unique_tokens(frame, D, U, languages),
         *_contradictions(frame),
@@ -44,6 +48,31 @@ def _unread_columns(frame: pd.DataFrame, languages: tuple[str, ...]) -> list[str
             near = [("unique_tokens." if match[1] else "tokens.") + match[3]]
         if near and near[0] not in frame:
             notes.append(f"column {name!r} is not read; did you mean {near[0]!r}?")
+    return notes
+
+
+def _unfinished(frame: pd.DataFrame) -> list[str]:
+    """Runs that a table exported from W&B says have crashed or go on."""
+    if "State" not in frame or (odd := frame["State"] != "finished").sum() == 0:
+        return []
+    return [
+        f"{int(odd.sum())} rows are of runs that have not finished; --where='State == \"finished\"' leaves them out"
+    ]
+
+
+def _unlikely_units(frame: pd.DataFrame, D: np.ndarray, target: np.ndarray) -> list[str]:
+    """Questions about sizes, tokens and losses that look like thousands, billions or perplexities of something."""
+    notes = []
+    sizes = frame["num_params"].to_numpy() if "num_params" in frame else np.array([])
+    for name, values in (("num_params", sizes), ("tokens", D[D > 0])):
+        if values.size and values.min() < _LEAST:
+            notes.append(
+                f"{name} begin at {values.min():.3g}: are they in millions or billions? "
+                f"--columns='{name}={name}*1e9' says so"
+            )
+    trained = frame["loss"][~(D[np.arange(len(D)), target] <= 0)]
+    if "loss_unit" not in frame and trained.median() > _MOST_LOSS:
+        notes.append(f"losses reach {trained.max():.3g}: are they perplexities? --columns='loss=log(loss)' says so")
     return notes
 
 
@@ -105,12 +134,12 @@ def _contradictions(frame: pd.DataFrame) -> list[str]:
 
 def _mixed_units(frame: pd.DataFrame, D: np.ndarray, target: np.ndarray, languages: tuple[str, ...]) -> list[str]:
     """Losses of alike rows, or around a smooth trend, that fall into two groups far apart."""
-    if "loss_unit" in frame or "initialize" in frame:
+    if {"loss_unit", "initialize"} & set(frame) or "num_params" not in frame:
         return []
     own = D[np.arange(len(D)), target]
     rows = pd.DataFrame({"N": frame["num_params"], "own": own, "target": target})
-    rows["loss"] = np.log(frame["loss"])
-    rows = rows[rows.own > 0].iloc[:_SAMPLE]
+    rows["loss"] = np.log(frame["loss"].where(frame["loss"] > 0))
+    rows = rows[(rows.own > 0) & rows.loss.notna()].iloc[:_SAMPLE]
     for t, part in rows.groupby("target"):
         factor = _between_groups(part)
         if factor > _UNIT_FACTOR:

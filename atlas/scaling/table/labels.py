@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from atlas.scaling.table import published
-from atlas.scaling.table.runs import read_table
+from atlas.scaling.table.reading import read_table
 from checked import UserError, unknown
 
 Labels = dict[str, dict[str, str]]
@@ -31,7 +31,7 @@ def labels(languages: Sequence[str], source: str | os.PathLike = "published") ->
 
 
 def _read(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, str]]:
-    frame = read_table(path, "labels", dtype=str, keep_default_na=False)
+    frame = read_table(path, "labels")
     columns = ("language", "family", "script")
     for name in set(frame) - set(columns):
         raise unknown("column of a labels file", name, columns)

@@ -3,17 +3,18 @@
 import dataclasses
 import difflib
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
 from atlas.scaling.table.checks import suspicions
+from atlas.scaling.table.reading import read_runs
 from checked import UserError, unknown
 
-_TOKEN_NAMES = ("tokens", "num_tokens", "tokens_seen")
 _NUMERIC = ("num_params", "loss", "tokens", "unique_tokens")
+NEEDS = ("num_params", "tokens")  # of the laws that say nothing else
 _ONLY_LANGUAGE = "all"  # the name of the language of a table that names none
 COOLDOWN = "cooldown"  # of the column `phase`: the row ends a branch whose learning rate fell to zero
 
@@ -23,8 +24,9 @@ class Runs:
     """Evaluations of training runs, as arrays.
 
     Attributes:
-      N: [n] float64, parameters.
-      D: [n, Ls] float64, training tokens seen per source language (0 where the run does not train on it).
+      N: [n] float64, parameters; NaN in a table without them.
+      D: [n, Ls] float64, training tokens seen per source language (0 where the run does not train on it); NaN in a
+        table without them.
       U: [n, Ls] float64, unique tokens per source language (infinite where nothing is known to repeat).
       target: [n] int, index into `languages` of the evaluated language.
       loss: [n] float64, in the table's own unit.
@@ -98,10 +100,10 @@ class Runs:
         """[n] how often a row's run has seen the language that it repeats most, 0 where nothing is known to repeat."""
         return (self.D / self.U).max(1)
 
-    @property
+    @cached_property
     def warnings(self) -> tuple[str, ...]:
-        """The notes, and what makes these rows unfit to be fitted together."""
-        found = list(self.notes)
+        """The notes, what looks wrong in these rows, and what makes them unfit to be fitted together."""
+        found = [*self.notes, *suspicions(self.frame, self.D, self.U, self.target, self.languages)]
         if len(phases := sorted(set(self.phase) - {""})) > 1:
             found.append(f"the table mixes learning-rate phases ({', '.join(phases)}): fit one of them at a time")
         if 0 < (count := int(self.continued.sum())) < len(self):
@@ -185,39 +187,48 @@ class Runs:
         return rows.to_numpy()
 
 
-def load_runs(source: str | os.PathLike | pd.DataFrame) -> Runs:
+def load_runs(
+    source: str | os.PathLike | pd.DataFrame,
+    columns: Mapping[str, str] | None = None,
+    *,
+    needs: Sequence[str] = NEEDS,
+    signed: bool = False,
+) -> Runs:
     """Reads and checks a runs table.
 
-    Columns: `num_params`, `loss`; `tokens` (also `num_tokens`, `tokens_seen`) or one `tokens.<language>` per
-    training language (blank means 0); optionally `unique_tokens` or `unique_tokens.<language>`, `language`,
-    `run` (absent: every row is a run of its own), `loss_unit`, `initialize` (the parent of a run that continues
-    another one), and anything else, which is kept in `frame`.
+    Columns: `num_params`, `loss`; `tokens` or one `tokens.<language>` per training language (blank means 0); optionally
+    `unique_tokens` or `unique_tokens.<language>`, `language`, `run` (absent or blank: the row is a run of its own),
+    `loss_unit`, `initialize` (the parent of a run that continues another one), and anything else, which is kept in
+    `frame`. Usual other names are understood, which a note then says; see `atlas.scaling.table.reading`.
 
     Args:
-      source: a CSV or Parquet file, or a DataFrame.
+      source: a CSV file (parted by commas, semicolons or tabs), a Parquet file, or a DataFrame.
+      columns: our name → the table's, or an expression over its columns, such as {"num_params": "billions * 1e9"}.
+      needs: columns that must be there beside the loss: those that the law to be fitted reads.
+      signed: whether losses may be 0 or negative, for laws of raw residuals.
 
     Raises:
-      UserError: a column is missing, misspelt or not numeric; sizes, tokens or losses are not positive;
+      UserError: a column is missing, misspelt, ambiguous or not numeric; sizes, tokens or losses are not positive;
         losses of several units are mixed; nothing is left.
 
-    >>> table = pd.DataFrame({"num_params": [1e6, 2e6], "tokens": [1e7, 4e7], "loss": [2.0, 1.5]})
+    >>> table = pd.DataFrame({"N": [1e6, 2e6], "tokens": [1e7, 4e7], "loss": [2.0, 1.5]})
     >>> runs = load_runs(table)
-    >>> runs.D.shape, runs.languages
-    ((2, 1), ('all',))
+    >>> runs.D.shape, runs.languages, runs.notes
+    ((2, 1), ('all',), ("read 'N' as num_params",))
     """
-    frame, notes = _canonical_names(read_table(source, "runs table")), []
-    frame = _clean(frame, notes)
+    frame = read_runs(source, columns, needs)
+    notes = frame.attrs["notes"]
+    frame = _clean(frame, _required(frame, needs), signed, notes)
     evaluated = _language_of(frame)
     targets, languages = _languages(frame, evaluated, notes)
     target = pd.Index(languages).get_indexer(evaluated)
-    D = _by_language(frame[_measured(frame) or ["tokens"]], "tokens", languages, target, 0.0)
-    U = _unique_tokens(frame, languages, target, D)
-    run, run_ids = pd.factorize((frame["run"] if "run" in frame else frame.index.to_series()).astype(str))
-    notes += suspicions(frame, D, U, target, languages)
+    known = [name for name in frame if name == "tokens" or name.startswith("tokens.")]
+    D = _by_language(frame[_measured(frame) or known], "tokens", languages, target, 0.0 if known else np.nan)
+    run, run_ids = pd.factorize(_run_names(frame, notes))
     return Runs(
-        N=frame["num_params"].to_numpy(float),
+        N=frame["num_params"].to_numpy(float) if "num_params" in frame else np.full(len(frame), np.nan),
         D=D,
-        U=U,
+        U=_unique_tokens(frame, languages, target, D),
         target=target,
         loss=frame["loss"].to_numpy(float),
         run=run,
@@ -229,59 +240,36 @@ def load_runs(source: str | os.PathLike | pd.DataFrame) -> Runs:
     )
 
 
+def _run_names(frame: pd.DataFrame, notes: list[str]) -> pd.Series:
+    alone = pd.Series([f"row {i}" for i in frame.index])
+    if "run" not in frame:
+        return alone
+    names = frame["run"].astype(str).str.strip()
+    blank = frame["run"].isna() | (names == "")
+    if blank.any():
+        notes.append(f"{int(blank.sum())} of {len(frame)} rows have no run id: each counts as a run of its own")
+    return names.where(~blank, alone)
+
+
 def _names(frame: pd.DataFrame) -> str:
     return ", ".join(map(str, frame.columns[:20]))
 
 
-def read_table(source: str | os.PathLike | pd.DataFrame, kind: str = "table", **options: object) -> pd.DataFrame:
-    """A table of a CSV or Parquet file, or a copy of a DataFrame; rows numbered from 0.
-
-    Args:
-      source: where it is from.
-      kind: what it is, for messages.
-      options: for `pandas.read_csv`.
-
-    Raises:
-      UserError: there is no such file, or it cannot be read.
-    """
-    if isinstance(source, pd.DataFrame):
-        return source.reset_index(drop=True)
-    path = Path(source)
-    if not path.is_file():
-        raise UserError(f"no {kind} at {str(path)!r}; give a CSV or Parquet file")
-    try:
-        return pd.read_parquet(path) if path.suffix in (".parquet", ".pq") else pd.read_csv(path, **options)
-    except ImportError:
-        raise UserError(f"reading {str(path)!r} needs pyarrow; install it or save the table as CSV") from None
-    except (ValueError, UnicodeDecodeError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot read the {kind} {str(path)!r}: {reason}") from None
-
-
-def _canonical_names(frame: pd.DataFrame) -> pd.DataFrame:
-    """Settles aliases of `tokens` and names the nearest column for each one that is missing."""
-    if frame.empty:
-        raise UserError("the runs table has no rows")
-    frame = frame.rename(columns=str)
-    doubled = frame.columns[frame.columns.duplicated()]
-    if len(doubled):
-        raise UserError(f"the runs table has two columns named {doubled[0]!r}; keep one")
-    alias = next((name for name in _TOKEN_NAMES if name in frame), "tokens")
-    frame = frame.rename(columns={alias: "tokens"})
-    for name in _required(frame):
-        if name not in frame:
-            raise UserError(f"the runs table has no column {name!r}{_hint(name, frame)} (columns: {_names(frame)})")
-    return frame
-
-
 def _hint(name: str, frame: pd.DataFrame) -> str:
+    if any(column.endswith("__MIN") for column in frame):
+        return "; a chart exported from W&B has no sizes: export its table of runs"
     plain = {str(column).lower(): column for column in frame}
     near = difflib.get_close_matches(name, list(plain), n=1)
-    return f"; did you mean to name {plain[near[0]]!r} so?" if near else ""
+    return f"; did you mean --columns={name}={plain[near[0]]}?" if near else ""
 
 
-def _required(frame: pd.DataFrame) -> list[str]:
-    return ["num_params", "loss"] + ([] if _measured(frame) else ["tokens"])
+def _required(frame: pd.DataFrame, needs: Sequence[str]) -> list[str]:
+    """The columns that must hold a number in every row; UserError for one that is not there."""
+    required = [name for name in needs if name != "tokens" or not _measured(frame)] + ["loss"]
+    for name in required:
+        if name not in frame:
+            raise UserError(f"the runs table has no column {name!r}{_hint(name, frame)} (columns: {_names(frame)})")
+    return required
 
 
 def _measured(frame: pd.DataFrame) -> list[str]:
@@ -292,18 +280,18 @@ def _units(frame: pd.DataFrame) -> list[str]:
     return [str(unit) for unit in frame["loss_unit"].dropna().unique()] if "loss_unit" in frame else []
 
 
-def _clean(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+def _clean(frame: pd.DataFrame, required: list[str], signed: bool, notes: list[str]) -> pd.DataFrame:
     """Numbers as float64, unusable rows dropped with a counted reason, impossible values refused."""
-    numeric = [name for name in frame if name in _NUMERIC or name.startswith(("tokens.", "unique_tokens."))]
+    numeric = [n for n in frame if n in (*_NUMERIC, *required) or n.startswith(("tokens.", "unique_tokens."))]
     frame = frame.assign(**{name: _numbers(frame[name]) for name in numeric})
     if len(units := _units(frame)) > 1:
         raise UserError(f"losses of several units in one table: {', '.join(units)}; keep one loss_unit")
-    required = _required(frame)
     for name in required + (["language"] if "language" in frame else []):
         frame = _drop(frame, frame[name].isna(), f"{name!r} is missing", notes)
     for name in required:
-        frame = _drop(frame, frame[name] == np.inf, f"{name!r} is infinite", notes)
-        _refuse(frame, name, frame[name] <= 0, "must be positive")
+        frame = _drop(frame, np.isinf(frame[name]) & (frame[name] > 0), f"{name!r} is infinite", notes)
+        if name in _NUMERIC and not (signed and name == "loss"):
+            _refuse(frame, name, frame[name] <= 0, "must be positive")
     if measured := _measured(frame):
         for name in measured:
             _refuse(frame, name, (frame[name] < 0) | np.isinf(frame[name]), "must be finite and not negative")

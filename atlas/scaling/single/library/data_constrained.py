@@ -14,7 +14,9 @@ _EPOCHS = 4.0  # below which repetition costs too little to be seen
 def _diagnose(batch):
     found = diagnose_sizes(batch)
     epochs = np.max(batch["D"] / batch["U"])
-    if epochs < _EPOCHS:
+    if not np.isfinite(batch["U"]).any():
+        found["R_D"] = "unique tokens not given"
+    elif epochs < _EPOCHS:
         found["R_D"] = f"at most {epochs:.1f} epochs seen; 8 or more tell it"
     return found
 

@@ -54,6 +54,10 @@ def test_a_sound_table_raises_no_suspicion():
             "unique tokens of 'fr' change within 1 runs, such as r1000000000",
         ),
         (pd.concat([single(), single(loss=2.5).iloc[:3]]), "3 rows repeat another one but for the loss"),
+        (single(num_params=np.geomspace(0.07, 13, 20)), "num_params begin at 0.07: are they in millions or billions?"),
+        (single(tokens=np.geomspace(2, 1400, 20)), "tokens begin at 2: are they in millions or billions?"),
+        (single(loss=np.geomspace(60, 8, 20)), "losses reach 60: are they perplexities? --columns='loss=log(loss)'"),
+        (single(State=["finished"] * 18 + ["crashed", "running"]), "2 rows are of runs that have not finished"),
         (single(initialize=["p"] * 4 + [""] * 16), "4 of 20 rows are of runs that continue another one"),
     ],
 )
@@ -94,9 +98,10 @@ def test_noise_and_stray_rows_are_not_another_unit():
         (mixed(**{"unique_tokens.xx": 1e9}), "unknown language in column unique_tokens.<language>: 'xx'"),
         (single(num_params=-np.inf), "'num_params' must be positive"),
         (single(tokens=np.inf), "'tokens' is infinite in all 20"),
-        (mixed().rename(columns={"language": "langauge"}), "did you mean to name 'langauge' so?"),
-        (single().rename(columns={"tokens": "Tokens"}), "did you mean to name 'Tokens' so?"),
-        (single().rename(columns={"loss": "LOSS"}), "did you mean to name 'LOSS' so?"),
+        (mixed().rename(columns={"language": "langauge"}), "did you mean --columns=language=langauge?"),
+        (single().rename(columns={"tokens": "tokns"}), "did you mean --columns=tokens=tokns?"),
+        (single(val_loss=1.0, test_loss=2.0).drop(columns="loss"), "loss could be 'val_loss' or 'test_loss'"),
+        (pd.DataFrame({"Step": [1], "a - val/loss": [2.0], "a - val/loss__MIN": [2.0]}), "a chart exported from W&B"),
     ],
 )
 def test_what_cannot_be_is_refused(table, message):

@@ -33,11 +33,6 @@ def test_single_language_table_has_one_source_and_a_run_per_row(tmp_path):
     assert np.isinf(runs.U).all()
 
 
-@pytest.mark.parametrize("alias", ["num_tokens", "tokens_seen"])
-def test_token_aliases(alias):
-    assert load_runs(single().rename(columns={"tokens": alias})).D.sum() == 7e7
-
-
 def test_mixtures_put_evaluated_languages_first_and_keep_sources():
     runs = load_runs(mixed())
     assert runs.languages == ("fr", "de", "other")
@@ -67,7 +62,7 @@ def test_dropped_rows_are_counted_with_the_reason():
 @pytest.mark.parametrize(
     "table, message",
     [
-        (single().rename(columns={"num_params": "num_param"}), "did you mean to name 'num_param' so"),
+        (single().rename(columns={"num_params": "num_param"}), "did you mean --columns=num_params=num_param?"),
         (single().drop(columns="tokens"), "no column 'tokens'"),
         (single(loss=[2.0, "high", 1.0]), "'loss' is not numeric: 'high' in row 1"),
         (single(num_params=[1e6, 0.0, 1e6]), "'num_params' must be positive: row 1 has 0; such rows: 1"),
@@ -107,6 +102,22 @@ def test_where_by_mask_and_by_query():
     for bad, message in wrong.items():
         with pytest.raises(UserError, match=message):
             runs.where(bad)
+
+
+def test_warnings_speak_of_the_rows_that_are_left():
+    table = single(phase=["trunk", "trunk", "cooldown"], unique_tokens=[1e6, np.nan, 4e9])
+    runs = load_runs(pd.concat([table, table.assign(num_params=table.num_params * 2)]))
+    told = " ".join(runs.warnings)
+    assert "mixes learning-rate phases" in told and "missing in 2 of the 6 rows" in told
+    assert runs.where('phase == "cooldown"').warnings == ()
+
+
+def test_laws_that_need_no_tokens_read_tables_without_them():
+    runs = load_runs(
+        single(width=[1.0, 2.0, np.nan], loss=[-0.5, 0.0, 0.5]).drop(columns="tokens"), needs=("width",), signed=True
+    )
+    assert len(runs) == 2 and np.isnan(runs.D).all() and runs.loss.tolist() == [-0.5, 0.0]
+    assert runs.notes == ("dropped 1 of 3 rows: 'width' is missing",)
 
 
 def test_a_million_rows_take_a_moment():
