@@ -12,6 +12,7 @@ from flax import nnx
 from models import Decoder
 from models.config import FAMILIES, Architecture, RopeScaling
 from models.layers import make_rotation, rms_norm, scaled_norm
+from tests.models.making import make_decoder, make_graphdef
 
 WINDOW = 4
 MIXED = Architecture(
@@ -30,7 +31,7 @@ def extend(graphdef, state, tokens_BC, cache):
 
 
 def build(config):
-    return nnx.split(Decoder(config, rngs=nnx.Rngs(0)))
+    return nnx.split(make_decoder(config))
 
 
 def test_windows_reach_one_window_further_with_every_layer(tiny):
@@ -50,12 +51,12 @@ def test_windows_reach_one_window_further_with_every_layer(tiny):
 def test_scan_and_remat_change_nothing_where_layers_differ(tiny, tokens_BS, fields):
     config = tiny(architecture=MIXED, layers=3)
     _, state = build(config)
-    other = nnx.graphdef(Decoder(dataclasses.replace(config, **fields), rngs=nnx.Rngs(0)))
-    expected = forward(nnx.graphdef(Decoder(config, rngs=nnx.Rngs(0))), state, tokens_BS)
+    other = make_graphdef(dataclasses.replace(config, **fields))
+    expected = forward(make_graphdef(config), state, tokens_BS)
     np.testing.assert_allclose(forward(other, state, tokens_BS), expected, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["dense", "gated"])
+@pytest.mark.parametrize("attention", [pytest.param("dense", marks=pytest.mark.thorough), "gated"])
 def test_windows_in_tiles_are_windows_at_once(tiny, tokens_BS, attention):
     """Tiles of which a window begins in an earlier one, and layers with and without it in one scanned body."""
     config = tiny(architecture=MIXED, layers=3, attention=attention)
@@ -67,8 +68,7 @@ def test_windows_in_tiles_are_windows_at_once(tiny, tokens_BS, attention):
         return jax.value_and_grad(lambda s: jnp.mean(forward(graphdef, s, tokens_BS, segments_BT) ** 2))(state)
 
     at_once, tiled = (
-        gradient(nnx.graphdef(Decoder(dataclasses.replace(config, query_chunk=chunk), rngs=nnx.Rngs(0))), state)
-        for chunk in (0, 3)
+        gradient(make_graphdef(dataclasses.replace(config, query_chunk=chunk)), state) for chunk in (0, 3)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), at_once, tiled)
 

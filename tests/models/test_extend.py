@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import Decoder, ModelConfig
+from models import ModelConfig
+from tests.models.making import make_decoder
 
 T, CAPACITY = 24, 32
 KINDS = {
@@ -19,6 +20,7 @@ KINDS = {
     "block": {"attention": "gated_sparse", "selection": "block", "block": 4, "keep_local": 2},
     "inverse": {"attention": "gated_sparse", "k_rule": "inverse", "keep_first": 1, "keep_local": 2},
 }
+MORE_CASES = (("dense", "float64"), ("fixed", "float64"), ("inverse", "float32"))
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 BASE = ModelConfig(
     d_model=16, layers=2, heads=4, kv_heads=2, head_width=4, d_ff=24, vocab_size=32, indexer_width=4, k_base=4, k_min=2
@@ -29,7 +31,7 @@ BASE = dataclasses.replace(BASE, k_max=6)
 @functools.cache
 def build(kind, dtype):
     config = dataclasses.replace(BASE, dtype=dtype, **KINDS[kind])
-    graphdef, params, state = nnx.split(Decoder(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    graphdef, params, state = nnx.split(make_decoder(config), nnx.Param, ...)
     # A running variance as after some steps, which makes the adaptive rules adapt.
     return nnx.split(nnx.merge(graphdef, params, jax.tree.map(lambda v: jnp.full_like(v, 1e-3), state)))
 
@@ -70,7 +72,12 @@ def close(actual, expected, dtype):
 
 
 @pytest.mark.parametrize(
-    "kind, dtype", [*((kind, "float64") for kind in KINDS), ("dense", "float32"), ("inverse", "float32")]
+    "kind, dtype",
+    [
+        *((kind, "float64") for kind in ("paper", "block", "inverse")),
+        ("dense", "float32"),
+        *(pytest.param(*case, marks=pytest.mark.thorough) for case in MORE_CASES),
+    ],
 )
 def test_any_split_of_prefill_and_decoding_equals_the_forward_pass(kind, dtype):
     with jax.enable_x64(dtype == "float64"):

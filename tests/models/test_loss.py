@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import Decoder, token_losses
+from models import token_losses
+from tests.models.making import make_decoder
 
 SEPARATOR, PADDING = 30, 31
 
 
 def build(config):
-    return nnx.split(Decoder(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    return nnx.split(make_decoder(config), nnx.Param, ...)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")

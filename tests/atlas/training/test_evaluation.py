@@ -1,12 +1,12 @@
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from atlas.data import tasks, windows
 from atlas.data.tokenizers import ByteTokenizer
 from atlas.training.evaluation import exact_matches, read
 from models import Decoder, ModelConfig, token_losses
+from tests.models.making import make_decoder
 
 TOKENIZER = ByteTokenizer()
 SEPARATOR, PADDING = TOKENIZER.separator, TOKENIZER.padding
@@ -20,7 +20,7 @@ def task_windows(task: str, window: int, count: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def model() -> Decoder:
     config = ModelConfig(d_model=16, layers=1, heads=2, kv_heads=1, head_width=8, d_ff=16, attention="gated")
-    return Decoder(config, rngs=nnx.Rngs(0))
+    return make_decoder(config)
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ CASES = [
     ("few blocks", True, 1, "documents", {"T": 21}, {"block": 5, "k_rule": "fixed", "k_base": 1, "keep_first": 7}),
     ("one block", True, 1, "one", {"T": 5}, {"block": 8, "k_rule": "fixed"}),
 ]
-THOROUGH = ("one tile", "one query", "one token", "more kept than k", "kept ties", "fixed")
+THOROUGH = ("one tile", "one query", "one token", "more kept than k", "kept ties", "fixed", "everything", "ties")
 THOROUGH += ("few blocks", "one block", "blocks in float32")
 
 
@@ -166,7 +166,7 @@ def compile_training_step(T, block):
     return jax.jit(jax.value_and_grad(loss)).lower(inputs, spec(T, dtype=jnp.int32)).compile()
 
 
-@pytest.mark.parametrize("block", [0, 16])
+@pytest.mark.parametrize("block", [pytest.param(0, marks=pytest.mark.thorough), 16])
 def test_memory_of_training_is_linear(block, monkeypatch):
     """Bytes at T = 4K, 8K, 16K lie on a line through about zero, and no array has two axes of length T."""
     monkeypatch.undo()

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import Decoder, ModelConfig
+from models import ModelConfig
 from models.decoding import ByteView, LanguageModel, Voice
+from tests.models.making import make_decoder
 
 TARGET = (b"a", b"b", b"ab", b"aab", b"c")
 DRAFT = (b"a", b"b", b"c", b"abc")
@@ -68,7 +69,7 @@ def _decoder(vocab_size, seed, dtype, fields):
         k_max=8,
         **dict(fields),
     )
-    decoder = Decoder(config, rngs=nnx.Rngs(seed))
+    decoder = make_decoder(config, seed)
     key = (vocab_size, dtype, fields)
     if key not in _MODELS:
         _MODELS[key] = LanguageModel(nnx.graphdef(decoder.unstack()), vocab_size)
