@@ -18,7 +18,8 @@ K_RULES = ("fixed", "paper", "inverse")
 OUTPUT_GATES = ("elementwise", "headwise", "none")
 VALUE_GATES = ("elementwise", "none")
 SELECTIONS = ("token", "block")
-ROPE_SCALINGS = ("none", "linear", "llama3")
+ROPE_SCALINGS = ("none", "linear", "llama3", "yarn", "longrope")
+QK_NORMS = ("", "head", "whole")
 
 ATLAS_VOCAB_SIZE = 64512  # 64,000 pieces and 512 special tokens
 
@@ -26,29 +27,35 @@ ATLAS_VOCAB_SIZE = 64512  # 64,000 pieces and 512 special tokens
 class Family(NamedTuple):
     """What the name of an architecture fixes.
 
-    norms: vectors a layer. 1 is the parallel block x + attention(n) + feed_forward(n); 2 are two blocks in
-      sequence, each behind a norm; 4 also normalise what each block adds. Only the first goes without a scale
-      in the final norm.
+    parallel: the block x + attention(n) + feed_forward(n), with one norm a layer and no scale in the final norm; else
+      two blocks in sequence.
+    norm_inputs, norm_outputs: whether norms stand before these two, and behind them.
     qkv_bias: a bias on queries, keys and values.
-    qk_norm: RMSNorm over every head's query and key, before their rotation.
+    qk_norm: RMSNorm of queries and keys before their rotation: of every head, or of all heads as a whole.
     gemma: norms multiply by 1 + scale, in float32; embeddings are multiplied by sqrt(M) on their way in; the
       feed-forward's gate is the approximate GELU.
     """
 
-    norms: int = 2
+    parallel: bool = False
+    norm_inputs: bool = True
+    norm_outputs: bool = False
     qkv_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: str = ""
     gemma: bool = False
 
 
 FAMILIES = {
-    "atlas": Family(norms=1),
+    "atlas": Family(parallel=True),
     "llama": Family(),
     "mistral": Family(),
+    "phi3": Family(),
+    "smollm3": Family(),
+    "granite": Family(),
     "qwen2": Family(qkv_bias=True),
-    "qwen3": Family(qk_norm=True),
-    "gemma2": Family(norms=4, gemma=True),
-    "gemma3": Family(norms=4, qk_norm=True, gemma=True),
+    "qwen3": Family(qk_norm="head"),
+    "olmo2": Family(norm_inputs=False, norm_outputs=True, qk_norm="whole"),
+    "gemma2": Family(norm_outputs=True, gemma=True),
+    "gemma3": Family(norm_outputs=True, qk_norm="head", gemma=True),
 }
 
 
@@ -58,14 +65,17 @@ class RopeScaling(Checked, section="model.architecture.rope_scaling"):
 
     "linear" multiplies all by `factor`; "llama3" only long ones: those above original_context / low_frequency_factor
     by `factor`, those below original_context / high_frequency_factor not at all, and between the two by what
-    interpolates their frequencies.
+    interpolates their frequencies. "yarn" (arXiv 2309.00071) does so with an interpolation that is linear in the
+    number of the wavelength. "longrope" (arXiv 2402.13753) has a factor for each.
     """
 
     kind: str = field("none", "which wavelengths are stretched", choices=ROPE_SCALINGS)
     factor: float = field(1.0, "of the stretch", above=0)
-    low_frequency_factor: float = field(1.0, "bounds the long wavelengths of llama3", above=0)
-    high_frequency_factor: float = field(4.0, "bounds the short wavelengths of llama3", above=0)
+    low_frequency_factor: float = field(1.0, "bounds the long wavelengths of llama3 and yarn", above=0)
+    high_frequency_factor: float = field(4.0, "bounds the short wavelengths of llama3 and yarn", above=0)
     original_context: int = field(8192, "context of the first training", unit="tokens", least=1)
+    factors: tuple[float, ...] = field((), "of longrope, for every wavelength", above=0)
+    attention_factor: float = field(1.0, "on rotated queries and keys", above=0)
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,13 @@ class Architecture(Checked, section="model.architecture"):
     window: int = field(0, "latest keys that a query sees, itself included; 0: all", unit="keys", least=0)
     full_layers: tuple[int, ...] = field((), "indices of the layers without that window", least=0)
     window_rope_base: float = field(0.0, "unscaled rotary base in layers with it; 0: as in others", least=0)
-    query_width: int = field(0, "products of queries and keys are divided by its root; 0: head_width", least=0)
+    query_width: float = field(0.0, "products of queries and keys are divided by its root; 0: head_width", least=0)
+    rotary_width: int = field(0, "first numbers of a head that are rotated; 0: all", least=0)
+    unrotated_layers: tuple[int, ...] = field((), "indices of the layers without rotary positions", least=0)
+    attention_bias: bool = field(False, "a bias on queries, keys, values and output of the attention")
+    embedding_scale: float = field(1.0, "on embeddings on their way in", above=0)
+    residual_scale: float = field(1.0, "on what a block adds to the residual stream", above=0)
+    logit_scale: float = field(1.0, "divides the logits of the vocabulary", above=0)
     attention_softcap: float = field(0.0, "c in c tanh(x / c) on these products; 0: none", least=0)
     logit_softcap: float = field(0.0, "the same on the logits of the vocabulary; 0: none", least=0)
 
@@ -87,8 +103,9 @@ class Architecture(Checked, section="model.architecture"):
     def fixed(self) -> Family:
         return FAMILIES[self.family]
 
-    def has_window(self, layer: int) -> bool:
-        return self.window > 0 and layer not in self.full_layers
+    def sight(self, layer: int) -> tuple[bool, bool]:
+        """Whether a layer has the window, and whether it has rotary positions."""
+        return self.window > 0 and layer not in self.full_layers, layer not in self.unrotated_layers
 
 
 @dataclass(frozen=True)
@@ -149,7 +166,14 @@ class ModelConfig(Checked, section="model"):
             limits = f"must lie between k_min={self.k_min} and k_max={self.k_max}"
             self.require(self.k_min <= self.k_base <= self.k_max, "k_base", limits)
         a = self.architecture
-        a.require(max(a.full_layers, default=0) < self.layers, "full_layers", f"must be from 0 to {self.layers - 1}")
+        for name in ("full_layers", "unrotated_layers"):
+            a.require(max(getattr(a, name), default=0) < self.layers, name, f"must be from 0 to {self.layers - 1}")
+        rotary = a.rotary_width or self.head_width
+        a.require(
+            rotary % 2 == 0 and rotary <= self.head_width, "rotary_width", f"must be even, up to {self.head_width}"
+        )
+        given, wanted = a.rope_scaling.factors, rotary // 2 if a.rope_scaling.kind == "longrope" else 0
+        a.rope_scaling.require(len(given) == wanted, "factors", f"must be {wanted} numbers for {a.rope_scaling.kind!r}")
         kind = f"must be 0 for attention={self.attention!r}"
         a.require(not (a.window and self.is_sparse), "window", kind)
         capped = a.attention_softcap and (self.is_sparse or self.query_chunk)

@@ -14,7 +14,7 @@ from models.attention import Attention, RunningVariance
 from models.attention.cache import Cache, LayerCache
 from models.attention.module import Metrics
 from models.config import ModelConfig
-from models.layers import FeedForward, View, make_rotation, norm_scale, rms_norm, scaled_norm, weight
+from models.layers import FeedForward, Rotation, View, make_rotation, norm_scale, rms_norm, scaled_norm, weight
 
 _LayerState = nnx.State
 _LayerInputs = tuple[_LayerState, _LayerState, jax.Array]
@@ -68,25 +68,28 @@ class ParallelBlock(Block):
 
 
 class SequentialBlock(Block):
-    """y = x + p(attention(n(x))), then y + p(feed_forward(n(y))): n and p are norms, p only in Gemma's blocks."""
+    """y = x + r·p(attention(n(x))), then y + r·p(feed_forward(n(y))): n and p are the norms that the family has, r is
+    `residual_scale`."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         architecture = self.architecture = config.architecture
-        M, around = config.d_model, architecture.fixed.norms == 4
-        self.attention_norm = norm_scale(M, "embed", architecture)
+        norm = lambda wanted: norm_scale(config.d_model, "embed", architecture) if wanted else None  # noqa: E731
+        fixed = architecture.fixed
+        self.attention_norm = norm(fixed.norm_inputs)
         self.attention = Attention(config, rngs=rngs)
-        self.attention_output_norm = norm_scale(M, "embed", architecture) if around else None
-        self.feed_forward_norm = norm_scale(M, "embed", architecture)
+        self.attention_output_norm = norm(fixed.norm_outputs)
+        self.feed_forward_norm = norm(fixed.norm_inputs)
         self.feed_forward = FeedForward(config, rngs=rngs)
-        self.feed_forward_output_norm = norm_scale(M, "embed", architecture) if around else None
+        self.feed_forward_output_norm = norm(fixed.norm_outputs)
 
     def _attention_input(self, x_BTM: jax.Array) -> jax.Array:
         return self._norm(x_BTM, self.attention_norm)
 
     def _add(self, x_BTM: jax.Array, _: jax.Array, y_BTM: jax.Array) -> jax.Array:
-        x_BTM = x_BTM + self._norm(y_BTM, self.attention_output_norm)
+        scale = self.architecture.residual_scale
+        x_BTM = x_BTM + scale * self._norm(y_BTM, self.attention_output_norm)
         y_BTM = self.feed_forward(self._norm(x_BTM, self.feed_forward_norm))
-        return x_BTM + self._norm(y_BTM, self.feed_forward_output_norm)
+        return x_BTM + scale * self._norm(y_BTM, self.feed_forward_output_norm)
 
     def _norm(self, x_BTM: jax.Array, scale: nnx.Param | None) -> jax.Array:
         return x_BTM if scale is None else scaled_norm(x_BTM, scale, self.architecture)
@@ -116,10 +119,10 @@ class Decoder(nnx.Module):
         V, M, L = config.vocab_size, config.d_model, config.layers
         self.embedding = weight(rngs, (V, M), ("vocab", "embed"), fan_in=M)
         architecture = self.architecture = config.architecture
-        block = ParallelBlock if architecture.fixed.norms == 1 else SequentialBlock
+        block = ParallelBlock if architecture.fixed.parallel else SequentialBlock
         make_layers = nnx.vmap(lambda layer_rngs: block(config, rngs=layer_rngs))
         self.layers = make_layers(rngs.split(L))
-        self.final_norm = norm_scale(M, "embed", architecture) if architecture.fixed.norms > 1 else None
+        self.final_norm = None if architecture.fixed.parallel else norm_scale(M, "embed", architecture)
         self.head = None if architecture.tied_head else weight(rngs, (V, M), ("vocab", "embed"), fan_in=M)
         self.dtype = jnp.dtype(config.dtype)
         self.depth = L
@@ -183,8 +186,7 @@ class Decoder(nnx.Module):
         position_BC = cache.positions(C)
         x_BCM, views, layers = self._embed(tokens_BC), self._views(position_BC), []
         for i, (block, layer) in enumerate(zip(self._blocks(), cache.layers, strict=True)):
-            view = views[self.architecture.has_window(i)]
-            x_BCM, layer = block.extend(x_BCM, layer, position_BC, view)
+            x_BCM, layer = block.extend(x_BCM, layer, position_BC, views[self.architecture.sight(i)])
             layers.append(layer)
         return self.logits(self._normalise(x_BCM)), cache._replace(layers=tuple(layers))
 
@@ -204,6 +206,7 @@ class Decoder(nnx.Module):
         head = self.embedding if self.head is None else self.head
         head_MV = head[...].astype(x_BTM.dtype).T
         logits_NV = jnp.matmul(x_BTM.reshape(B * T, M), head_MV, preferred_element_type=_at_least_float32(self.dtype))
+        logits_NV = logits_NV / self.architecture.logit_scale
         if cap := self.architecture.logit_softcap:
             logits_NV = cap * jnp.tanh(logits_NV / cap)
         return logits_NV.reshape(B, T, -1)
@@ -211,38 +214,50 @@ class Decoder(nnx.Module):
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
         x_BTM = self.embedding[...].astype(self.dtype)[tokens_BT]
         # The factor is rounded to the dtype first, as in the models that were trained so.
-        return x_BTM * jnp.array(x_BTM.shape[-1] ** 0.5, self.dtype) if self.architecture.fixed.gemma else x_BTM
+        a = self.architecture
+        scale = x_BTM.shape[-1] ** 0.5 if a.fixed.gemma else a.embedding_scale
+        return x_BTM * jnp.array(scale, self.dtype)
 
     def _normalise(self, x_BTM: jax.Array) -> jax.Array:
         if self.final_norm is None:
             return rms_norm(x_BTM, self.architecture.norm_epsilon)
         return scaled_norm(x_BTM, self.final_norm, self.architecture)
 
-    def _views(self, positions_BT: jax.Array) -> tuple[View, View]:
-        """What layers without and with a window see."""
-        a, width, dtype = self.architecture, self.head_width, _at_least_float32(self.dtype)
-        full = View(make_rotation(positions_BT, width, self.rope_base, dtype, a.rope_scaling))
-        near = full._replace(window=jnp.array(a.window, jnp.int32))
-        if a.window_rope_base:
-            near = near._replace(rotation=make_rotation(positions_BT, width, a.window_rope_base, dtype))
-        return full, near
+    def _views(self, positions_BT: jax.Array) -> dict[tuple[bool, bool], View]:
+        """What layers see, by their `Architecture.sight`."""
+        a, dtype = self.architecture, _at_least_float32(self.dtype)
+        width = a.rotary_width or self.head_width
+        far = make_rotation(positions_BT, width, self.rope_base, dtype, a.rope_scaling)
+        near = make_rotation(positions_BT, width, a.window_rope_base, dtype) if a.window_rope_base else far
+        none = Rotation(jnp.ones_like(far.cos), jnp.zeros_like(far.sin))
+        sights = {a.sight(i) for i in range(self.depth)}
+        # One body for all layers needs one kind of view; a window that is always the same is as quick as none.
+        open_window = None if len(sights) == 1 else jnp.array(_NO_WINDOW, jnp.int32)
+        return {
+            (windowed, rotated): View(
+                (near if windowed else far) if rotated else none,
+                jnp.array(a.window, jnp.int32) if windowed else open_window,
+            )
+            for windowed, rotated in sights
+        }
 
     def _apply_layers(
-        self, x_BTM: jax.Array, segments_BT: jax.Array, views: tuple[View, View], train: bool, measure: bool
+        self, x_BTM: jax.Array, segments_BT: jax.Array, views: dict[tuple[bool, bool], View], train: bool, measure: bool
     ) -> tuple[jax.Array, Metrics]:
         graphdef, params, state = nnx.split(self.layers, nnx.Param, ...)
-        near = [self.architecture.has_window(i) for i in range(self.depth)]
-        choose = _chooser(views, near)
+        order = sorted(views)
+        number_L = jnp.array([order.index(self.architecture.sight(i)) for i in range(self.depth)], jnp.int32)
+        choose = _chooser([views[sight] for sight in order])
 
         def apply(x: jax.Array, layer: _LayerInputs):
-            *variables, near = layer
+            *variables, number = layer
             block = nnx.merge(graphdef, *variables)
-            x, metrics = block(x, segments_BT, choose(near), train=train, measure=measure)
+            x, metrics = block(x, segments_BT, choose(number), train=train, measure=measure)
             return x, (metrics, block.attention.variance())
 
         step = _with_remat(apply, self.remat, self.scan_layers)
         run = jax.lax.scan if self.scan_layers else self._unroll
-        x_BTM, (metrics_L, variance_L) = run(step, x_BTM, (params, state, jnp.array(near, jnp.int32)))
+        x_BTM, (metrics_L, variance_L) = run(step, x_BTM, (params, state, number_L))
         if train and variance_L is not None:
             # A new variable, since the old one may belong to the caller's state, outside this trace.
             self.layers.attention.running_variance = RunningVariance(variance_L)
@@ -260,6 +275,25 @@ class Decoder(nnx.Module):
             return list(self.layers)
         graphdef, stacked = nnx.split(self.layers)
         return [nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], stacked)) for i in range(self.depth)]
+
+
+def build(
+    config: ModelConfig, read: Callable[[str, int | None, tuple[int, ...]], jax.Array], *, stacked: bool = True
+) -> Decoder:
+    """`Decoder(config)` with arrays from elsewhere.
+
+    Args:
+      read: (dotted name as in `array_shapes`, layer, shape) -> array; the layer is None where all are in one array.
+      stacked: False gives what `unstack` does, without stacking first what would then be copied.
+    """
+    whole = lambda: Decoder(config, rngs=nnx.Rngs(0))  # noqa: E731
+    graphdef, state = nnx.split(nnx.eval_shape(whole if stacked else lambda: whole().unstack()))
+    filled = []
+    for path, variable in nnx.to_flat_state(state):
+        layer = next((part for part in path if isinstance(part, int)), None)
+        name = ".".join(str(part) for part in path if part is not layer)
+        filled.append((path, variable.replace(read(name, layer, variable.shape))))
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
 @functools.cache
@@ -290,13 +324,12 @@ def count_params(config: ModelConfig) -> dict[str, int]:
     return {"total": total, "non_embedding": total - embeddings}
 
 
-def _chooser(views: tuple[View, View], near: list[bool]) -> Callable[[jax.Array], View]:
-    """The view of a layer by whether it has a window, which differs between layers of one scanned body."""
-    if len(set(near)) == 1:
-        return lambda _: views[near[0]]
-    full = views[0]._replace(window=jnp.array(_NO_WINDOW, jnp.int32))
-    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), full, views[1])
-    return lambda near: jax.tree.map(lambda a: a[near], both)
+def _chooser(views: list[View]) -> Callable[[jax.Array], View]:
+    """The view of a layer by its number among those that differ between layers of one scanned body."""
+    if len(views) == 1:
+        return lambda _: views[0]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *views)
+    return lambda number: jax.tree.map(lambda a: a[number], stacked)
 
 
 def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:

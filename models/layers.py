@@ -87,29 +87,52 @@ def make_rotation(
     positions_BT: jax.Array, width: int, base: float, dtype: jnp.dtype = jnp.float32, scaling: RopeScaling = _UNSCALED
 ) -> Rotation:
     """Rotary tables (arXiv 2104.09864) of integer positions [B or 1, T] for heads of an even `width`."""
-    frequency_E = _scale_frequency(base ** (-jnp.arange(0, width, 2, dtype=dtype) / width), scaling)
+    frequency_E = _scale_frequency(base ** (-jnp.arange(0, width, 2, dtype=dtype) / width), base, scaling)
     angle_BTE = positions_BT.astype(dtype)[..., None] * frequency_E
-    return Rotation(jnp.cos(angle_BTE), jnp.sin(angle_BTE))
+    return Rotation(jnp.cos(angle_BTE) * scaling.attention_factor, jnp.sin(angle_BTE) * scaling.attention_factor)
 
 
-def _scale_frequency(frequency_E: jax.Array, scaling: RopeScaling) -> jax.Array:
+def _scale_frequency(frequency_E: jax.Array, base: float, scaling: RopeScaling) -> jax.Array:
     if scaling.kind == "none":
         return frequency_E
     if scaling.kind == "linear":
         return frequency_E / scaling.factor
-    # The share of the unscaled frequency, by how many wavelengths fit into the original context.
-    wavelengths_E = scaling.original_context * frequency_E / (2 * math.pi)
-    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    share_E = jnp.clip((wavelengths_E - low) / (high - low), 0, 1)
+    if scaling.kind == "longrope":
+        return frequency_E / jnp.array(scaling.factors, frequency_E.dtype)
+    share_E = (_yarn_share if scaling.kind == "yarn" else _llama3_share)(frequency_E, base, scaling)
     return (1 - share_E) * frequency_E / scaling.factor + share_E * frequency_E
 
 
+def _llama3_share(frequency_E: jax.Array, _: float, scaling: RopeScaling) -> jax.Array:
+    """The share of the unscaled frequency, by how many wavelengths fit into the original context."""
+    wavelengths_E = scaling.original_context * frequency_E / (2 * math.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    return jnp.clip((wavelengths_E - low) / (high - low), 0, 1)
+
+
+def _yarn_share(frequency_E: jax.Array, base: float, scaling: RopeScaling) -> jax.Array:
+    """The same by the number of a wavelength, from which it falls and to which it has fallen (section 3.2)."""
+    width = 2 * len(frequency_E)
+
+    def number(rotations: float) -> float:
+        """Of the wavelength that fits so often into the original context."""
+        return width * math.log(scaling.original_context / (2 * math.pi * rotations)) / (2 * math.log(base))
+
+    low = max(math.floor(number(scaling.high_frequency_factor)), 0)
+    high = min(math.ceil(number(scaling.low_frequency_factor)), width - 1)
+    # The public code keeps the two apart by this much.
+    steep = max(high - low, 1e-3)
+    return 1 - jnp.clip((jnp.arange(len(frequency_E), dtype=frequency_E.dtype) - low) / steep, 0, 1)
+
+
 def rotate(x_BTHE: jax.Array, rotation: Rotation) -> jax.Array:
-    """Rotates the pairs (x[i], x[i + E/2]) of every head by their position's angles; keeps x's dtype."""
+    """Rotates the pairs (x[i], x[i + R/2]) of every head's first R numbers by their position's angles, where R/2 is the
+    width of the tables; keeps x's dtype."""
     cos, sin = rotation.cos[:, :, None, :], rotation.sin[:, :, None, :]
-    first, second = jnp.split(x_BTHE.astype(jnp.promote_types(x_BTHE.dtype, jnp.float32)), 2, axis=-1)
+    rotated, rest = jnp.split(x_BTHE, [2 * cos.shape[-1]], axis=-1)
+    first, second = jnp.split(rotated.astype(jnp.promote_types(x_BTHE.dtype, jnp.float32)), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BTHE.dtype)
+    return jnp.concatenate([rotated.astype(x_BTHE.dtype), rest], axis=-1)
 
 
 class FeedForward(nnx.Module):

@@ -71,10 +71,15 @@ class Attention(nnx.Module):
         self.out = weight(rngs, (H, E, M), ("heads", "head", "embed"), H * E, residual_gain(config))
         self.architecture = config.architecture
         fixed = config.architecture.fixed
-        bias = lambda heads, axis: constant((heads, E), (axis, "head"), 0.0) if fixed.qkv_bias else None  # noqa: E731
+        all_bias = config.architecture.attention_bias
+        has_bias = fixed.qkv_bias or all_bias
+        bias = lambda heads, axis: constant((heads, E), (axis, "head"), 0.0) if has_bias else None  # noqa: E731
         self.query_bias, self.key_bias, self.value_bias = bias(H, "heads"), bias(G, "kv_heads"), bias(G, "kv_heads")
-        self.query_norm = norm_scale(E, "head", config.architecture) if fixed.qk_norm else None
-        self.key_norm = norm_scale(E, "head", config.architecture) if fixed.qk_norm else None
+        self.out_bias = constant((M,), ("embed",), 0.0) if all_bias else None
+        whole = fixed.qk_norm == "whole"  # or else of every head
+        query_norm, key_norm = ((H * E, "heads"), (G * E, "kv_heads")) if whole else ((E, "head"), (E, "head"))
+        self.query_norm = norm_scale(*query_norm, config.architecture) if fixed.qk_norm else None
+        self.key_norm = norm_scale(*key_norm, config.architecture) if fixed.qk_norm else None
         gate = functools.partial(Gate, config, rngs=rngs)
         width = E if config.output_gate == "elementwise" else 1
         self.value_gate = gate(G, E, "kv_heads") if config.is_gated and config.value_gate != "none" else None
@@ -117,7 +122,7 @@ class Attention(nnx.Module):
             gate_BTHE = self.output_gate(x_BTM)
             o_BTHE *= gate_BTHE
             metrics["output_gate"] = _gate_mean(gate_BTHE, segments_BT >= 0)
-        return linear(o_BTHE, self.out, inputs=2), metrics
+        return self._output(o_BTHE), metrics
 
     def init_cache(self, batch: int, capacity: int, dtype: jnp.dtype) -> cache.LayerCache:
         """Empty slots for `batch` rows of at most `capacity` tokens."""
@@ -158,7 +163,7 @@ class Attention(nnx.Module):
         o_BCHE, layer = cache.attend(q_BCHE, layer, reads, self.selection, self.architecture.attention_softcap)
         if self.output_gate is not None:
             o_BCHE *= self.output_gate(x_BCM)
-        return linear(o_BCHE, self.out, inputs=2), layer
+        return self._output(o_BCHE), layer
 
     def _project(
         self, x_BTM: jax.Array, rotation: Rotation
@@ -179,7 +184,15 @@ class Attention(nnx.Module):
         y_BTHE = linear(x_BTM, w)
         if bias is not None:
             y_BTHE += bias[...].astype(y_BTHE.dtype)
-        return y_BTHE if norm is None else scaled_norm(y_BTHE, norm, self.architecture)
+        if norm is None:
+            return y_BTHE
+        whole = self.architecture.fixed.qk_norm == "whole"
+        y_BTx = y_BTHE.reshape(*y_BTHE.shape[:2], -1) if whole else y_BTHE
+        return scaled_norm(y_BTx, norm, self.architecture).reshape(y_BTHE.shape)
+
+    def _output(self, o_BTHE: jax.Array) -> jax.Array:
+        y_BTM = linear(o_BTHE, self.out, inputs=2)
+        return y_BTM if self.out_bias is None else y_BTM + self.out_bias[...].astype(y_BTM.dtype)
 
     def _reads(self, x_BTM: jax.Array, reads: Reads) -> Reads:
         """With what the indexer says of the input, if there is one."""

@@ -1,4 +1,4 @@
-"""Off-the-shelf weights in our decoder: Hugging Face directories, read; those of a Llama written, too."""
+"""Off-the-shelf weights in our decoder: Hugging Face directories, read and written."""
 
 from models.pretrained.checkpoint import Pretrained, load_pretrained, save_pretrained
 

@@ -37,6 +37,9 @@ OTHER = {
     "model.architecture.family": "llama",
     "model.architecture.rope_scaling.kind": "linear",
     "model.architecture.full_layers": (0,),
+    "model.architecture.unrotated_layers": (0,),
+    "model.architecture.rotary_width": 2,
+    "model.architecture.rope_scaling.factors": (2.0,),
     "train.steps": (7, 9),
     "train.cooldown_fraction": 0.5,
     "train.beta1": 0.5,
@@ -50,6 +53,10 @@ WITH = {
     "data.languages": {"data.source": "synthetic", "data.input": ""},
     "model.heads": {"model.kv_heads": 1},
     "data.tasks": {"data.tokenizer": "bytes"},
+    "model.architecture.rope_scaling.factors": {
+        "model.architecture.rotary_width": 2,
+        "model.architecture.rope_scaling.kind": "longrope",
+    },
 }
 # Sparse attention knows neither; a test of them turns it off, where the sweep lets it.
 DENSE = ("model.architecture.window", "model.architecture.attention_softcap")

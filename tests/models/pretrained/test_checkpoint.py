@@ -84,9 +84,15 @@ def flat(pretrained):
         ({"num_hidden_layers": 0}, "num_hidden_layers=0 must be a positive integer"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps='small' must be a number"),
         ({"hidden_act": "relu"}, "hidden_act='relu' must be 'silu'"),
-        ({"attention_bias": True}, "attention_bias=True is not supported"),
+        ({"mlp_bias": True}, "mlp_bias=True is not supported"),
+        ({"attention_bias": True}, "has no tensor model.layers.0.self_attn.k_proj.bias"),
         ({"quantization_config": {"bits": 4}}, "quantization_config=.* is not supported"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type='yarn' is not supported; supported are default"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope_type='dynamic' is not supported; supported are def",
+        ),
+        ({"rope_scaling": {"type": "yarn", "truncate": False}}, "truncate=False is not supported"),
+        ({"rope_scaling": {"type": "longrope"}}, "short_factor=None must be a list of numbers"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor is missing"),
         ({"rope_parameters": {"full_attention": {}}}, "rope_parameters=.* is not of the form that llama has"),
         ({"num_key_value_heads": 3}, "kv_heads=3 must divide heads=2"),
@@ -114,6 +120,8 @@ def test_a_config_that_does_not_fit(directory, changes, message):
         (lambda t: t.update(extra=np.zeros(2, np.float32)), "does not ask for: extra$"),
         (lambda t: t.update({QUERY: t[QUERY].T.copy()}), rf"{QUERY} has shape \(12, 8\), but .* asks for \(8, 12\)"),
         (lambda t: t.update({QUERY: t[QUERY].astype(np.int8)}), f"{QUERY} is of type I8; supported are F64, F32"),
+        (lambda t: np.put(t[QUERY], 5, np.nan), f"{QUERY} holds numbers that are not finite; the file is damaged"),
+        (lambda t: np.put(t[QUERY], 5, -np.inf), f"{QUERY} holds numbers that are not finite"),
     ],
 )
 def test_tensors_that_do_not_fit(directory, change, message):
@@ -160,11 +168,61 @@ def test_shards_are_read_and_missing_ones_named(directory):
     refused(directory, f"has no tensor {QUERY}")
 
 
-def test_only_a_dense_llama_is_written(tmp_path):
+def test_what_hugging_face_does_not_know_is_not_written(tmp_path):
     llama = make()
     gated = dataclasses.replace(llama, config=dataclasses.replace(llama.config, attention="gated"))
-    scaled = {"rope_scaling": RopeScaling("linear", 8.0)}
-    for other in (make(family="atlas"), make(family="qwen3"), make(window=4), make(**scaled), gated):
-        with pytest.raises(ValueError, match="only Llamas with dense attention"):
+    for other, message in (
+        (make(family="atlas"), "family 'atlas', attention 'dense' has no form in Hugging Face's layout"),
+        (gated, "attention 'gated' has no form"),
+        (make(window=4), "architecture.window=4 has no form in the config.json of llama"),
+        (make(rope_scaling=RopeScaling("linear", 8.0)), "architecture.rope_scaling=.* has no form"),
+        (make(family="qwen2", attention_bias=True), "architecture.attention_bias=True has no form"),
+    ):
+        with pytest.raises(ValueError, match=message):
             save_pretrained(other, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def write_shards(directory, weights, count):
+    """Shards without their index, by name."""
+    names = sorted(weights)
+    shards = {f"model-{i + 1:05d}-of-{count:05d}.safetensors": names[i::count] for i in range(count)}
+    for file, held in shards.items():
+        save_file({name: weights[name] for name in held}, directory / file)
+    return {name: file for file, held in shards.items() for name in held}
+
+
+def test_one_directory_holds_one_model(directory):
+    """Of two models the file that transformers prefers is read, and writing leaves no other."""
+    whole = directory / "model.safetensors"
+    weights, expected = load_file(whole), nnx.state(load_pretrained(directory).model)
+    other = {name: weight + 1 for name, weight in weights.items()}
+    index = {"weight_map": write_shards(directory, other, 3)}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(load_pretrained(directory).model), expected)
+    whole.unlink()
+    # Newer shards, of which the index knows: the three older ones are not read.
+    index = {"weight_map": write_shards(directory, weights, 2)}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(load_pretrained(directory).model), expected)
+    (directory / "model.safetensors.index.json").unlink()
+    refused(directory, "holds two models: .* is in model-0000")
+    save_pretrained(make(tied_head=False), directory)
+    assert {path.name for path in directory.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_shards_that_the_index_names_must_be_there(directory):
+    index = {"weight_map": write_shards(directory, load_file(directory / "model.safetensors"), 2)}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "model.safetensors").unlink()
+    (directory / "model-00002-of-00002.safetensors").unlink()
+    refused(directory, "has no model-00002-of-00002.safetensors, which model.safetensors.index.json names")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_of_their_own_are_slices_of_stacked_ones(dtype, directory):
+    stacked, own = (load_pretrained(directory, dtype, stacked=value).model for value in (True, False))
+    pairs = zip(jax.tree.leaves(nnx.state(stacked.unstack())), jax.tree.leaves(nnx.state(own)), strict=True)
+    for expected, actual in pairs:
+        assert actual.dtype == dtype
+        np.testing.assert_array_equal(actual, expected)

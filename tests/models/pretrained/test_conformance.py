@@ -1,6 +1,7 @@
 """Logits of random models of every family equal those of transformers, which also reads what we write."""
 
 import functools
+import inspect
 import json
 import shutil
 
@@ -11,6 +12,7 @@ import pytest
 from flax import nnx
 
 from models.pretrained import load_pretrained, save_pretrained
+from models.pretrained.settings import FORMATS, read_config
 
 torch = pytest.importorskip("torch", reason="conformance needs torch: pip install '.[peers]'")
 transformers = pytest.importorskip("transformers", reason="conformance needs transformers: pip install '.[peers]'")
@@ -51,7 +53,52 @@ CASES = {
         "Qwen2ForCausalLM",
         {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "tie_word_embeddings": True},
     ),
-    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 10, "num_key_value_heads": 4}),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 10, "num_key_value_heads": 4, "attention_bias": True}),
+    "yarn": (
+        "Qwen3ForCausalLM",
+        {
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 100.0,
+                "factor": 4.0,
+                "beta_fast": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    "phi3": ("Phi3ForCausalLM", {"sliding_window": 5}),
+    "phi4 mini": (
+        "Phi3ForCausalLM",
+        {
+            "hidden_size": 32,
+            "num_key_value_heads": 1,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 100.0,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.5, 2.0],
+                "long_factor": [2.0, 3.0, 4.0],
+            },
+        },
+    ),
+    "olmo2": ("Olmo2ForCausalLM", {"attention_bias": True}),
+    "smollm3": (
+        "SmolLM3ForCausalLM",
+        {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 4},
+    ),
+    "granite": (
+        "GraniteForCausalLM",
+        {
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 2.5,
+            "attention_multiplier": 0.7,
+        },
+    ),
     "gemma2": (
         "Gemma2ForCausalLM",
         {
@@ -167,8 +214,12 @@ def our_logits(model):
     return forward(graphdef, state, text), jnp.concatenate(pieces, 1)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("case", CASES)
+# Float64 sees what float32 sees, and more.
+FLOATS = [("llama", "float32"), *((case, "float64") for case in CASES)]
+FLOATS += [pytest.param(case, "float32", marks=pytest.mark.thorough) for case in CASES if case != "llama"]
+
+
+@pytest.mark.parametrize(("case", "dtype"), FLOATS)
 def test_logits_and_cached_logits_equal(case, dtype, directory):
     with jax.enable_x64(dtype == "float64"):
         expected = peer_logits(make_peer(case)) if dtype == "float32" else wide_logits(case)
@@ -177,14 +228,84 @@ def test_logits_and_cached_logits_equal(case, dtype, directory):
             np.testing.assert_allclose(ours, peers, rtol=0, atol=TOLERANCE[dtype])
 
 
-def test_what_we_write_is_the_same_model_to_transformers(directory, tmp_path):
-    loaded = load_pretrained(directory("llama"))
+WRITTEN = ["mistral", "qwen2", "qwen3", "olmo2", "smollm3", "granite"]
+
+
+@pytest.mark.parametrize("case", ["llama", *(pytest.param(case, marks=pytest.mark.thorough) for case in WRITTEN)])
+def test_what_we_write_is_the_same_model_to_transformers(case, directory, tmp_path):
+    loaded = load_pretrained(directory(case))
     assert loaded.max_length == 64
     save_pretrained(loaded, tmp_path)
-    peer = type(make_peer("llama")).from_pretrained(tmp_path, attn_implementation="eager")
-    for actual, expected in zip(peer_logits(peer), peer_logits(make_peer("llama")), strict=True):
+    peer = type(make_peer(case)).from_pretrained(tmp_path, attn_implementation="eager")
+    for actual, expected in zip(peer_logits(peer), peer_logits(make_peer(case)), strict=True):
         np.testing.assert_array_equal(actual, expected)
     assert_equal(load_pretrained(tmp_path), loaded)
+
+
+def test_longer_texts_than_the_original_context_are_not_promised(directory):
+    assert load_pretrained(directory("phi4 mini")).max_length == 16
+
+
+def required(family):
+    """A config.json that says only what no family has a default for."""
+    name, model_type, _ = FORMATS[family]
+    return COMMON | {"architectures": [name], "model_type": model_type}
+
+
+# Keys of several families, and values that differ from any default.
+VALUES = {
+    "rope_theta": 123.0,
+    "rope_parameters": {"rope_type": "linear", "factor": 2.0},
+    "rope_scaling": {"type": "linear", "factor": 2.0},
+    "partial_rotary_factor": 0.5,
+    "sliding_window": 3,
+    "use_sliding_window": True,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "rms_norm_eps": 0.25,
+    "tie_word_embeddings": ...,
+    "attention_bias": True,
+    "attn_logit_softcapping": 7.0,
+    "final_logit_softcapping": 7.0,
+    "query_pre_attn_scalar": 7,
+    "sliding_window_pattern": 2,
+    "rope_local_base_freq": 77.0,
+    "max_window_layers": 1,
+    "no_rope_layer_interval": 2,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 3.0,
+    "logits_scaling": 3.0,
+    "attention_multiplier": 3.0,
+}
+# Keys that may not be null for transformers.
+NEVER_NULL = {"tie_word_embeddings", "partial_rotary_factor", "use_sliding_window", "rms_norm_eps", "attention_bias"}
+
+
+@pytest.mark.parametrize("family", FORMATS)
+def test_keys_mean_what_transformers_takes_them_for(family):
+    """Every key: absent, null and given, beside a base of rotary positions and without; and the base beside a type."""
+    peer_type = getattr(transformers, FORMATS[family].name).config_class
+    known = set(inspect.signature(peer_type).parameters) | {"rope_theta", "rope_scaling"}
+    known |= {"sliding_window_pattern", "rope_local_base_freq"} if family == "gemma3" else set()
+    cases = [{}, {"rope_theta": 9.0, "rope_parameters": {"rope_type": "default"}}]
+    for key, value in VALUES.items():
+        if key not in known or (family == "gemma3" and key == "rope_parameters"):
+            continue
+        value = not peer_type().tie_word_embeddings if value is ... else value
+        nullable = peer_type().to_dict().get(key, None) is None or key in ("sliding_window", "num_key_value_heads")
+        cases += [{key: value}, {key: value, "use_sliding_window": True}]
+        cases += [{key: None}] if nullable and key not in NEVER_NULL else []
+    if family == "gemma3":
+        cases = [case for case in cases if "rope_parameters" not in case]
+    for case in cases:
+        json = {key: value for key, value in required(family).items() if key not in case} | case
+        try:
+            told = peer_type(**json).to_dict()
+        except Exception as error:  # what the owner of the format refuses needs no meaning
+            print(family, case, error)
+            continue
+        explicit = {"architectures": [FORMATS[family].name]} | told
+        assert read_config(json, "float32") == read_config(explicit, "float32"), case
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
