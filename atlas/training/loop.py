@@ -20,18 +20,19 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from atlas.data import Corpus, Sampler, mixtures
-from atlas.training import checkpoint, metrics
+from atlas.training import metrics
 from atlas.training.config import RunConfig, population_name, run_id
 from atlas.training.evaluation import EvaluationSet, evaluation_set
 from atlas.training.mesh import make_mesh
 from atlas.training.program import Program, make_program
 from atlas.training.step import NO_COOLDOWN, Arrays, Cooldown, TrainState
-from checked import UserError, overlay
+from checked import UserError
 from checked.files import write_atomically
-from models import ModelConfig, count_params
+from models import ModelConfig, checkpoint, count_params
+from models.run import MODEL, model_config
 
 TRUNK, COOLDOWN = "trunk", "cooldown"
-DONE, METRICS, EVALUATIONS, MODEL = "done.json", "metrics.jsonl", "evaluations.jsonl", "model"
+DONE, METRICS, EVALUATIONS = "done.json", "metrics.jsonl", "evaluations.jsonl"
 Progress = Callable[[int, float], None]
 
 _GROUP = 100  # log lines of a run that are written at once: opening a file costs more than a small step
@@ -255,9 +256,8 @@ def load_model(workdir: pathlib.Path, name: str) -> dict[str, Arrays]:
 
 
 def load_model_config(workdir: pathlib.Path, name: str) -> ModelConfig:
-    """What a trained run's model was made of; what is younger than the run has its default."""
-    description = json.loads((_trained(workdir, name) / "config.json").read_text(encoding="utf-8"))
-    return overlay(ModelConfig(), description["config"]["model"])
+    """What a trained run's model was made of."""
+    return model_config(_trained(workdir, name))
 
 
 def _trained(workdir: pathlib.Path, name: str) -> pathlib.Path:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas.training import checkpoint
 from checked import UserError
+from models import checkpoint
 
 
 def tree(seed: int) -> dict:
