@@ -39,6 +39,7 @@ setup(
         "importlib-resources>=6.4",  # tensorflow-datasets uses it and does not declare it
         "tokenizers>=0.21",
         "safetensors>=0.8",  # 0.7 does not read bfloat16 into numpy
+        "jinja2>=3.1",  # chat templates
         "matplotlib>=3.9",
         "tqdm>=4.66",
     ],

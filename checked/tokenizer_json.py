@@ -127,6 +127,28 @@ class TokenizerJson:
         roles["unk"] = roles["unk"] or self.unknown
         return roles
 
+    def with_separator(self) -> dict[str, Json]:
+        """Files, by name, of this tokenizer with the two ids that our training adds, the first before every text."""
+        ids = separator_and_padding(len(self.table({})))
+        names = [self._unused(name) for name in ("<|separator|>", "<|padding|>")]
+        options = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+        added = [{"id": i, "content": name, **options} for i, name in zip(ids, names, strict=True)]
+        first = {"id": names[0], "ids": [ids[0]], "tokens": [names[0]]}
+        begin, text, pair = ({"SpecialToken": {"id": names[0], "type_id": 0}}, *_sequences("A", "B"))
+        process = {"type": "TemplateProcessing", "single": [begin, text], "pair": [begin, text, pair]}
+        marks = {"bos_token": names[0], "eos_token": names[0], "pad_token": names[1]}
+        return {
+            "tokenizer.json": self._description
+            | {"added_tokens": [*self._added.values(), *added]}
+            | {"post_processor": process | {"special_tokens": {names[0]: first}}},
+            "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **marks},
+            "generation_config.json": {f"{mark}_id": ids[name != names[0]] for mark, name in marks.items()},
+        }
+
+    def _unused(self, name: str) -> str:
+        """A name that no token has: this one, or one like it."""
+        return self._unused(f"{name}_") if name in self.names.values() else name
+
     def without_space(self) -> Json:
         """The description without the space before a text, and without its removal when decoding."""
         prepends = any(part["type"] == "Prepend" for part in self._parts("normalizer"))
@@ -145,6 +167,29 @@ class TokenizerJson:
         tokenizer.add_tokens([token for _, token in sorted(self.library.get_added_tokens_decoder().items())])
         tokenizer.encode_special_tokens = True
         return tokenizer
+
+
+def separator_and_padding(size: int) -> tuple[int, int]:
+    """The two ids that our training puts behind a vocabulary of so many: what follows every document, and padding."""
+    return size, size + 1
+
+
+def bytes_json() -> Json:
+    """A tokenizer.json whose ids are the bytes of the text."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": _byte_of_character(), "merges": []},
+    }
+
+
+def _sequences(*names: str) -> Iterator[Json]:
+    """A post-processor's texts."""
+    return ({"Sequence": {"id": name, "type_id": 0}} for name in names)
 
 
 def _parts(component: Json | None) -> Iterator[Json]:

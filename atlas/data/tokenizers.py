@@ -22,7 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from atlas.data import mixtures
 from checked import UserError
 from checked.files import write_atomically
-from checked.tokenizer_json import TokenizerJson
+from checked.tokenizer_json import TokenizerJson, separator_and_padding
 
 _ROUND_TO = 32
 FILE = "tokenizer.json"
@@ -66,7 +66,7 @@ class JsonTokenizer:
             raise UserError(f"{name} is not a tokenizer.json ({error}); write one with Tokenizer.save") from error
         self._json, self._backend = json.dumps(file.without_space(), ensure_ascii=False), file.continuing()
         sizes = [len(data or b"") for data in file.table({})]
-        self.separator, self.padding = len(sizes), len(sizes) + 1
+        self.separator, self.padding = separator_and_padding(len(sizes))
         self.vocab_size = -(-(len(sizes) + 2) // _ROUND_TO) * _ROUND_TO
         self.token_bytes = np.pad(np.array(sizes, np.int32), (0, self.vocab_size - len(sizes)))
         self.fingerprint = hashlib.blake2b(self._json.encode(), digest_size=8).hexdigest()

@@ -22,9 +22,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from atlas.studies.voices import load_voice
 from experiments.benchmarks.pair import SHAPES, make_pair
-from models.decoding import VERIFICATIONS, Sampling, Voice, Written, compare, write
+from models.decoding import VERIFICATIONS, Sampling, Voice, Written, compare, load, write
 
 LENGTH = 4  # drafts a round, of those that do not adapt
 _ROUNDS = 5
@@ -57,7 +56,7 @@ def run(workdir: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 def _measure_size(
     size: str, directories: dict[str, pathlib.Path], texts: list[str], assisted: ModuleType | None
 ) -> list[dict[str, Any]]:
-    target, draft = load_voice(directories[size]), load_voice(directories["draft"])
+    target, draft = load(directories[size]), load(directories["draft"])
     encoded = (target.tokenizer.encode_prompt(text)[:_PROMPT_TOKENS] for text in texts)
     prompts = [prompt for prompt in encoded if len(prompt) == _PROMPT_TOKENS][:_PROMPTS]
     writers = {way: _writer(target, draft, way) for way in _ways()}

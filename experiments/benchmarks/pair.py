@@ -19,17 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas.data import DataConfig, tokenizers
-from atlas.studies.voices import load_run
 from atlas.training import RunConfig, TrainConfig, run_id, run_sweep
 from atlas.training.step import Skeleton
 from checked.files import write_atomically
 from models import Decoder, ModelConfig
 from models.config import Architecture
 from models.pretrained import Pretrained, save_pretrained
+from models.run import load_run
 
 CONTEXT = 2048
 # M and L of the targets, of which the first is trained; heads are 32 wide, and two share keys.
-SHAPES = {"1M": (128, 4), "5M": (256, 6), "30M": (512, 9)}
+SHAPES = {"1M": (128, 4), "5M": (256, 6), "30M": (512, 9), "100M": (768, 14)}
 _DRAFT_SHAPE = (64, 2)
 _TRAINING = {"target": (120, 4e-3), "draft": (300, 6e-3)}  # steps and learning rate
 _TARGET_VOCABULARY, _DRAFT_VOCABULARY = 768, 640

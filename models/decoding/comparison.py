@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from models.decoding.generate import Written
+from models.decoding.writing import Written
 
 Name = TypeVar("Name", bound=Hashable)
 

@@ -5,12 +5,10 @@ import timeit
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from models.attention.cache import Cache
-from models.decoding.language_model import LanguageModel, Voice
+from models.decoding.language_model import LanguageModel, Params, Voice
 from models.decoding.sampling import first_largest
 
 LENGTHS = (0, 1, 2, 4, 8)  # to choose from; 0 is plain decoding
@@ -95,10 +93,9 @@ def measure(voice: Voice, batch: int, capacity: int, tokens: int) -> float:
     Within a compiled loop, as drafting and plain decoding are: a small model's step takes less than its start.
     Measured once for a model and a shape.
     """
-    known, cache = _known(voice.model), voice.model.init_cache(voice.params, batch, capacity)
-    shape = (batch, cache.capacity, tokens)
+    known, shape = _known(voice.model), (batch, capacity, tokens)
     if shape not in known:
-        program = functools.partial(_steps(voice.model), voice.params, jnp.zeros((batch, tokens), jnp.int32), cache)
+        program = functools.partial(_steps(voice.model), voice.params, np.zeros((batch, tokens), np.int32), capacity)
         jax.block_until_ready(program())
         known[shape] = min(timeit.repeat(lambda: jax.block_until_ready(program()), number=1, repeat=3)) / _STEPS
     return known[shape]
@@ -111,13 +108,15 @@ def _known(model: LanguageModel) -> dict[tuple[int, int, int], float]:
 
 @functools.lru_cache(maxsize=8)
 def _steps(model: LanguageModel) -> Callable[..., jax.Array]:
-    """Compiles some steps that read tokens [B, C] and commit nothing; each waits for the choice of the one before."""
+    """Compiles some steps that read tokens [B, C], with so many slots, and commit nothing; each waits for the choice of
+    the one before."""
 
-    def steps(params: nnx.State, tokens_BC: jax.Array, cache: Cache) -> jax.Array:
+    def steps(params: Params, tokens_BC: jax.Array, capacity: int) -> jax.Array:
         def step(_, carry: tuple[jax.Array, Cache]) -> tuple[jax.Array, Cache]:
             logits_BCV, cache = model.extend(params, *carry)
             return first_largest(logits_BCV), cache
 
+        cache = model.init_cache(params, tokens_BC.shape[0], capacity)
         return jax.lax.fori_loop(0, _STEPS, step, (tokens_BC, cache))[0]
 
-    return jax.jit(steps)
+    return jax.jit(steps, static_argnums=2)

@@ -13,12 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from models.attention.cache import Cache
 from models.decoding import sampling, verification
-from models.decoding.language_model import LanguageModel, Voice, prefill, read_pending, write_ahead
-from models.decoding.proposers import Proposer
+from models.decoding.language_model import LanguageModel, Params, Voice, prefill, read_pending, with_room, write_ahead
+from models.decoding.proposers import Proposal, Proposer, Texts
 from models.decoding.rounds import Drafts, Judge, Progress, place_noise, round_keys
 from models.decoding.sampling import Settings
 from models.decoding.vocabulary import VocabularyMap
@@ -38,25 +37,31 @@ class Intersection(Proposer):
     """The proposer of such drafts: it only says what to compile.
 
     Args:
-      prompts: the drafter's own spelling of them.
-      capacity: tokens a row that the drafter may need. Where its slots run out, its drafts become useless, not wrong.
+      prompts, spelled: in the target's tokens, and in the drafter's.
     """
 
     rounds = _ROUNDS
 
     def __init__(
-        self, drafter: Voice, vocabulary: VocabularyMap, prompts: list[list[int]], capacity: int, verify: str,
-        sampled: bool,
+        self, drafter: Voice, vocabulary: VocabularyMap, prompts: list[list[int]], spelled: list[list[int]],
+        verify: str, sampled: bool,
     ):  # fmt: skip
-        self._drafter = functools.partial(_Drafter, drafter.model, verify, sampled)
-        self._given = (drafter.params, jax.device_put(vocabulary))
-        pending_BP = np.zeros((len(prompts), 1 + vocabulary.pieces.shape[1]), np.int32)
-        pending_BP[:, 0] = [row[-1] for row in prompts]
-        cache = prefill(drafter, prompts, capacity)
-        self.state = DraftState(cache, jnp.asarray(pending_BP), jnp.ones(len(prompts), jnp.int32))
+        self._voice, self._drafter = drafter, functools.partial(_Drafter, drafter.model, verify, sampled)
+        self._given, self._lengths = (drafter.params, jax.device_put(vocabulary)), vocabulary.lengths
+        # The drafter reads each new token by its pieces: so many tokens of every row, up to a place of the text.
+        self._read, self._known = list(map(len, spelled)), list(map(len, prompts))
+        self._pending = 1 + vocabulary.pieces.shape[1]
+        pending_BP = np.zeros((len(prompts), self._pending), np.int32)
+        pending_BP[:, 0] = [row[-1] for row in spelled]
+        self.state = DraftState(prefill(drafter, spelled, 1), pending_BP, np.ones(len(prompts), np.int32))
 
-    def propose(self, length: int, texts: object, active: object):
-        return self._drafter(length), self._given
+    def propose(self, length: int, texts: Texts, active: object) -> Proposal:
+        for b, text in enumerate(texts):
+            self._read[b] += int(self._lengths[text[self._known[b] :]].sum())
+            self._known[b] = len(text)
+        room = max(self._read) + (self.rounds + 1) * (length + self._pending)
+        self.state = self.state._replace(cache=with_room(self._voice, self.state.cache, room))
+        return Proposal(self._drafter(length), self._given, length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +75,7 @@ class _Drafter:
 
     def __call__(
         self,
-        given: tuple[nnx.State, VocabularyMap],
+        given: tuple[Params, VocabularyMap],
         state: DraftState,
         progress: Progress,
         settings: Settings,
@@ -114,7 +119,7 @@ class _Drafter:
         steps_BK = jnp.broadcast_to(jnp.arange(2, 2 + self.length), (keys_B.shape[0], self.length))
         return sampling.gumbel(keys_B, steps_BK, len(vocabulary.target_ids))
 
-    def _read(self, params: nnx.State, state: DraftState) -> tuple[jax.Array, Cache]:
+    def _read(self, params: Params, state: DraftState) -> tuple[jax.Array, Cache]:
         """The logits after the pending tokens [B, W], and the cache with them committed."""
 
         def read(width: int) -> tuple[jax.Array, Cache]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +14,14 @@ from models.attention.cache import Cache
 from models.decoder import Decoder
 from models.decoding.tokenizers import ByteView
 
-_SLOTS = 64  # capacities are multiples of it, so that few of them are compiled
+# Caches have this many slots, or twice, four times as many …: a text costs by what is written of it, and few sizes are
+# compiled. Of the smallest, a small model's step does not feel the half.
+_SLOTS = 256
+# Tokens that a prompt is read by at once: many, whose scores against all slots still fit the caches of a CPU, and few,
+# for what is left of it.
+_WIDE, _NARROW = 256, 32
+
+Params = tuple[jax.Array, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,47 +29,53 @@ class LanguageModel:
     """The static part of a decoder; programs are compiled once for every instance.
 
     Attributes:
-      graphdef: of a decoder with unstacked layers.
+      graphdef, structure: of a decoder with unstacked layers, and of its state.
       vocab_size: V, the width of the logits; it may exceed the tokenizer's.
       context: the longest text that the model may read, in tokens; None is unlimited.
     """
 
     graphdef: nnx.GraphDef
+    structure: Any
     vocab_size: int
     context: int | None = None
 
-    def init_cache(self, params: nnx.State, batch: int, capacity: int) -> Cache:
-        """An empty cache for at least `capacity` tokens a row."""
-        return nnx.merge(self.graphdef, params).init_cache(batch, -(-capacity // _SLOTS) * _SLOTS)
+    def init_cache(self, params: Params, batch: int, capacity: int) -> Cache:
+        """An empty cache for `capacity` tokens a row."""
+        return self._decoder(params).init_cache(batch, capacity)
 
-    def extend(self, params: nnx.State, tokens_BC: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    def extend(self, params: Params, tokens_BC: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Reads C more tokens of every row without committing them; see `Decoder.extend`."""
-        return nnx.merge(self.graphdef, params).extend(tokens_BC, cache)
+        return self._decoder(params).extend(tokens_BC, cache)
+
+    def _decoder(self, params: Params) -> Decoder:
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self.structure, params))
 
 
 class Voice(NamedTuple):
-    """All that it takes to write text: a model, its parameters, its tokenizer."""
+    """All that it takes to write text: a model, its parameters (flat, since every call passes them), its tokenizer."""
 
     model: LanguageModel
-    params: nnx.State
+    params: Params
     tokenizer: ByteView
 
 
 def make_voice(decoder: Decoder, tokenizer: ByteView, context: int | None = None) -> Voice:
-    """A decoder with its tokenizer.
+    """A decoder with its tokenizer, of which other special ids beyond the decoder's embedding are forgotten.
 
     Raises:
-      ValueError: the tokenizer has ids that the decoder's embedding has no row for.
+      ValueError: text, or what begins and ends it, has ids without a row in the decoder's embedding.
     """
-    vocab_size = decoder.embedding.shape[0]
-    needed = 1 + max([tokenizer.vocab_size - 1, *itertools.chain(*tokenizer.roles.values())])
-    if needed > vocab_size:
+    rows = decoder.embedding.shape[0]
+    written = (i for i, data in enumerate(tokenizer.table) if data is not None)
+    needed = 1 + max([*written, *tokenizer.begin, *tokenizer.roles["bos"], *tokenizer.roles["eos"]], default=0)
+    if needed > rows:
         raise ValueError(
-            f"the tokenizer has {needed} ids, but the model's embedding has {vocab_size} rows; "
+            f"the tokenizer has {needed} ids, but the model's embedding has {rows} rows; "
             "use the tokenizer that the model was trained with"
         )
-    graphdef, params = nnx.split(decoder.unstack())
-    return Voice(LanguageModel(graphdef, vocab_size, context), params, tokenizer)
+    graphdef, state = nnx.split(decoder.unstack())
+    params, structure = jax.tree.flatten(state)
+    return Voice(LanguageModel(graphdef, structure, rows, context), tuple(params), tokenizer.below(rows))
 
 
 def right_padded(rows: list[list[int]], multiple: int = 1) -> np.ndarray:
@@ -79,15 +91,66 @@ def right_padded(rows: list[list[int]], multiple: int = 1) -> np.ndarray:
     return padded
 
 
-def prefill(voice: Voice, rows: list[list[int]], capacity: int) -> Cache:
-    """The cache of rows of which all tokens but the last are read.
+def slots_for(tokens: int) -> int:
+    """Slots of a cache for so many tokens.
+
+    >>> slots_for(3), slots_for(256), slots_for(257), slots_for(4000)
+    (256, 256, 512, 4096)
+    """
+    return max(_SLOTS, 1 << (tokens - 1).bit_length())
+
+
+def prefill(voice: Voice, rows: list[list[int]], room: int) -> Cache:
+    """The cache of rows of which all tokens but the last are read, with room for some more.
 
     The last one is read together with the first draft, or by the first step of plain decoding.
     """
-    cache = voice.model.init_cache(voice.params, len(rows), capacity)
-    tokens_BC = right_padded([row[:-1] or [0] for row in rows], multiple=16)[:, : cache.capacity]
-    cache = read_program(voice.model)(voice.params, tokens_BC, cache)
-    return cache.advance(jnp.array([len(row) - 1 for row in rows], jnp.int32))
+    length_B = np.array(list(map(len, rows)), np.int32)
+    tokens_BS = right_padded(rows, slots_for(int(length_B.max()) + room))
+    return _prefill(voice.model)(voice.params, tokens_BS, length_B - 1)
+
+
+def with_room(voice: Voice, cache: Cache, tokens: int) -> Cache:
+    """The cache, or a larger copy of it, with slots for rows of so many tokens."""
+    capacity = slots_for(tokens)
+    return cache if capacity <= cache.capacity else _grow(voice.model)(voice.params, cache, capacity)
+
+
+def log_probabilities(voice: Voice, prompts: list[list[int]], texts: list[list[int]]) -> list[list[float]]:
+    """The natural logarithm of the probability of every token that follows a prompt, by the model itself."""
+    rows = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    tokens_BS = right_padded(rows, slots_for(max(map(len, rows))))
+    longest = max(map(len, rows))
+    scores_BS = np.asarray(_scores(voice.model)(voice.params, tokens_BS, longest))
+    return [row[len(p) : len(p) + len(t)].tolist() for row, p, t in zip(scores_BS, prompts, texts, strict=True)]
+
+
+@functools.lru_cache(maxsize=8)
+def _scores(model: LanguageModel) -> Callable[..., jax.Array]:
+    """Compiles (params, tokens [B, S], n) -> the log probability of each of the first n tokens, float32 [B, S].
+
+    By few tokens at a time, whose logits still fit into memory.
+    """
+
+    def score(params: Params, tokens_BS: jax.Array, n: jax.Array) -> jax.Array:
+        next_BS = jnp.roll(tokens_BS, -1, axis=1)
+
+        def piece(i: jax.Array, carry: tuple[Cache, jax.Array]) -> tuple[Cache, jax.Array]:
+            cache, scores_BS = carry
+            tokens_BC, next_BC = (
+                jax.lax.dynamic_slice_in_dim(a, i * _NARROW, _NARROW, axis=1) for a in (tokens_BS, next_BS)
+            )
+            logits_BCV, cache = model.extend(params, tokens_BC, cache)
+            chosen_BC = jnp.take_along_axis(jax.nn.log_softmax(logits_BCV), next_BC[..., None], axis=-1)[..., 0]
+            scores_BS = jax.lax.dynamic_update_slice_in_dim(
+                scores_BS, chosen_BC.astype(jnp.float32), i * _NARROW, axis=1
+            )
+            return cache.advance(jnp.full_like(cache.length, _NARROW)), scores_BS
+
+        empty = model.init_cache(params, *tokens_BS.shape), jnp.zeros(tokens_BS.shape, jnp.float32)
+        return jnp.roll(jax.lax.fori_loop(0, -(-n // _NARROW), piece, empty)[1], 1, axis=1)
+
+    return jax.jit(score)
 
 
 @functools.lru_cache(maxsize=8)
@@ -96,8 +159,45 @@ def read_program(model: LanguageModel) -> Callable[..., Cache]:
     return jax.jit(lambda params, tokens_BC, cache: model.extend(params, tokens_BC, cache)[1], donate_argnums=2)
 
 
+@functools.lru_cache(maxsize=8)
+def _prefill(model: LanguageModel) -> Callable[..., Cache]:
+    """Compiles (params, tokens [B, S], length [B]) -> cache of S slots that has read the first `length` tokens.
+
+    By pieces, so that memory is linear in the text, and by a number of them that is not compiled: prompts of all
+    lengths share a program.
+    """
+
+    def read(params: Params, tokens_BS: jax.Array, length_B: jax.Array) -> Cache:
+        cache = model.init_cache(params, *tokens_BS.shape)
+        longest = jnp.max(length_B)
+
+        def by(width: int, cache: Cache, pieces: jax.Array) -> Cache:
+            def piece(_: jax.Array, cache: Cache) -> Cache:
+                tokens_BC = jax.lax.dynamic_slice_in_dim(tokens_BS, cache.length[0], width, axis=1)
+                return model.extend(params, tokens_BC, cache)[1].advance(jnp.full_like(length_B, width))
+
+            return jax.lax.fori_loop(0, pieces, piece, cache)
+
+        cache = by(_WIDE, cache, longest // _WIDE)
+        cache = by(_NARROW, cache, -(-(longest % _WIDE) // _NARROW))
+        return cache._replace(length=length_B)
+
+    return jax.jit(read)
+
+
+@functools.lru_cache(maxsize=8)
+def _grow(model: LanguageModel) -> Callable[..., Cache]:
+    """Compiles (params, cache, capacity) -> the same cache with more slots."""
+
+    def grow(params: Params, cache: Cache, capacity: int) -> Cache:
+        empty = model.init_cache(params, cache.length.shape[0], capacity)
+        return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice(a, b, (0,) * b.ndim), empty, cache)
+
+    return jax.jit(grow, static_argnums=2)
+
+
 def read_pending(
-    model: LanguageModel, params: nnx.State, cache: Cache, pending_BP: jax.Array, count_B: jax.Array
+    model: LanguageModel, params: Params, cache: Cache, pending_BP: jax.Array, count_B: jax.Array
 ) -> tuple[jax.Array, Cache]:
     """The logits after the first `count` tokens of every row [B, V], and the cache with these committed."""
     logits_BPV, cache = model.extend(params, pending_BP, cache)
@@ -107,7 +207,7 @@ def read_pending(
 
 def write_ahead(
     model: LanguageModel,
-    params: nnx.State,
+    params: Params,
     cache: Cache,
     logits_BV: jax.Array,
     choose: Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]],

@@ -5,22 +5,23 @@ Whatever is proposed, verification keeps the target's law; a proposer decides ho
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from models.attention.cache import Cache
 from models.decoding import slrs
 from models.decoding.language_model import (
     LanguageModel,
+    Params,
     Voice,
     prefill,
     read_pending,
     read_program,
     right_padded,
+    with_room,
     write_ahead,
 )
 from models.decoding.rounds import Drafter, Drafts, given_drafts
@@ -51,6 +52,14 @@ def pack(drafts: Sequence[Sequence[int]], laws: Sequence[np.ndarray] | None = No
     return Drafts(tokens_BK, count_B, laws_BKV)
 
 
+class Proposal(NamedTuple):
+    """What drafts in some rounds, its `given`, and how many tokens it drafts a round."""
+
+    drafter: Drafter
+    given: Any
+    length: int
+
+
 class Proposer:
     """A method of drafting, as the loop on the host sees it.
 
@@ -61,15 +70,16 @@ class Proposer:
     rounds: int = 1
     state: Any = ()
 
-    def propose(self, length: int, texts: Texts, active: Sequence[bool]) -> tuple[Drafter, Any]:
-        """What drafts in the next rounds, and its `given`.
+    def propose(self, length: int, texts: Texts, active: Sequence[bool]) -> Proposal:
+        """What drafts in the next rounds.
 
         Args:
           length: K, tokens to draft a round.
           texts: the committed target tokens of every row.
           active: rows that are not done; the others need no drafts.
         """
-        return given_drafts, self.draft(length, texts, active)
+        drafts = self.draft(length, texts, active)
+        return Proposal(given_drafts, drafts, drafts.tokens.shape[1])
 
     def draft(self, length: int, texts: Texts, active: Sequence[bool]) -> Drafts:
         """Drafts that the host makes for one round; arguments are those of `propose`."""
@@ -84,8 +94,8 @@ class Nobody(Proposer):
     def __init__(self, batch: int):
         self._given = jax.device_put(pack([[]] * batch))
 
-    def propose(self, length: int, texts: Texts, active: Sequence[bool]) -> tuple[Drafter, Drafts]:
-        return given_drafts, self._given
+    def propose(self, length: int, texts: Texts, active: Sequence[bool]) -> Proposal:
+        return Proposal(given_drafts, self._given, 0)
 
 
 class Lookup(Proposer):
@@ -95,20 +105,33 @@ class Lookup(Proposer):
     [[7, 8, 9, 0]]
     """
 
-    _LONGEST_MATCH = 3
+    def __init__(self):
+        self._rows: list[_Repeats] = []
 
     def draft(self, length: int, texts: Texts, active: Sequence[bool]) -> Drafts:
-        rows = zip(texts, active, strict=True)
-        return pack([self._continuation(np.asarray(text), length) if busy else [] for text, busy in rows])
+        self._rows = self._rows or [_Repeats() for _ in texts]
+        rows = zip(self._rows, texts, active, strict=True)
+        return pack([row.continuation(text, length) if busy else [] for row, text, busy in rows])
 
-    def _continuation(self, text_T: np.ndarray, length: int) -> list[int]:
-        for n in range(min(self._LONGEST_MATCH, len(text_T) - 1), 0, -1):
-            windows = np.lib.stride_tricks.sliding_window_view(text_T[:-1], n)
-            (found,) = np.nonzero((windows == text_T[-n:]).all(axis=1))
-            if found.size:
-                start = found[-1] + n
-                return text_T[start : start + length].tolist()
-        return []
+
+class _Repeats:
+    """Where every short sequence of a growing text ended last: a round costs by what is new of the text."""
+
+    _LONGEST_MATCH = 3
+
+    def __init__(self):
+        self._end: dict[tuple[int, ...], int] = {}
+        self._known = 0
+
+    def continuation(self, text: Sequence[int], length: int) -> Sequence[int]:
+        """What followed the latest earlier occurrence of the longest end of the text that has one."""
+        matches = range(1, self._LONGEST_MATCH + 1)
+        for end in range(self._known + 1, len(text)):
+            self._end |= {tuple(text[end - n : end]): end for n in matches if n <= end}
+        self._known = len(text) - 1
+        found = (self._end.get(tuple(text[-n:])) for n in reversed(matches) if n < len(text))
+        end = next((end for end in found if end), len(text))
+        return text[end : end + length]
 
 
 class Reading:
@@ -141,22 +164,17 @@ class _TextProposer(Proposer):
 
     After every round it keeps what it has read as far as that agrees with the text, and spells only the rest.
     Alignment can fail in many ways (normalisers, other spellings); each costs drafts, none changes the text.
-
-    Args:
-      room: tokens that the drafter may need beyond the prompts. It may need more than the target for the same text,
-        up to one a byte.
     """
 
-    def __init__(self, target: Voice, drafter: Voice, prompts: Sequence[Sequence[int]], room: int):
+    def __init__(self, target: Voice, drafter: Voice, prompts: Sequence[Sequence[int]]):
         self.target, self.drafter = target, drafter
         self.data = [target.tokenizer.decode(prompt) for prompt in prompts]
         self.known = [len(prompt) for prompt in prompts]
         self.rows = [Reading(drafter.tokenizer, data) for data in self.data]
-        read = [row.tokens for row in self.rows]
-        self.cache = prefill(drafter, read, max(map(len, read)) + room)
+        self.cache = prefill(drafter, [row.tokens for row in self.rows], LONGEST)
         self.drafts: list[list[int]] = [[] for _ in prompts]
 
-    def _catch_up(self, texts: Texts, active: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+    def _catch_up(self, texts: Texts, active: Sequence[bool], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Takes in the committed text; the tokens that the drafter has to read [B, P] and how many count [B].
 
         The cache holds what was read before and, behind it, all drafts but the last. At least one token is read
@@ -172,10 +190,12 @@ class _TextProposer(Proposer):
             agreed = _common(row.tokens[before:], self.drafts[b][:-1])
             read.append(min(before + agreed, len(row.tokens) - 1))
             pending.append(row.tokens[read[b] :])
-        self.cache = self.cache._replace(length=np.array(read, np.int32))
         count_B = np.array(list(map(len, pending)), np.int32)
         # Few widths, so that few programs are compiled.
-        return right_padded(pending, multiple=1 if count_B.max() <= 2 else 8), count_B
+        pending_BP = right_padded(pending, multiple=1 if count_B.max() <= 2 else 8)
+        cache = with_room(self.drafter, self.cache, max(read) + pending_BP.shape[1] + length)
+        self.cache = cache._replace(length=np.array(read, np.int32))
+        return pending_BP, count_B
 
     def _retokenise(self, b: int, drawn: Sequence[int]) -> list[int]:
         """A row's draft in target tokens, or none if it contradicts the part of a character that is there."""
@@ -190,7 +210,7 @@ class StringMatch(_TextProposer):
     """String-level exact match (arXiv 2502.05202, Algorithm 2): the drafter's likeliest text, retokenised."""
 
     def draft(self, length: int, texts: Texts, active: Sequence[bool]) -> Drafts:
-        pending_BP, count_B = self._catch_up(texts, active)
+        pending_BP, count_B = self._catch_up(texts, active, length)
         drafts_BK, self.cache = _greedy_text(self.drafter.model, length)(
             self.drafter.params, self.cache, pending_BP, count_B
         )
@@ -209,15 +229,14 @@ class StringRejection(_TextProposer):
     """
 
     def __init__(
-        self, target: Voice, drafter: Voice, prompts: Sequence[Sequence[int]], room: int, sampling: Sampling,
-        with_laws: bool,
-    ):  # fmt: skip
-        super().__init__(target, drafter, prompts, room)
+        self, target: Voice, drafter: Voice, prompts: Sequence[Sequence[int]], sampling: Sampling, with_laws: bool
+    ):
+        super().__init__(target, drafter, prompts)
         self.sampling, self.with_laws = sampling, with_laws
         self.rngs = [np.random.default_rng(seed) for seed in sampling.seeds(len(prompts))]
 
     def draft(self, length: int, texts: Texts, active: Sequence[bool]) -> Drafts:
-        pending_BP, count_B = self._catch_up(texts, active)
+        pending_BP, count_B = self._catch_up(texts, active, length)
         self.cache = read_program(self.drafter.model)(self.drafter.params, pending_BP, self.cache)
         self.cache = self.cache.advance(count_B - 1)
         blocks = [self._block(b, length) if busy else slrs.BlockLaw({(): 1.0}) for b, busy in enumerate(active)]
@@ -236,7 +255,7 @@ class StringRejection(_TextProposer):
             tokens_NC = np.concatenate([np.full((N, 1), self.rows[b].tokens[-1]), prefixes_NT], axis=1)
             # A power of two rows, so that few shapes are compiled.
             tokens_NC = np.pad(tokens_NC, ((0, (1 << (N - 1).bit_length()) - N), (0, 0))).astype(np.int32)
-            laws = law(self.drafter.params, row, tokens_NC, own.temperature, own.top_k, own.top_p)
+            laws = law(self.drafter.params, row, tokens_NC, own.temperature, own.top_k, own.top_p, own.min_p)
             return np.asarray(laws, np.float64)[:N]
 
         stop = self.drafter.tokenizer.roles["eos"]
@@ -252,7 +271,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 def _greedy_text(model: LanguageModel, length: int) -> Callable[..., tuple[jax.Array, Cache]]:
     """Compiles (params, cache, pending [B, P], count [B]) -> (drafts [B, K], cache with K - 1 of them behind)."""
 
-    def write(params: nnx.State, cache: Cache, pending_BP: jax.Array, count_B: jax.Array) -> tuple[jax.Array, Cache]:
+    def write(params: Params, cache: Cache, pending_BP: jax.Array, count_B: jax.Array) -> tuple[jax.Array, Cache]:
         def choose(logits_BV: jax.Array, _: jax.Array) -> tuple[jax.Array, jax.Array]:
             token_B = first_largest(logits_BV)
             return token_B, token_B
@@ -265,9 +284,9 @@ def _greedy_text(model: LanguageModel, length: int) -> Callable[..., tuple[jax.A
 
 @functools.lru_cache(maxsize=32)
 def _prefix_laws(model: LanguageModel) -> Callable[..., jax.Array]:
-    """Compiles (params, cache of one row, tokens [N, C], temperature, top_k, top_p) -> laws [N, W] after each row."""
+    """Compiles (params, cache of one row, tokens [N, C], *settings of `warp`) -> laws [N, W] after each row."""
 
-    def laws(params: nnx.State, cache: Cache, tokens_NC: jax.Array, *settings: float) -> jax.Array:
+    def laws(params: Params, cache: Cache, tokens_NC: jax.Array, *settings: float) -> jax.Array:
         shared = jax.tree.map(lambda a: jnp.broadcast_to(a, (tokens_NC.shape[0], *a.shape[1:])), cache)
         logits_NCW, _ = model.extend(params, tokens_NC, shared)
         return warp(logits_NCW[:, -1], *settings)

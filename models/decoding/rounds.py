@@ -14,34 +14,48 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from models.attention.cache import Cache, write
 from models.decoding import sampling, verification
-from models.decoding.language_model import LanguageModel
+from models.decoding.language_model import LanguageModel, Params
 from models.decoding.sampling import Settings
 
 
 class Progress(NamedTuple):
     """A batch on its way.
 
-    tokens [B, S] int32, of which `length` [B] are committed; limit [B], the length at which a row ends; done [B];
-    the target's cache; and per row the counts of target calls, of drafted tokens and of those of them that were
-    committed, int32 [B].
+    last int32 [B], the latest committed token of every row, not read yet; limit [B], the length at which a row ends;
+    done [B]; the target's cache, of all committed tokens but the last; seen bool [B, V], the tokens that a row has, or
+    None where no penalty asks for them; and int32 [4, B], per row the target calls, the drafted tokens, those of them
+    that were committed, and the calls whose logits were no finite numbers.
     """
 
-    tokens: jax.Array
-    length: jax.Array
+    last: jax.Array
     limit: jax.Array
     done: jax.Array
-    cache: Cache | None
-    calls: jax.Array
-    drafted: jax.Array
-    accepted: jax.Array
+    cache: Cache
+    seen: jax.Array | None
+    counts: jax.Array
 
-    def look(self) -> Progress:
-        """A copy on the host of all but the cache: programs consume their progress."""
-        return self._replace(cache=None, **{f: np.array(x) for f, x in self._asdict().items() if f != "cache"})
+    @property
+    def length(self) -> jax.Array:
+        """Committed tokens of every row, int32 [B]."""
+        return self.cache.length + 1
+
+
+class Report(NamedTuple):
+    """What the host learns of some rounds, from one array: rows that are done [B], counts as in `Progress` [4, B], and
+    the newly committed tokens of every row."""
+
+    done: np.ndarray
+    counts: np.ndarray
+    tokens: list[list[int]]
+
+    @classmethod
+    def unpack(cls, packed_BX: jax.Array) -> Report:
+        packed_BX = np.asarray(packed_BX)
+        tokens = [row[:n].tolist() for n, row in zip(packed_BX[:, 0], packed_BX[:, 6:], strict=True)]
+        return cls(packed_BX[:, 1] > 0, packed_BX[:, 2:6].T, tokens)
 
 
 class Drafts(NamedTuple):
@@ -70,46 +84,58 @@ def given_drafts(given: Drafts, state: Any, progress: Progress, settings: Settin
 
 @functools.lru_cache(maxsize=32)
 def compile_rounds(
-    target: LanguageModel, drafter: Drafter, verify: str, sampled: bool
-) -> Callable[..., tuple[Progress, Any]]:
-    """Compiles (target's params, given, progress, drafter's state, settings, n) -> progress and state, after n rounds
-    or when all rows are done. Progress and state are consumed.
+    target: LanguageModel, drafter: Drafter, width: int, verify: str, sampled: bool, most: int
+) -> Callable[..., tuple[jax.Array, Progress, Any]]:
+    """Compiles (target's params, given, progress, drafter's state, settings, ended [B], n) -> packed `Report`, progress
+    and state, after n rounds or when all rows are done. Progress and state are consumed.
 
     Args:
+      width: K, drafts of a round.
       verify: of drafts with laws: "rejection" or "block".
       sampled: False if every row is greedy, which needs no noise.
+      most: the largest n.
     """
 
     def rounds(
-        params: nnx.State, given: Any, progress: Progress, state: Any, settings: Settings, n: jax.Array
-    ) -> tuple[Progress, Any]:
-        def unfinished(carry: tuple[jax.Array, Progress, Any]) -> jax.Array:
-            return (carry[0] < n) & ~jnp.all(carry[1].done)
-
-        def once(carry: tuple[jax.Array, Progress, Any]) -> tuple[jax.Array, Progress, Any]:
-            i, progress, state = carry
+        params: Params, given: Any, progress: Progress, state: Any, settings: Settings, ended_B: jax.Array, n: jax.Array
+    ) -> tuple[jax.Array, Progress, Any]:
+        def once(carry: tuple) -> tuple:
+            i, progress, state, new_BW = carry
+            committed: list[jax.Array] = []
 
             def judge(drafts: Drafts) -> tuple[Progress, jax.Array, jax.Array]:
-                last_B1 = jnp.take_along_axis(progress.tokens, progress.length[:, None] - 1, axis=1)
-                block_BC = jnp.concatenate([last_B1, drafts.tokens], axis=1)
+                block_BC = jnp.concatenate([progress.last[:, None], drafts.tokens], axis=1)
                 logits_BCV, cache = target.extend(params, block_BC, progress.cache)
+                logits_BCV = _with_penalty(logits_BCV, block_BC, progress.seen, settings)
                 n_B, next_B = _accept(logits_BCV, drafts, progress, settings, verify, sampled)
-                return _commit(progress._replace(cache=cache), drafts, n_B, next_B, settings.stop), n_B, next_B
+                after = progress._replace(cache=cache, counts=progress.counts.at[3].add(_broken(logits_BCV)))
+                after, new_BC = _commit(after, drafts, n_B, next_B, settings.stop)
+                committed.append(new_BC)
+                return after, n_B, next_B
 
-            return i + 1, *drafter(given, state, progress, settings, judge)
+            after, state = drafter(given, state, progress, settings, judge)
+            return i + 1, after, state, write(new_BW, committed[0], progress.length - start_B)
 
-        return jax.lax.while_loop(unfinished, once, (0, progress, state))[1:]
+        progress, start_B = progress._replace(done=progress.done | ended_B), progress.length
+        new_BW = jnp.zeros((len(start_B), most * (width + 1)), jnp.int32)
+        unfinished = lambda carry: (carry[0] < n) & ~jnp.all(carry[1].done)  # noqa: E731
+        _, progress, state, new_BW = jax.lax.while_loop(unfinished, once, (0, progress, state, new_BW))
+        heading = jnp.stack([progress.length - start_B, progress.done.astype(jnp.int32), *progress.counts], axis=1)
+        return jnp.concatenate([heading, new_BW], axis=1), progress, state
 
     return jax.jit(rounds, donate_argnums=(2, 3))
 
 
-def start(rows_BT: jax.Array, length_B: jax.Array, limit_B: jax.Array, cache: Cache) -> Progress:
-    """Progress of right-padded prompts; `cache` holds all their tokens but the last."""
-    # Programs consume their progress: no two of its arrays may be one.
-    counts = (jnp.zeros_like(length_B) for _ in range(3))
-    tokens_BS = jnp.zeros((rows_BT.shape[0], cache.capacity), jnp.int32)
-    tokens_BS = jax.lax.dynamic_update_slice(tokens_BS, rows_BT, (0, 0))
-    return Progress(tokens_BS, length_B, limit_B, length_B >= limit_B, cache, *counts)
+def start(rows: list[list[int]], new: int, cache: Cache, vocab_size: int, settings: Settings) -> Progress:
+    """Progress of prompts of which `cache` holds all tokens but the last; each gets `new` more."""
+    B, length_B = len(rows), np.array(list(map(len, rows)), np.int32)
+    last_B = np.array([row[-1] for row in rows], np.int32)
+    seen_BV = None
+    if settings.penalty is not None:
+        seen_BV = np.zeros((B, vocab_size), bool)
+        for seen_V, row in zip(seen_BV, rows, strict=True):
+            seen_V[row] = True
+    return Progress(last_B, length_B + new, np.zeros(B, bool), cache, seen_BV, np.zeros((4, B), np.int32))
 
 
 def place_noise(length_B: jax.Array, shape_CV: tuple[int, int], settings: Settings) -> jax.Array:
@@ -127,6 +153,21 @@ def round_keys(progress: Progress, settings: Settings) -> jax.Array:
     return jax.vmap(lambda key, n: jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), n))(
         settings.keys, progress.length
     )
+
+
+def _with_penalty(
+    logits_BCV: jax.Array, block_BC: jax.Array, seen_BV: jax.Array | None, settings: Settings
+) -> jax.Array:
+    """Logits after every token of a block, of which the first was seen before, penalised by what was then seen."""
+    if seen_BV is None:
+        return logits_BCV
+    written_BCV = jax.nn.one_hot(block_BC, logits_BCV.shape[-1], dtype=jnp.int32)
+    return sampling.penalise(logits_BCV, seen_BV[:, None] | (jnp.cumsum(written_BCV, axis=1) > 0), settings.penalty)
+
+
+def _broken(logits_BCV: jax.Array) -> jax.Array:
+    """1 where the first logits of a row are no finite numbers, as those of damaged weights; int32 [B]."""
+    return (~jnp.isfinite(jnp.max(logits_BCV[:, 0], axis=-1))).astype(jnp.int32)
 
 
 def _accept(
@@ -151,10 +192,13 @@ def _accept(
     return verification.draw(keys_B, outcome)
 
 
-def _commit(progress: Progress, drafts: Drafts, n_B: jax.Array, next_B: jax.Array, stop_X: jax.Array) -> Progress:
+def _commit(
+    progress: Progress, drafts: Drafts, n_B: jax.Array, next_B: jax.Array, stop_X: jax.Array
+) -> tuple[Progress, jax.Array]:
     """Appends the n accepted drafts and the next token to every row that is not done, up to its end.
 
-    A row ends with the first stop token, which is committed, or at its limit: perhaps with an accepted draft.
+    A row ends with the first stop token, which is committed, or at its limit: perhaps with an accepted draft. Also
+    returns the tokens [B, K + 1] whose first are committed.
     """
     new_BC = jnp.pad(drafts.tokens, ((0, 0), (0, 1)))
     place_C = jnp.arange(new_BC.shape[1])
@@ -164,13 +208,20 @@ def _commit(progress: Progress, drafts: Drafts, n_B: jax.Array, next_B: jax.Arra
     stopped_B = jnp.any(stops_BC, axis=1)
     count_B = jnp.where(stopped_B, jnp.argmax(stops_BC, axis=1).astype(jnp.int32) + 1, count_B)
     count_B = jnp.where(active_B, count_B, 0)
-    length_B = progress.length + count_B
-    return progress._replace(
-        tokens=write(progress.tokens, new_BC, progress.length),
-        length=length_B,
-        done=progress.done | stopped_B | (length_B >= progress.limit),
-        cache=progress.cache.advance(count_B),
-        calls=progress.calls + active_B,
-        drafted=progress.drafted + jnp.where(active_B, drafts.count, 0),
-        accepted=progress.accepted + jnp.minimum(count_B, n_B),
+    cache = progress.cache.advance(count_B)
+    last_B = jnp.take_along_axis(new_BC, jnp.maximum(count_B - 1, 0)[:, None], axis=1)[:, 0]
+    drafted_B, accepted_B = jnp.where(active_B, drafts.count, 0), jnp.minimum(count_B, n_B)
+    calls_B = active_B.astype(jnp.int32)
+    seen_BV = progress.seen
+    if seen_BV is not None:
+        # What is not committed is no token, and dropped.
+        ids_BC = jnp.where(place_C < count_B[:, None], new_BC, seen_BV.shape[1])
+        seen_BV = seen_BV.at[jnp.arange(len(n_B))[:, None], ids_BC].set(True, mode="drop")
+    after = progress._replace(
+        last=jnp.where(count_B > 0, last_B, progress.last),
+        done=progress.done | stopped_B | (cache.length + 1 >= progress.limit),
+        cache=cache,
+        seen=seen_BV,
+        counts=progress.counts + jnp.stack([calls_B, drafted_B, accepted_B, jnp.zeros_like(calls_B)]),
     )
+    return after, new_BC

@@ -9,6 +9,7 @@ target (arXiv 2408.07978).
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,38 +19,59 @@ import numpy as np
 
 from models.attention.topk import bisect, ordered_bits, select_mask
 
+_SEEDS = 2**32
+
 
 class Settings(NamedTuple):
-    """How tokens are drawn: scalars as in `sampling.warp`, typed PRNG keys [B], and the ids that end a row [X]."""
+    """How tokens are drawn: scalars as in `Sampling`, seeds uint32 [B], and the ids that end a row [X].
+
+    The penalty is None where there is none, so that no program asks which tokens a text has.
+    """
 
     temperature: jax.Array
     top_k: jax.Array
     top_p: jax.Array
-    keys: jax.Array
+    min_p: jax.Array
+    penalty: jax.Array | None
+    seeds: jax.Array
     stop: jax.Array
+
+    @property
+    def keys(self) -> jax.Array:
+        """Typed PRNG keys [B]."""
+        return jax.vmap(jax.random.key)(self.seeds)
 
     def law(self, logits_BV: jax.Array) -> jax.Array:
         """The law of the next token, [..., V]."""
-        return warp(logits_BV, self.temperature, self.top_k, self.top_p)
+        return warp(logits_BV, self.temperature, self.top_k, self.top_p, self.min_p)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn.
+    """How tokens are drawn: what the law of the next token is, and the seed of the noise.
 
-    temperature: at least 0; 0 is greedy. top_k: 0 keeps all. top_p: in (0, 1]. seed: of the noise, of all rows or one
-    a row.
+    temperature: at least 0; 0 is greedy. top_k: 0 keeps all. top_p: in (0, 1]. min_p: in [0, 1], drops tokens less
+    probable than this share of the most probable one. repetition_penalty: above 0; the logits of tokens that the text
+    has, prompt included, are divided by it where they are positive, and multiplied where they are negative
+    (arXiv 1909.05858). seed: in [0, 2^32), of all rows or one a row.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int | Sequence[int] = 0
 
     def __post_init__(self):
-        require(self.temperature >= 0, "temperature", self.temperature, "must be at least 0")
+        require(0 <= self.temperature < math.inf, "temperature", self.temperature, "must be at least 0, and finite")
         require(self.top_k >= 0, "top_k", self.top_k, "must be at least 0 (0 keeps all)")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "must be above 0 and at most 1")
+        require(0 <= self.min_p <= 1, "min_p", self.min_p, "must be from 0 (keeps all) to 1")
+        penalty = self.repetition_penalty
+        require(0 < penalty < math.inf, "repetition_penalty", penalty, "must be a number above 0 (1 penalises nothing)")
+        for seed in np.ravel(self.seed).tolist():
+            require(type(seed) is int and 0 <= seed < _SEEDS, "seed", seed, f"must be from 0 to {_SEEDS - 1}")
 
     @property
     def is_greedy(self) -> bool:
@@ -57,15 +79,24 @@ class Sampling:
 
     def seeds(self, batch: int) -> list[int]:
         """Every row's own."""
-        return np.broadcast_to(self.seed, (batch,)).tolist()
+        known = np.ravel(self.seed)
+        require(
+            known.size in (1, batch), "seed", known.tolist(), f"must be one number, or one for each of {batch} rows"
+        )
+        return np.broadcast_to(known, (batch,)).tolist()
 
     def settings(self, batch: int, stop: Sequence[int]) -> Settings:
         """As arrays of a batch, with the ids that end a row."""
-        temperature, top_p = (jnp.asarray(x, float) for x in (self.temperature, self.top_p))
-        keys_B = jax.vmap(jax.random.key)(jnp.asarray(self.seeds(batch), jnp.uint32))
-        # An id that no token has stands for "no stop".
+        penalty = None if self.repetition_penalty == 1 else jnp.asarray(self.repetition_penalty, float)
         return Settings(
-            temperature, jnp.asarray(self.top_k, int), top_p, keys_B, jnp.array(list(stop) or [-1], jnp.int32)
+            jnp.asarray(self.temperature, float),
+            jnp.asarray(self.top_k, int),
+            jnp.asarray(self.top_p, float),
+            jnp.asarray(self.min_p, float),
+            penalty,
+            jnp.asarray(self.seeds(batch), jnp.uint32),
+            # An id that no token has stands for "no stop".
+            jnp.array(list(stop) or [-1], jnp.int32),
         )
 
 
@@ -75,8 +106,24 @@ def require(condition: bool, name: str, value: object, constraint: str) -> None:
         raise ValueError(f"{name}={value!r} {constraint}")
 
 
-def warp(logits_BV: jax.Array, temperature_B: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
-    """The law of the next token: temperature, then top-k, then top-p; [..., V].
+def penalise(logits_BCV: jax.Array, seen_BCV: jax.Array, penalty: jax.Array) -> jax.Array:
+    """Logits with those of seen tokens divided by the penalty where positive, multiplied where negative.
+
+    >>> penalise(jnp.array([2.0, -2.0, 2.0]), jnp.array([True, True, False]), 4.0).tolist()
+    [0.5, -8.0, 2.0]
+    """
+    penalty = jnp.asarray(penalty, logits_BCV.dtype)
+    return jnp.where(seen_BCV, jnp.where(logits_BCV > 0, logits_BCV / penalty, logits_BCV * penalty), logits_BCV)
+
+
+def warp(
+    logits_BV: jax.Array,
+    temperature_B: jax.Array,
+    top_k_B: jax.Array,
+    top_p_B: jax.Array,
+    min_p_B: jax.Array | float = 0.0,
+) -> jax.Array:
+    """The law of the next token: temperature, then top-k, then top-p, then min-p; [..., V].
 
     Of equal probabilities the lower index goes first, everywhere. No setting is static: rows may differ, and
     a new value compiles nothing.
@@ -88,6 +135,7 @@ def warp(logits_BV: jax.Array, temperature_B: jax.Array, top_k_B: jax.Array, top
       top_k_B: int, keeps the k most probable tokens; 0 keeps all.
       top_p_B: in (0, 1], keeps the smallest set of the most probable tokens that holds at least this share
         of what top-k left; 1 keeps all.
+      min_p_B: in [0, 1], keeps tokens of at least this share of the most probable one's probability; 0 keeps all.
 
     >>> logits = jnp.array([[1.0, 4.0, 4.0, 4.0]])
     >>> warp(logits, 1.0, 2, 1.0).tolist(), warp(logits, 0.0, 0, 1.0).tolist()
@@ -105,6 +153,8 @@ def warp(logits_BV: jax.Array, temperature_B: jax.Array, top_k_B: jax.Array, top
     keep = lambda weight_BV, _: weight_BV  # noqa: E731
     weight_BV = jax.lax.cond(jnp.any(top_k_B > 0), _cut_top_k, keep, weight_BV, top_k_B)
     weight_BV = jax.lax.cond(jnp.any(top_p_B < 1), _cut_top_p, keep, weight_BV, top_p_B)
+    # The largest weight is 1.
+    weight_BV = jnp.where(weight_BV >= jnp.asarray(min_p_B, dtype)[..., None], weight_BV, 0)
     law_BV = weight_BV / jnp.sum(weight_BV, axis=-1, keepdims=True)
     return jnp.where(greedy_B[..., None], best_BV, law_BV)
 

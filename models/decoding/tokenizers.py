@@ -4,6 +4,8 @@ Two models with different vocabularies share one thing, the bytes they have writ
 token may be a part of a character, vocabularies spell spaces in their own ways, and a decoder cleans up.
 """
 
+from __future__ import annotations
+
 import codecs
 import dataclasses
 import itertools
@@ -13,7 +15,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from checked.tokenizer_json import ROLES, TokenizerJson, read
+from checked.tokenizer_json import ROLES, TokenizerJson, read, separator_and_padding
+from models.decoding import chat
 
 FILE = "tokenizer.json"
 _LONE_BYTES = re.compile("([\udc80-\udcff]+)")
@@ -33,6 +36,7 @@ class ByteView:
       roles: ids of "bos", "eos", "pad" and "unk"; a role that no file gives is (). Of several ends of text the
         tokenizer's own is first.
       begin: the special ids that a prompt starts with.
+      template: how a chat is written as one text, if the model has a template.
     """
 
     table: tuple[bytes | None, ...] = dataclasses.field(repr=False)
@@ -40,6 +44,7 @@ class ByteView:
     prompter: Callable[[str], list[int]] | None = None
     roles: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=lambda: dict.fromkeys(ROLES, ()))
     begin: tuple[int, ...] = ()
+    template: chat.Template | None = dataclasses.field(default=None, repr=False)
 
     @property
     def vocab_size(self) -> int:
@@ -60,6 +65,30 @@ class ByteView:
         Of `left` the last few bytes are enough: they matter where it ends inside a character.
         """
         return self.encoder(text, left)
+
+    def below(self, rows: int) -> ByteView:
+        """The same tokenizer without what it says of ids from `rows` on."""
+        roles = {role: tuple(i for i in ids if i < rows) for role, ids in self.roles.items()}
+        return dataclasses.replace(self, table=self.table[:rows], roles=roles)
+
+    def with_separator(self) -> ByteView:
+        """The same tokenizer with the two ids behind its own that our training adds: see `separator_and_padding`."""
+        separator, padding = separator_and_padding(self.vocab_size)
+        roles = {"bos": (separator,), "eos": (separator,), "pad": (padding,), "unk": ()}
+        return ByteView((*self.table, None, None), self.encoder, roles=roles, begin=(separator,))
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of a chat whose next message the model is to write, in the form that its template gives.
+
+        Args:
+          messages: with "role" and "content".
+
+        Raises:
+          ValueError: the tokenizer has no template, or the template refuses the messages.
+        """
+        if not self.template or self.prompter is None:
+            raise ValueError("the model's tokenizer has no chat template; give prompts as text")
+        return self.prompter(chat.render(self.template, messages))
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids that the model was trained to see for a text from its beginning.
@@ -116,7 +145,13 @@ def load_tokenizer(path: Path | str) -> ByteView:
         prompter=lambda text: file.library.encode(text, add_special_tokens=False).ids,
         roles=roles,
         begin=file.begin(),
+        template=chat.read_template(path.parent),
     )
+
+
+def byte_tokenizer() -> ByteView:
+    """Bytes as they are: id = byte."""
+    return ByteView(tuple(bytes([i]) for i in range(256)), lambda text, left: list(text))
 
 
 class _Encoder:

@@ -136,7 +136,21 @@ MISTAKES = {
     "missing directory": (("--target=nowhere", "--prompt=a"), "'nowhere' does not exist"),
     "no prompt": (("--target={bpe}",), "--prompt is missing"),
     "empty prompt": (("--target={bpe}", "--prompt="), "--prompt is missing"),
-    "long prompt": (("--target={bytes}", f"--prompt={40 * 'x'}"), "41 tokens' and 128 new ones exceed 32"),
+    "long prompt": (
+        ("--target={bytes}", f"--prompt={40 * 'x'}"),
+        "41 tokens of prompts[0] exceed the model's window of 32",
+    ),
+    "long text": (
+        ("--target={bytes}", "--prompt=x", "--max_new_tokens=31"),
+        "max_new_tokens=31 and the 2 tokens of prompts[0] exceed the model's window of 32 tokens; give max_new_tokens",
+    ),
+    "seed": (("--target={bpe}", "--prompt=a", "--seed=-1"), "seed=-1 must be from 0 to 4294967295"),
+    "large seed": (("--target={bpe}", "--prompt=a", f"--seed={2**32}"), "must be from 0 to 4294967295"),
+    "K above the largest": (
+        ("--target={bpe}", "--prompt=a", "--draft_length=17"),
+        "draft_length=17 must be from 1 to 16",
+    ),
+    "chat": (("--target={bpe}", "--prompt=a", "--chat"), "has no chat template"),
     "K of 0": (("--target={bpe}", "--prompt=a", "--max_new_tokens=4", "--draft_length=0"), "draft_length=0 must be"),
     "cold": (("--target={bpe}", "--prompt=a", "--temperature=-1"), "temperature=-1.0 must be at least 0"),
     "no drafter": (("--target={bpe}", "--prompt=a", "--max_new_tokens=4", "--method=tli"), "needs a model that drafts"),

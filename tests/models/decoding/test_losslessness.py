@@ -1,13 +1,15 @@
 """What every method commits has the target's law, exactly; and a method that is slightly wrong does not."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decoding.sampling import choose, gumbel, warp
+from models.decoding.rounds import _with_penalty
+from models.decoding.sampling import Sampling, choose, gumbel, penalise, warp
 from models.decoding.verification import block, exact, rejection
 from tests.models.decoding import enumeration as enum
 
@@ -133,13 +135,40 @@ def test_prompt_lookup():
     assert enum.error(enum.matched(P, propose), P, 3, prompt) < EXACT
 
 
-@pytest.mark.parametrize("settings", [(0.7, 3, 1.0), (1.5, 0, 0.8), (0.0, 0, 1.0)], ids=["top-k", "top-p", "greedy"])
+SETTINGS = {"top-k": (0.7, 3, 1.0), "top-p": (1.5, 0, 0.8), "greedy": (0.0, 0, 1.0), "min-p": (1.2, 0, 1.0, 0.3)}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_warped_laws(settings):
     """Lossless with respect to the warped target, whatever warps the drafter."""
     p, q = warped(P, *settings), warped(enum.random_table(8, 4), 0.9, 3, 0.9)
     propose = enum.same_vocabulary(q, 2)
     for rounds in (enum.verified(rejection, p, propose), enum.verified(block, p, propose), enum.matched(p, propose)):
         assert enum.error(rounds, p, 3) < EXACT
+
+
+def penalised(context):
+    """The law after a text that began with token 2, with a penalty on all that it has."""
+    logits, seen = jnp.log(POSITIVE(context)), np.isin(np.arange(4), [2, *context])
+    return np.asarray(jax.nn.softmax(penalise(logits, seen, 1.7)))
+
+
+def test_penalised_laws():
+    """A law that depends on all of the text; and the round's, for a whole block of drafts, is that of every place."""
+    propose = enum.same_vocabulary(enum.random_table(8, 4), 2)
+    for rounds in (
+        enum.verified(rejection, penalised, propose),
+        enum.verified(block, penalised, propose),
+        enum.matched(penalised, propose),
+    ):
+        assert enum.error(rounds, penalised, 3) < EXACT
+    settings = Sampling(1.0, repetition_penalty=1.7).settings(1, ())
+    for context in ((), (1,), (0, 2)):
+        for drafts in itertools.product(range(4), repeat=2):
+            logits = jnp.log(np.array([POSITIVE(context + drafts[:i]) for i in range(3)]))
+            seen, last = np.isin(np.arange(4), [2, *context]), (2, *context)[-1]
+            found = settings.law(_with_penalty(logits[None], np.array([[last, *drafts]]), seen[None], settings))[0]
+            np.testing.assert_allclose(found, [penalised(context + drafts[:i]) for i in range(3)], rtol=1e-12)
 
 
 def warped(law, *settings):

@@ -44,6 +44,13 @@ def test_warp_is_a_stable_sort(exponents, temperature, top_k, top_p):
         np.testing.assert_allclose(actual[row], expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("min_p, kept", [(0.0, 4), (0.25, 3), (0.26, 2), (0.5, 2), (1.0, 1)])
+def test_min_p_is_a_share_of_the_largest(min_p, kept):
+    law = _warp(jnp.log(jnp.array([[1.0, 8.0, 2.0, 4.0]])), 1.0, 0, 1.0, min_p)[0]
+    weights = np.array([1.0, 8.0, 2.0, 4.0]) * np.isin(np.arange(4), [1, 3, 2, 0][:kept])
+    np.testing.assert_allclose(law, weights / weights.sum(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("top_p, kept", [(0.5, 2), (0.51, 3), (0.25, 1), (1.0, 4)])
 def test_top_p_stops_as_soon_as_the_share_is_held(top_p, kept):
     law = _warp(jnp.zeros((1, 4)), 1.0, 0, top_p)[0]

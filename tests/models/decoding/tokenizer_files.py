@@ -102,6 +102,22 @@ def _sentence_piece(kind: str, *, metaspace: bool, vocab_size: int = 700) -> Tok
     return tokenizer
 
 
+def _gemma() -> Tokenizer:
+    """Runs of spaces and of line ends are tokens of the model, and listed as added tokens that are not special."""
+    description = json.loads(_sentence_piece("bpe", metaspace=False).to_str())
+    model, runs = description["model"], ["\n\n", "▁▁", "▁▁▁", "▁▁▁▁"]
+    model["vocab"] |= {run: len(model["vocab"]) + i for i, run in enumerate(runs) if run not in model["vocab"]}
+    model["merges"] = [["▁", "▁"], ["▁▁", "▁▁"], ["▁▁", "▁"], *model["merges"]]
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    description["added_tokens"] += [{"id": model["vocab"][run], "content": run} | plain for run in runs]
+    description["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer = Tokenizer.from_str(json.dumps(description | {"pre_tokenizer": split}))
+    tokenizer.decoder = decoders.Sequence(parts)
+    return tokenizer
+
+
 def _t5() -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -119,6 +135,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "llama2": lambda: _sentence_piece("bpe", metaspace=False),
     "mistral": lambda: _sentence_piece("bpe", metaspace=True, vocab_size=600),
     "unigram": lambda: _sentence_piece("unigram", metaspace=True),
+    "gemma": _gemma,
     "t5": _t5,
 }
 COMPLETE = [name for name in KINDS if name != "t5"]

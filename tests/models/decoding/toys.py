@@ -45,7 +45,7 @@ def voice(words, seed, *, end=True, rows=6, dtype="float64", peak=1.0, **fields)
     own = tokenizer(words, end=end)
     model, decoder = _decoder(rows or own.vocab_size, seed, dtype, tuple(fields.items()))
     decoder.embedding[...] = decoder.embedding[...] * peak
-    return Voice(model, nnx.state(decoder.unstack()), own)
+    return Voice(model, tuple(jax.tree.leaves(nnx.state(decoder.unstack()))), own)
 
 
 _MODELS = {}
@@ -55,7 +55,6 @@ def _decoder(vocab_size, seed, dtype, fields):
     """A decoder, and the one `LanguageModel` of all that have its shape: programs are compiled once a model."""
     config = ModelConfig(
         d_model=8,
-        layers=1,
         heads=2,
         kv_heads=1,
         head_width=4,
@@ -67,22 +66,29 @@ def _decoder(vocab_size, seed, dtype, fields):
         k_base=4,
         k_min=2,
         k_max=8,
-        **dict(fields),
+        **{"layers": 1} | dict(fields),
     )
     decoder = make_decoder(config, seed)
     key = (vocab_size, dtype, fields)
     if key not in _MODELS:
-        _MODELS[key] = LanguageModel(nnx.graphdef(decoder.unstack()), vocab_size)
+        graphdef, state = nnx.split(decoder.unstack())
+        _MODELS[key] = LanguageModel(graphdef, jax.tree.structure(state), vocab_size)
     return _MODELS[key], decoder
 
 
-def exact_law(target, prompt, n, temperature=1.0):
-    """Probabilities [V]*n of the next n tokens."""
+def exact_law(target, prompt, n, min_p=0.0, repetition_penalty=1.0):
+    """Probabilities [V]*n of the next n tokens at temperature 1."""
     V = target.model.vocab_size
     strings = np.array(list(itertools.product(range(V), repeat=n)), np.int32)
     rows = np.concatenate([np.tile(prompt, (len(strings), 1)), strings], axis=1)
     cache = target.model.init_cache(target.params, len(rows), rows.shape[1])
     logits, _ = jax.jit(target.model.extend)(target.params, jnp.asarray(rows), cache)
-    log_law = jax.nn.log_softmax(logits[:, len(prompt) - 1 : -1] / temperature, axis=-1)
-    chosen = np.take_along_axis(np.asarray(log_law), strings[..., None], axis=-1)[..., 0]
-    return np.exp(chosen.sum(-1)).reshape((V,) * n)
+    logits, law = np.asarray(logits[:, len(prompt) - 1 : -1], float), np.ones(len(strings))
+    for row, string in enumerate(strings):
+        for i, token in enumerate(string):
+            own, seen = logits[row, i].copy(), [*prompt, *string[:i]]
+            own[seen] = np.where(own > 0, own / repetition_penalty, own * repetition_penalty)[seen]
+            weight = np.exp(own - own.max())
+            weight[weight < min_p] = 0
+            law[row] *= weight[token] / weight.sum()
+    return law.reshape((V,) * n)

@@ -9,17 +9,18 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from models.attention.cache import Cache
 from models.decoding.draft_length import MEASURED, DraftLength, measure
 from models.decoding.intersection import Intersection
-from models.decoding.language_model import Voice, prefill, right_padded
+from models.decoding.language_model import Voice, prefill, slots_for, with_room
 from models.decoding.proposers import LONGEST, Lookup, Nobody, Proposer, Reading, StringMatch, StringRejection
-from models.decoding.rounds import Progress, compile_rounds, start
-from models.decoding.sampling import Sampling, require
+from models.decoding.rounds import Progress, Report, compile_rounds, start
+from models.decoding.sampling import Sampling, Settings, require
 from models.decoding.vocabulary import VocabularyMap
 
 METHODS = ("auto", "ar", "tli", "slem", "slrs", "lookup")
@@ -27,6 +28,7 @@ VERIFICATIONS = ("exact", "rejection", "block")
 _ALONE = ("auto", "ar", "lookup")  # methods that need no drafter
 _WITH_LAWS = ("tli", "slrs")  # methods that know the law of their drafts
 _BLOCK = 2  # drafter tokens of a block for slrs, whose cost grows exponentially with them
+_ROOM = 64  # new tokens that the first cache has slots for: most texts need no second one
 _SHARED = 0.9  # of the prompts' tokens, from which on `auto` drafts over the intersection
 
 
@@ -54,7 +56,17 @@ class Written:
     first_tokens: int
 
 
-def write(
+def write(target: Voice, prompts: Sequence[Sequence[int]], max_new_tokens: int, **options: Any) -> Written:
+    """Continues a batch of prompts; arguments and errors are those of `writing`."""
+    run = writing(target, prompts, max_new_tokens, **options)
+    while True:
+        try:
+            next(run)
+        except StopIteration as end:
+            return end.value
+
+
+def writing(
     target: Voice,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
@@ -65,12 +77,14 @@ def write(
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     draft_length: int | None = None,
     stop: Sequence[int] | None = None,
-    on_tokens: Callable[[list[list[int]]], Sequence[bool]] | None = None,
-) -> Written:
+) -> Generator[list[list[int]], Sequence[bool] | None, Written]:
     """Continues a batch of prompts, which may differ in length.
+
+    Yields every row's new tokens, every few rounds, and may be sent which rows to end.
 
     Args:
       prompts: target tokens, at least one a row.
+      max_new_tokens: most tokens to write in a row.
       drafter: the model that drafts, for "tli", "slem" and "slrs".
       method: "ar" (no drafts); "tli" (token-level intersection; with one vocabulary this is speculative sampling);
         "slem" (string-level exact match); "slrs" (string-level rejection sampling, for drafters of few tokens);
@@ -79,44 +93,25 @@ def write(
       verify: "exact" compares drafts with the target's own samples. "rejection" and "block" accept more of them
         when sampling, but the text then depends on the drafter (its law does not); they need the law of the
         drafts, which only tli and slrs know.
-      draft_length: K, drafts a round (of drafter tokens for slem and slrs). None adapts it to what was accepted
-        and to costs measured at the start.
+      draft_length: K, drafts a round (of drafter tokens for slem and slrs), at most 16. None adapts it to what was
+        accepted and to costs measured at the start.
       stop: target ids that end a row; default the tokenizer's end of text.
-      on_tokens: called with every row's new tokens so far, every few rounds; says which rows to end.
 
     Raises:
-      ValueError: one line that names what is wrong.
+      ValueError: one line that names what is wrong, also if the target's logits are no numbers.
     """
     job = _Job(target, drafter, [list(map(int, prompt)) for prompt in prompts], max_new_tokens, draft_length)
     job.check(method, verify)
     # A greedy law is one token: all verifications do the same.
     verify = "exact" if sampling.is_greedy else verify
-    method = job.resolve(method)
     settings = sampling.settings(len(prompts), target.tokenizer.roles["eos"] if stop is None else stop)
-    began = time.perf_counter()
-    progress, first_seconds = job.start(), 0.0
-    before = seen = progress.look()
-    lengths = job.draft_lengths(method)
-    proposer = job.proposer(method, verify, sampling)
-    while not seen.done.all():
-        if not lengths.current and not isinstance(proposer, Nobody):
-            proposer = Nobody(len(prompts))
-        texts = [row[:n] for row, n in zip(seen.tokens, seen.length, strict=True)]
-        compiled, given = proposer.propose(lengths.current, texts, ~seen.done)
-        program = compile_rounds(target.model, compiled, verify, not sampling.is_greedy)
-        # The first tokens as soon as they are there.
-        rounds = proposer.rounds if first_seconds else 1
-        progress, proposer.state = program(target.params, given, progress, proposer.state, settings, rounds)
-        before, seen = seen, progress.look()
-        lengths.update((seen.length - before.length).sum(), (seen.calls - before.calls).sum())
-        if not first_seconds:
-            first_seconds, first_tokens = time.perf_counter() - began, sum(map(len, job.new_tokens(seen)))
-        if on_tokens and (ended_B := np.array(on_tokens(job.new_tokens(seen)), bool)).any():
-            progress = progress._replace(done=progress.done | ended_B)
-            seen = seen._replace(done=seen.done | ended_B)
-    counts = (x.tolist() for x in (seen.calls, seen.drafted, seen.accepted))
-    seconds = time.perf_counter() - began - first_seconds
-    return Written(job.new_tokens(seen), method, *counts, first_seconds, seconds, first_tokens)
+    run = _Run(job, job.resolve(method), verify, sampling, settings)
+    while not run.done_B.all():
+        run.advance()
+        ended = yield run.new
+        if ended:
+            run.done_B = run.done_B | np.array(ended, bool)
+    return run.written()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +130,7 @@ class _Job:
         require(method in METHODS, "method", method, f"must be one of {', '.join(METHODS)}")
         require(verify in VERIFICATIONS, "verify", verify, f"must be one of {', '.join(VERIFICATIONS)}")
         require(new > 0, "max_new_tokens", new, "must be at least 1")
-        require(length is None or length > 0, "draft_length", length, "must be at least 1")
+        require(length is None or 0 < length <= LONGEST, "draft_length", length, f"must be from 1 to {LONGEST}")
         require(
             self.drafter is not None or method in _ALONE,
             "drafter",
@@ -151,13 +146,9 @@ class _Job:
             name, n = f"prompts[{row}]", len(prompt)
             require(n > 0, name, [], "is empty; begin with the end-of-text token or some text")
             require(0 <= min(prompt) <= max(prompt) < V, name, prompt, f"has ids outside 0 to {V - 1}")
-            require(n + new <= context, name, f"{n} tokens", f"and {new} new ones exceed {context}")
-
-    @property
-    def capacity(self) -> int:
-        """Slots that the target needs."""
-        longest_draft = max(self.draft_length or 0, LONGEST)
-        return max(map(len, self.prompts)) + self.max_new_tokens + longest_draft + 1
+            fix = f"max_new_tokens of at most {context - n}" if n < context else f"a prompt of fewer than {context}"
+            fits = f"tokens of {name} exceed the model's window of {context} tokens; give {fix}"
+            require(n + new <= context, "max_new_tokens", new, f"and the {n} {fits}")
 
     def resolve(self, method: str) -> str:
         """The method that `auto` stands for, from the prompts alone."""
@@ -172,14 +163,15 @@ class _Job:
     def vocabulary(self) -> VocabularyMap:
         return VocabularyMap.build(self.target.tokenizer, self.drafter.tokenizer, self.target.model.vocab_size)
 
-    def start(self) -> Progress:
-        length_B = jnp.array(list(map(len, self.prompts)), jnp.int32)
-        cache = prefill(self.target, self.prompts, self.capacity)
-        return start(jnp.asarray(right_padded(self.prompts)), length_B, length_B + self.max_new_tokens, cache)
+    def start(self, settings: Settings) -> Progress:
+        cache = prefill(self.target, self.prompts, min(self.max_new_tokens, _ROOM) + LONGEST + 1)
+        return start(self.prompts, self.max_new_tokens, cache, self.target.model.vocab_size, settings)
 
-    def new_tokens(self, seen: Progress) -> list[list[int]]:
-        starts = map(len, self.prompts)
-        return [row[a:b].tolist() for row, a, b in zip(seen.tokens, starts, seen.length, strict=True)]
+    def with_room(self, cache: Cache, texts: list[list[int]], rounds: int, drafts: int) -> Cache:
+        """The target's cache with slots for all that some rounds may write."""
+        written = max(map(len, texts)) + rounds * (drafts + 1)
+        limit = max(map(len, self.prompts)) + self.max_new_tokens + drafts + 1
+        return with_room(self.target, cache, min(written, limit))
 
     def proposer(self, method: str, verify: str, sampling: Sampling) -> Proposer:
         if method == "ar":
@@ -188,12 +180,10 @@ class _Job:
             return Lookup()
         if method == "tli":
             spelled = [self.spelled(prompt) for prompt in self.prompts]
-            capacity = 2 * self.capacity + max(map(len, spelled))
-            return Intersection(self.drafter, self.vocabulary, spelled, capacity, verify, not sampling.is_greedy)
-        room = 8 * self.max_new_tokens + self.capacity
+            return Intersection(self.drafter, self.vocabulary, self.prompts, spelled, verify, not sampling.is_greedy)
         if method == "slem":
-            return StringMatch(self.target, self.drafter, self.prompts, room)
-        return StringRejection(self.target, self.drafter, self.prompts, room, sampling, verify != "exact")
+            return StringMatch(self.target, self.drafter, self.prompts)
+        return StringRejection(self.target, self.drafter, self.prompts, sampling, verify != "exact")
 
     def spelled(self, prompt: list[int]) -> list[int]:
         """A prompt in the drafter's tokens."""
@@ -207,6 +197,60 @@ class _Job:
             return DraftLength(0)
         if self.draft_length or method == "slrs":
             return DraftLength(self.draft_length or _BLOCK)
-        time_of = functools.partial(measure, batch=len(self.prompts), capacity=self.capacity)
+        time_of = functools.partial(measure, batch=len(self.prompts), capacity=slots_for(1))
         draft_cost = 0.0 if method == "lookup" else time_of(self.drafter, tokens=1)
         return DraftLength(None, draft_cost, [time_of(self.target, tokens=1 + n) for n in MEASURED])
+
+
+class _Run:
+    """A batch on its way: what the device goes on with, and what the host knows of it.
+
+    new: the new tokens of every row. done_B: rows that are done, or are not wanted any longer.
+    """
+
+    def __init__(self, job: _Job, method: str, verify: str, sampling: Sampling, settings: Settings):
+        self._job, self._method, self._verify = job, method, verify
+        self._sampled, self._settings, B = not sampling.is_greedy, settings, len(job.prompts)
+        self._began, self._first_seconds, self._first_tokens = time.perf_counter(), 0.0, 0
+        self._progress, self._texts = job.start(settings), list(map(list, job.prompts))
+        self.new: list[list[int]] = [[] for _ in range(B)]
+        self.done_B, self._counts = np.zeros(B, bool), np.zeros((4, B), int)
+        self._lengths = job.draft_lengths(method)
+        self._proposer = job.proposer(method, verify, sampling)
+
+    def advance(self) -> None:
+        """Some rounds more; of one proposer as many as it may make without the host."""
+        if not self._lengths.current and not isinstance(self._proposer, Nobody):
+            self._proposer = Nobody(len(self.new))
+        proposer, target = self._proposer, self._job.target
+        drafts = proposer.propose(self._lengths.current, self._texts, ~self.done_B)
+        # The first tokens as soon as they are there.
+        rounds = proposer.rounds if self._first_seconds else 1
+        cache = self._job.with_room(self._progress.cache, self._texts, rounds, drafts.length)
+        program = compile_rounds(
+            target.model, drafts.drafter, drafts.length, self._verify, self._sampled, proposer.rounds
+        )
+        packed, self._progress, proposer.state = program(
+            target.params, drafts.given, self._progress._replace(cache=cache), proposer.state, self._settings,
+            self.done_B, rounds,
+        )  # fmt: skip
+        self._take_in(Report.unpack(packed))
+
+    def _take_in(self, report: Report) -> None:
+        before, self._counts, self.done_B = self._counts, report.counts, report.done
+        if self._counts[3].any():
+            raise ValueError("the target's logits are no finite numbers: its weights are damaged, or dtype too narrow")
+        for row, text, tokens in zip(self.new, self._texts, report.tokens, strict=True):
+            row += tokens
+            text += tokens
+        self._lengths.update(sum(map(len, report.tokens)), int((self._counts[0] - before[0]).sum()))
+        if not self._first_seconds:
+            self._first_seconds = time.perf_counter() - self._began
+            self._first_tokens = sum(map(len, self.new))
+
+    def written(self) -> Written:
+        """What came of it."""
+        seconds = time.perf_counter() - self._began - self._first_seconds
+        calls, drafted, accepted = self._counts[:3].tolist()
+        first = self._first_seconds
+        return Written(self.new, self._method, calls, drafted, accepted, first, seconds, self._first_tokens)
