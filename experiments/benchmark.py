@@ -2,7 +2,7 @@
 
     python -m experiments.benchmark --suite=attention [--lengths=2048 --lengths=4096] [--json=FILE]
     python -m experiments.benchmark --suite=decode [--workdir=DIR] [--json=FILE]
-    python -m experiments.benchmark --suite=memory|fit [--json=FILE]
+    python -m experiments.benchmark --suite=memory|fit|serve [--json=FILE]
     python -m experiments.benchmark --suite=prior [--table=FILE.csv] [--json=FILE]
     python -m experiments.benchmark --suite=recovery|coverage [--workdir=DIR] [--json=FILE]
 
@@ -28,7 +28,7 @@ from absl import flags
 
 from checked.files import write_atomically
 from experiments import _app
-from experiments.benchmarks import attention, coverage, decode, fit, prior, recovery
+from experiments.benchmarks import attention, coverage, decode, fit, prior, recovery, serve
 from experiments.benchmarks.timing import cores
 
 _SUITES = {
@@ -39,6 +39,7 @@ _SUITES = {
     "memory": lambda: attention.memory(_LENGTHS.value),
     "prior": lambda: prior.run(_TABLE.value),
     "recovery": lambda: recovery.run(_WORKDIR.value),
+    "serve": serve.run,
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 

@@ -5,6 +5,16 @@ import pytest
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[2] / "experiments" / "notebooks").glob("*.ipynb"))
 
+# What a notebook must have found, beside running.
+CHECKS = {
+    "from_runs_to_plan": lambda found: _equal(len(found["plan"].table), len(found["fit"].sources)),
+    "writing": lambda found: _equal(found["again"].texts, found["plain"].texts),
+}
+
+
+def _equal(found, expected):
+    assert found == expected
+
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -16,4 +26,4 @@ def test_notebook_runs_from_top_to_bottom(path, monkeypatch):
     namespace: dict = {}
     for source in sources:
         exec(compile(source, path.name, "exec"), namespace)
-    assert len(namespace["plan"].table) == len(namespace["fit"].sources)
+    CHECKS[path.stem](namespace)
