@@ -72,7 +72,7 @@ def test_unknown_scale(scale):
         ({"variance_decay": 1.0}, "model.variance_decay=1.0 must be a number of at least 0 and below 1"),
         ({"architecture": None}, "model.architecture=None is a section"),
         ({"architecture": {"full_layers": (2,)}}, r"model.architecture.full_layers=\(2,\) must be from 0 to 1"),
-        ({"architecture": {"rope_scaling": {"kind": "yarn"}}}, "scaling.kind='yarn' must be one of none, linear"),
+        ({"architecture": {"rope_scaling": {"kind": "ntk"}}}, "scaling.kind='ntk' must be one of none, linear"),
         ({"attention": "sparse", "architecture": {"window": 4}}, "window=4 must be 0 for attention='sparse'"),
         (
             {"architecture": {"attention_softcap": 4.0}, "query_chunk": 2},
