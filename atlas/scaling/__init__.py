@@ -23,15 +23,16 @@ from atlas.scaling.joint import influence
 from atlas.scaling.joint.draws import joint_draws
 from atlas.scaling.joint.fit import JointFit, fit_joint
 from atlas.scaling.joint.prior import LAMBDA_KINDS, TAU_PRIORS, Hyperprior
-from atlas.scaling.law import JointLaw
+from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
 from atlas.scaling.planning import answers
-from atlas.scaling.planning.documents import fit_document
+from atlas.scaling.planning.documents import fit_document, parameter_tables
 from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expansion_table, iso_loss
 from atlas.scaling.planning.mixtures import MixturePlan, plan_mixture
 from atlas.scaling.single.bootstrap import bootstrap
 from atlas.scaling.single.comparison import compare
-from atlas.scaling.single.fit import OBJECTIVES, Fit, fit
-from atlas.scaling.single.library import LAWS
+from atlas.scaling.single.fit import OBJECTIVES, RESIDUALS, Fit, fit
+from atlas.scaling.single.library import LAWS, law_named
+from atlas.scaling.single.specification import Column, Law, Parameter
 from atlas.scaling.table import published
 from atlas.scaling.table.labels import labels
 from atlas.scaling.table.reading import read_runs
@@ -42,21 +43,26 @@ from atlas.scaling.transfer.scores import bilingual_transfer_scores, latest_scor
 
 __all__ = [
     "COOLDOWN",
+    "FLOPS_PER_PARAMETER_TOKEN",
     "LAMBDA_KINDS",
     "LAWS",
     "OBJECTIVES",
     "PUBLISHED_EXPONENTS",
+    "RESIDUALS",
     "SPLITS",
     "TAU_PRIORS",
     "Z90",
     "CapacityExponents",
     "CapacityFit",
+    "Column",
     "Estimate",
     "Fit",
     "Hyperprior",
     "JointFit",
     "JointLaw",
+    "Law",
     "MixturePlan",
+    "Parameter",
     "Runs",
     "answers",
     "bilingual_transfer_scores",
@@ -74,7 +80,9 @@ __all__ = [
     "joint_draws",
     "labels",
     "latest_scores",
+    "law_named",
     "load_runs",
+    "parameter_tables",
     "plan_mixture",
     "published",
     "read_runs",

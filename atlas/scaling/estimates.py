@@ -41,6 +41,12 @@ def r2(loss: np.ndarray, predicted: np.ndarray) -> float:
     return float(1.0 - np.sum((loss - predicted) ** 2) / spread) if spread > 0 else float("nan")
 
 
+def relative_error(loss: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """[n] absolute errors over the losses [n]; over their mean size where losses of any sign are among them."""
+    unit = loss if np.all(loss > 0) else np.mean(np.abs(loss))
+    return np.abs(predicted - loss) / unit
+
+
 _DISTINCT, _DECIMALS = 3, 2  # values that an exponent needs; sizes within 1 % of one another count as one
 _RATIO_SPREAD = 0.03  # of log D/N: below it the two terms of a power law are one
 

@@ -6,16 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from atlas.scaling.estimates import r2
+from atlas.scaling.estimates import r2, relative_error
 from atlas.scaling.joint.fit import fit_joint
 from atlas.scaling.single.comparison import predict_others
-from atlas.scaling.single.library import LAWS
+from atlas.scaling.single.library import law_named
 from atlas.scaling.table.runs import Runs
-from atlas.scaling.table.splits import split_runs
-from checked import UserError, unknown
+from atlas.scaling.table.splits import past_warm_up, split_runs
+from checked import UserError
 
 _CHINCHILLA = {"chinchilla_total": {"tokens": "total"}, "chinchilla_own": {"tokens": "own"}}
-_KNOWN = ("atlas", *_CHINCHILLA, *LAWS)
 
 
 def heldout(
@@ -27,7 +26,7 @@ def heldout(
 
     Args:
       runs: the table; rows that evaluate a language which their run does not train are ignored.
-      split, seed: what is held out; see `split_runs`.
+      split, seed: what is held out, behind the warm-up of its runs; see `split_runs` and `past_warm_up`.
       law: "atlas", "chinchilla_total", "chinchilla_own" (tokens of the mixture, or of the language), or a
         law of one language by name.
       options: for `fit_joint` or `fit`.
@@ -41,9 +40,10 @@ def heldout(
     Raises:
       UserError: unknown split or law, or nothing left to train on or to predict.
     """
-    if law not in _KNOWN:
-        raise unknown("law", law, _KNOWN)
+    if law not in ("atlas", *_CHINCHILLA):
+        law_named(law)
     train, test = split_runs(runs, split, seed=seed)
+    test = past_warm_up(test, options.get("warm_up"))
     frame = test.evaluations()[["run", "language", "loss"]].assign(predicted=_predicted(train, test, law, options))
     known = frame[np.isfinite(frame["predicted"])]
     scores = {
@@ -72,7 +72,7 @@ def _predicted(train: Runs, test: Runs, law: str, options: Mapping[str, Any]) ->
 def _score(loss: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     return {
         "r2": r2(loss, predicted),
-        "are": float(np.mean(np.abs(predicted / loss - 1.0))),
-        "rmse_log": float(np.sqrt(np.mean(np.log(predicted / loss) ** 2))),
+        "are": float(np.mean(relative_error(loss, predicted))),
+        "rmse_log": float(np.sqrt(np.mean(np.log(predicted / loss) ** 2))) if np.all(loss > 0) else float("nan"),
         "n": len(loss),
     }

@@ -196,7 +196,20 @@ def winsorised_slope(residual: jax.Array, clip: jax.Array) -> jax.Array:
 
 def deviation(residual: jax.Array, used: jax.Array) -> jax.Array:
     """Standard deviation of the residuals where `used`, by their median size; NaN where there are none."""
-    return _NORMAL * jnp.nanmedian(jnp.where(used, jnp.abs(residual), jnp.nan))
+    return _NORMAL * median_size(residual, used)
+
+
+def median_size(residual: jax.Array, used: jax.Array) -> jax.Array:
+    """Median of the sizes of the residuals where `used`; NaN where there are none.
+
+    One sort and two look-ups: jnp.nanmedian compiles for as long as the rest of a fit's noise.
+
+    >>> float(median_size(jnp.array([-3.0, 1.0, 9.0, 2.0]), jnp.array([True, True, False, True])))
+    2.0
+    """
+    ordered = jnp.sort(jnp.where(used, jnp.abs(residual), jnp.nan), axis=None)  # NaN comes last
+    count = jnp.sum(~jnp.isnan(ordered))
+    return 0.5 * (ordered[jnp.maximum(count - 1, 0) // 2] + ordered[count // 2])
 
 
 def run_weights(

@@ -11,7 +11,7 @@ from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.single.bootstrap import losses_of, refit
 from atlas.scaling.single.fit import Fit, fit
 from atlas.scaling.table.runs import Runs, load_runs
-from atlas.scaling.table.splits import after_warm_up
+from atlas.scaling.table.splits import past_warm_up
 from checked import UserError
 
 _ENOUGH_SIZES = 5  # of models, from which the guide's errors fall to a few per cent
@@ -37,14 +37,14 @@ def expected_errors(
     random = np.random.default_rng(seed)
     exact = load_runs(design.assign(loss=1.0, row=np.arange(len(design))))
     exact = dataclasses.replace(exact, loss=truth.predict_runs(exact)[0])
-    start = fit(truth.model, exact, tokens=truth.tokens, **options)
+    start = fit(truth.model, exact, tokens=truth.tokens, **options | {"warm_up": 0.0})
     sigma, rho = truth.diagnostics.sigma, truth.diagnostics.correlation
     shared = random.normal(size=(count, len(exact.run_ids)))[:, exact.run]
     single = random.normal(size=(count, len(exact)))
-    log_loss = np.tile(start.problem.log_loss, (count, 1))
-    log_loss[:, : len(exact)] += sigma * (np.sqrt(rho) * shared + np.sqrt(1.0 - rho) * single)
-    weight = np.broadcast_to(start.problem.weight, log_loss.shape)
-    ends, _ = refit(start, np.broadcast_to(start.x, (count, len(start.x))), weight, log_loss)
+    observed = np.tile(start.problem.observed, (count, 1))
+    observed[:, : len(exact)] += sigma * (np.sqrt(rho) * shared + np.sqrt(1.0 - rho) * single)
+    weight = np.broadcast_to(start.problem.weight, observed.shape)
+    ends, _ = refit(start, np.broadcast_to(start.x, (count, len(start.x))), weight, observed)
     losses = losses_of(start, ends, start.batch(**target))
     return np.abs(losses / truth.predict(**target)[0] - 1.0).ravel()
 
@@ -67,7 +67,7 @@ def advice(runs: Runs, budget: float, law: str = "chinchilla", **options: Any) -
     """
     if not (np.isfinite(budget) and budget > 0):
         raise UserError(f"the budget must be a positive number of FLOPs, got {budget:g}")
-    kept = runs.where(after_warm_up(runs))
+    kept, options = past_warm_up(runs, options.get("warm_up")), options | {"warm_up": 0.0}
     fitted = fit(law, kept, **options)
     compute = kept.N * kept.total_tokens
     top = int(np.argmax(compute))

@@ -62,6 +62,8 @@ def bootstrap(fit: Fit, count: int = 1000, *, seed: int = 0) -> Bootstrap:
     """
     if count < 2:
         raise UserError(f"a bootstrap needs 2 resamples or more, got {count}; 1000 are usual")
+    if not len(fit.problem.weight):
+        raise UserError("a fit that was read from JSON has no runs to resample; fit them again")
     runs, random = fit.n_runs, np.random.RandomState(seed)
     draws = np.stack([np.bincount(random.choice(runs, runs), minlength=runs) for _ in range(count)])
     weights = padded((draws[:, fit.problem.run[: fit.n_rows]].T).astype(float), len(fit.problem.weight), 0.0).T
@@ -78,9 +80,9 @@ def losses_of(fit: Fit, x: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.nd
 
 
 def refit(
-    fit: Fit, x: np.ndarray, weight: np.ndarray, log_loss: np.ndarray | None = None
+    fit: Fit, x: np.ndarray, weight: np.ndarray, observed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Descends from x [B, p] under other weights, or other log losses, of the rows [B, n].
+    """Descends from x [B, p] under other weights, or other observations, of the rows [B, n].
 
     Lanes that arrive make room for others, so that no resample waits for the slowest.
 
@@ -88,14 +90,14 @@ def refit(
       Coordinates [B, p] and whether each gradient vanished [B].
     """
     x, done = np.array(x), np.zeros(len(x), bool)
-    log_loss = np.broadcast_to(fit.problem.log_loss, weight.shape) if log_loss is None else log_loss
+    observed = np.broadcast_to(fit.problem.observed, weight.shape) if observed is None else observed
     for _ in range(_ROUNDS):
         waiting = np.flatnonzero(~done)
         for first in range(0, len(waiting), _LANES):
             some = waiting[first : first + _LANES]
             lanes = np.resize(some, _LANES)
             with jax.enable_x64(True):
-                end, arrived = _round(fit.model, x[lanes], fit.problem, weight[lanes], log_loss[lanes], fit.scale)
+                end, arrived = _round(fit.model, x[lanes], fit.problem, weight[lanes], observed[lanes], fit.scale)
             x[some], done[some] = np.asarray(end)[: len(some)], np.asarray(arrived)[: len(some)]
         if done.all():
             break
@@ -103,13 +105,13 @@ def refit(
 
 
 @partial(jax.jit, static_argnames="law")
-def _round(law: Law, x, problem: Problem, weight, log_loss, scale):
-    def lane(x, weight, log_loss):
-        own = problem._replace(weight=weight, log_loss=log_loss)
+def _round(law: Law, x, problem: Problem, weight, observed, scale):
+    def lane(x, weight, observed):
+        own = problem._replace(weight=weight, observed=observed)
         end = estimator.descend(law, x, own, scale, steps=_STEPS)
         return end.x, end.decrement <= estimator.OPTIMAL * end.value
 
-    return jax.vmap(lane)(x, weight, log_loss)
+    return jax.vmap(lane)(x, weight, observed)
 
 
 @partial(jax.jit, static_argnames="law")

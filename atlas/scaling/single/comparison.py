@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from atlas.scaling.estimates import r2
+from atlas.scaling.estimates import Z90, r2, relative_error
 from atlas.scaling.single.fit import Fit, fit
+from atlas.scaling.single.specification import Law
 from atlas.scaling.table.runs import Runs
-from atlas.scaling.table.splits import split_runs
+from atlas.scaling.table.splits import past_warm_up, split_runs
 from checked import UserError
 
 
 def compare(
-    laws: Sequence[str], runs: Runs, split: str = "top_compute", *, seed: int = 0, **options: Any
+    laws: Sequence[str | Law], runs: Runs, split: str = "top_compute", *, seed: int = 0, **options: Any
 ) -> pd.DataFrame:
     """Fits laws to all runs, and to the runs that a split leaves, and ranks them.
 
@@ -24,14 +25,15 @@ def compare(
     a run repeat each other.
 
     Args:
-      laws: names of laws of one language, two or more.
+      laws: of one language, by name or themselves, two or more.
       runs: rows of one target language.
       split, seed: see `split_runs`.
       options: for `fit`.
 
     Returns:
-      A row per law, best first: law, are (held-out mean absolute relative error), r2, excess (are less the
-      least), excess_se, aicc, bic (less the least of each), parameters, converged, agreeing.
+      A row per law, best first: law, are (held-out mean absolute relative error), r2, excess (are less the least),
+      excess_se, excess_low and excess_high (its 90 % interval, paired by row), aicc, bic (less the least of each),
+      parameters, converged, agreeing.
 
     >>> compare(["chinchilla"], None)  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
@@ -40,14 +42,15 @@ def compare(
     if len(laws) < 2:
         raise UserError("a comparison needs two laws or more")
     train, test = split_runs(runs, split, seed=seed)
+    test = past_warm_up(test, options.get("warm_up"))
     rows, errors = [], []
     for law in laws:
         predicted, whole = predict_others(law, train, test, **options), fit(law, runs, **options)
-        errors.append(np.abs(predicted / test.loss - 1.0))
+        errors.append(relative_error(test.loss, predicted))
         aicc, bic = criteria(whole)
         rows.append(
             {
-                "law": law,
+                "law": whole.law,
                 "are": float(errors[-1].mean()),
                 "r2": r2(test.loss, predicted),
                 "aicc": aicc,
@@ -61,6 +64,8 @@ def compare(
     best = errors[int(np.argmin(table["are"]))]
     table.insert(3, "excess", [float(np.mean(error - best)) for error in errors])
     table.insert(4, "excess_se", [_standard_error(error - best, test.run) for error in errors])
+    for at, (name, sign) in enumerate((("excess_low", -1.0), ("excess_high", 1.0)), 5):
+        table.insert(at, name, table["excess"] + sign * Z90 * table["excess_se"])
     for name in ("aicc", "bic"):
         table[name] -= table[name].min()
     tied = table["excess"] <= table["excess_se"]
@@ -68,7 +73,7 @@ def compare(
     return table.iloc[order].reset_index(drop=True)
 
 
-def predict_others(law: str, train: Runs, test: Runs, **options: Any) -> np.ndarray:
+def predict_others(law: str | Law, train: Runs, test: Runs, **options: Any) -> np.ndarray:
     """[n] losses of the rows of `test` by a law of one language, fitted to that language's rows of `train`.
 
     NaN for languages that `train` lacks. Options are those of `fit`.

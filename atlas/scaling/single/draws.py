@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from atlas.scaling.single.library import LAWS
+from atlas.scaling.single.library import law_named
 
 
 def band(values: np.ndarray) -> tuple[float, float]:
@@ -39,7 +39,7 @@ def law_draws(document: Mapping, count: int, seed: int = 0) -> dict[str, np.ndar
     found = document.get("covariance")
     if not found or any(value is None for row in found["matrix"] for value in row):
         return None
-    law, centre = LAWS[document["law"]], found["centre"]
+    law, centre = law_named(document["law"]), found["centre"]
     value = np.array([document["parameters"][name]["value"] for name in law.names], float)
     middle = np.log(value, where=[p.positive for p in law.parameters], out=value.copy())
     to_terms = law.to_terms(middle, centre)

@@ -44,7 +44,7 @@ class Problem(NamedTuple):
 
     Attributes:
       batch: columns of the law.
-      log_loss: observed.
+      observed: log losses, or losses where residuals are raw.
       weight: how often a row counts.
       run: index of the row's run, below n.
       centre: geometric mean of each column, and of the loss.
@@ -53,7 +53,7 @@ class Problem(NamedTuple):
     """
 
     batch: dict[str, jax.Array]
-    log_loss: jax.Array
+    observed: jax.Array
     weight: jax.Array
     run: jax.Array
     centre: dict[str, jax.Array]
@@ -94,8 +94,8 @@ def huber(residual: jax.Array, corner: jax.Array) -> jax.Array:
 
 
 def residuals(law: Law, x: jax.Array, problem: Problem) -> jax.Array:
-    """[n] observed less predicted log loss."""
-    return problem.log_loss - jnp.log(law.predict(x, problem.centre, problem.batch))
+    """[n] observed less predicted (log) loss."""
+    return problem.observed - law.observed(law.predict(x, problem.centre, problem.batch))
 
 
 def objective(law: Law, x: jax.Array, problem: Problem) -> jax.Array:
@@ -145,8 +145,7 @@ def _approach(law: Law, x: jax.Array, problem: Problem) -> tuple[Optimum, jax.Ar
 
     Returns the optimum and the weight of the prior there.
     """
-    size = jnp.abs(residuals(law, x, problem))
-    spread = jnp.nanmedian(jnp.where(problem.weight > 0, size, jnp.nan))
+    spread = noise.median_size(residuals(law, x, problem), problem.weight > 0)
     widest = jnp.maximum(_WIDEST * spread, problem.corner)
 
     def stage(state: tuple[Optimum, jax.Array], part: jax.Array):
@@ -164,7 +163,7 @@ def _approach(law: Law, x: jax.Array, problem: Problem) -> tuple[Optimum, jax.Ar
 @partial(jax.jit, static_argnames="law")
 def solve(law: Law, problem: Problem) -> Solution:
     """The best optimum from the law's starts."""
-    starts = law.start(problem.batch, jnp.exp(problem.log_loss), problem.weight, problem.centre)
+    starts = law.start(problem.batch, law.loss_of(problem.observed), problem.weight, problem.centre)
     ends, scales = jax.vmap(lambda x: _approach(law, x, problem))(starts)
     values = jnp.where(jnp.isfinite(ends.value), ends.value, jnp.inf)
     best = jnp.argmin(values)
@@ -238,7 +237,7 @@ def spread(law: Law, x: jax.Array, problem: Problem, scale: jax.Array) -> Spread
     meat = jnp.where(many, by_run.T @ by_run, modelled)
     covariance = inverse @ (meat + scale**2 * prior) @ inverse + (vectors * jnp.where(open_, _OPEN**2, 0.0)) @ vectors.T
     condition, fitted = values[-1] / jnp.maximum(values[0], _TINY), law.fitted(x, problem.centre)
-    predicted = jnp.exp(problem.log_loss - residual)
+    predicted = law.loss_of(problem.observed - residual)
     return Spread(covariance, sigma, correlation, rows, freedom, condition, fitted, to_fitted, predicted)
 
 

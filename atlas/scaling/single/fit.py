@@ -1,6 +1,8 @@
 """Fits of one law to one series of runs."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Mapping
 from functools import partial
 
@@ -8,38 +10,35 @@ import jax
 import numpy as np
 from scipy.special import stdtrit
 
-from atlas.scaling.estimates import Estimate, document, finite, r2
+from atlas.scaling.estimates import Estimate, document, finite, r2, relative_error
 from atlas.scaling.padding import bucket, padded
 from atlas.scaling.single import estimator
 from atlas.scaling.single.estimator import Problem
-from atlas.scaling.single.library import LAWS
+from atlas.scaling.single.library import law_named
 from atlas.scaling.single.specification import Law
 from atlas.scaling.table.runs import Runs
+from atlas.scaling.table.splits import WARM_UP, past_warm_up, split_runs
 from checked import UserError, unknown
 
 OBJECTIVES = ("huber", "least_squares", "lad")
+RESIDUALS = ("log", "raw")
 _LAD_DELTA = 1e-5  # a Huber corner this small is least absolute deviations for any real noise
 _NO_CORNER = 1e6  # one that no residual reaches: least squares
 _SAMPLE = 4096  # rows on which the starts of a longer table compete: enough to tell them apart, in a second
 
+_TOLD = 0.5**0.5  # of a prior's deviation: below it the runs, not the prior, have told most of a parameter
+
 # Half is the rate of parametric estimation, which Hoffmann et al. (App. D.2) expect of both terms; fits to
 # published families lie between 0.15 and 0.75.
 _USUAL = (float(np.log(0.5)), 0.35)
+_PUBLISHED = (float(np.log(0.35)), 0.35)
 
-
-@dataclasses.dataclass(frozen=True)
-class Prior:
-    """A joint normal prior on the fitted values of a law (logarithms of positive parameters).
-
-    Attributes:
-      mean: [p].
-      precision: [p, p].
-      unit: of the losses that it was learnt from; "" where none is known.
-    """
-
-    mean: np.ndarray
-    precision: np.ndarray
-    unit: str = ""
+_PARTS = (0.0, 0.1, 0.2, 0.3, 0.5)  # of each run, that may be left out at its start
+_TAIL = 0.7  # part of the largest model's runs behind which they are predicted, as in the guide
+_CLEARLY = 0.9  # of the usual choice's error, below which another is preferred to it
+_SIZES = 3  # of models, without which nothing can be predicted from smaller ones
+_ROWS_EACH = 40  # of a run, by which the part is chosen; neighbours tell the same
+_ALL_BUT_ENDS = 1.0 - 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +48,12 @@ class Diagnostics:
     Attributes:
       decrement: gᵀH⁻¹g over the objective at the optimum, twice the relative gain that a further step promises.
       condition: of the curvature at the optimum, in centred coordinates.
-      sigma: standard deviation of a row's log loss around the law, by the median.
+      sigma: standard deviation of a row's log loss (or loss, where residuals are raw) around the law, by the median.
       correlation: of residuals within a run.
       independent_rows: how many independent rows would tell as much.
-      r2, are: coefficient of determination of the losses and mean absolute relative error, in sample.
+      misfit: by how much smaller models miss the largest one's runs, in log loss (or loss); 0 where nothing tells.
+      r2, are: coefficient of determination of the losses and mean absolute relative error (of raw residuals: mean
+        absolute error over mean absolute loss), in sample.
     """
 
     decrement: float
@@ -60,6 +61,7 @@ class Diagnostics:
     sigma: float
     correlation: float
     independent_rows: float
+    misfit: float
     r2: float
     are: float
 
@@ -80,7 +82,8 @@ class Fit:
       unit: of the losses, as the table names it; "" where it does not.
       warnings: what the runs cannot tell, and what was left out while reading.
       diagnostics: residual scale, curvature, in-sample scores.
-      model, problem, x, scale, covariance_x: what was solved and where, for `bootstrap`.
+      fitted: [p] fitted values.
+      model, problem, x, scale: what was solved and where, for `bootstrap`; without rows in a fit read from JSON.
     """
 
     law: str
@@ -96,11 +99,11 @@ class Fit:
     n_runs: int
     warnings: tuple[str, ...]
     diagnostics: Diagnostics
+    fitted: np.ndarray = dataclasses.field(repr=False)
     model: Law = dataclasses.field(repr=False)
     problem: Problem = dataclasses.field(repr=False)
     x: np.ndarray = dataclasses.field(repr=False)
     scale: float = dataclasses.field(repr=False)
-    covariance_x: np.ndarray = dataclasses.field(repr=False)
 
     @property
     def values(self) -> dict[str, float]:
@@ -125,16 +128,29 @@ class Fit:
         count = int(np.prod(shape))
         rows = {name: padded(values.ravel(), bucket(count), 1.0) for name, values in batch.items()}
         with jax.enable_x64(True):
-            loss, slope = _predict(self.model, self.x, self.problem.centre, rows)
+            loss, slope = _predict(self.model, self.fitted, rows)
         loss, slope = np.asarray(loss)[:count], np.asarray(slope)[:count]
-        deviation = np.sqrt(np.maximum(np.einsum("np,pk,nk->n", slope, self.covariance_x, slope), 0.0))
+        deviation = np.sqrt(np.maximum(np.einsum("np,pk,nk->n", slope, self.covariance, slope), 0.0))
         return loss.reshape(shape), deviation.reshape(shape)
 
     def interval(self, *columns, **named) -> tuple[np.ndarray, np.ndarray]:
         """Bounds of the 90 % interval of the law's loss, without a run's noise; columns as for `predict`."""
-        loss, deviation = self.predict(*columns, **named)
-        reach = stdtrit(self.freedom, 0.95) * deviation / loss
-        return loss * np.exp(-reach), loss * np.exp(reach)
+        return self._bounds(*self.predict(*columns, **named), 0.0)
+
+    def run_interval(self, *columns, **named) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds of the 90 % interval of a new run's loss: of the law, with a row's noise and the law's misfit."""
+        noise = np.hypot(self.diagnostics.sigma, self.diagnostics.misfit)
+        return self._bounds(*self.predict(*columns, **named), noise)
+
+    def _bounds(self, loss: np.ndarray, deviation: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
+        raw = self.model.residual == "raw"
+        reach = stdtrit(self.freedom, 0.95) * np.hypot(deviation / (1.0 if raw else loss), noise)
+        return (loss - reach, loss + reach) if raw else (loss * np.exp(-reach), loss * np.exp(reach))
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """What `predict` takes."""
+        return tuple(column.name for column in self.model.columns)
 
     def batch(self, *columns, **named) -> dict[str, np.ndarray]:
         """The law's columns as float64 arrays of one shape."""
@@ -162,7 +178,49 @@ class Fit:
         covariance = {"coordinates": coordinates, "matrix": self.covariance.tolist(), "centre": centre}
         diagnostics = dataclasses.asdict(self.diagnostics) | {"starts_agreeing": self.starts_agreeing}
         extra = {"diagnostics": diagnostics, "covariance": covariance | {"freedom": self.freedom}}
-        return document(self.law, self, holdout) | finite(extra)
+        reading = {"tokens": self.tokens, "residual": self.model.residual, "loss_unit": self.unit}
+        return document(self.law, self, holdout) | finite(extra | {"reading": reading})
+
+    @classmethod
+    def from_json(cls, plain: Mapping) -> "Fit":
+        """The fit that `to_json` wrote, as far as predictions need it: it has no rows to resample.
+
+        Raises:
+          UserError: it is of no such fit, or a number is missing or not finite.
+        """
+        try:
+            model = residual_of(law_named(plain["law"]), plain["reading"]["residual"])
+            estimates = {name: Estimate(**plain["parameters"][name]) for name in model.names}
+            value = np.array([estimate.value for estimate in estimates.values()], float)
+            covariance = np.array(plain["covariance"]["matrix"], float)
+            diagnostics = dict(plain["diagnostics"])
+            agreeing, centre = diagnostics.pop("starts_agreeing"), plain["covariance"]["centre"]
+            positive = [p.positive for p in model.parameters]
+            known = {name: plain[name] for name in ("law", "objective", "converged", "n_rows", "n_runs")}
+            fit = cls(
+                **known,
+                **{name: plain["reading"][key] for name, key in (("tokens", "tokens"), ("unit", "loss_unit"))},
+                parameters=estimates,
+                starts_agreeing=agreeing,
+                covariance=covariance,
+                freedom=float(plain["covariance"]["freedom"]),
+                warnings=tuple(plain["warnings"]),
+                diagnostics=Diagnostics(**diagnostics),
+                fitted=np.log(value, where=positive, out=value.copy()),
+                model=model,
+                problem=_no_rows(centre),
+                x=np.full(len(value), np.nan),
+                scale=float("nan"),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"this is no fit of one law: {type(error).__name__} {error}; fit its runs again") from None
+        if covariance.shape != 2 * (len(value),) or not (
+            np.isfinite(fit.fitted).all() and np.isfinite(covariance).all()
+        ):
+            raise UserError("the fit's parameters or covariance are not finite numbers; fit its runs again")
+        return fit
 
 
 def fit(
@@ -172,45 +230,117 @@ def fit(
     objective: str = "huber",
     delta: float = 1e-3,
     tokens: str | None = None,
-    prior: Prior | None = None,
+    residual: str = "",
+    warm_up: float | None = None,
 ) -> Fit:
     """Fits one law to all rows, which must evaluate one language.
 
-    Minimises the sum of huber_δ(log L − log L̂): starts from variable projection (a grid over the exponents,
-    least squares for the rest), then damped Newton steps through ever sharper corners. Standard errors are
-    those of an M-estimator, with the rows of a run correlated.
+    Minimises the sum of huber_δ(log L − log L̂), or of huber_δ(L − L̂) where residuals are raw: starts from variable
+    projection (a grid over the exponents, least squares for the rest), then damped Newton steps through ever sharper
+    corners. Standard errors are those of an M-estimator, with the rows of a run correlated.
 
     Args:
-      law: the name of one in `atlas.scaling.single.library.LAWS`, or a `Law`.
+      law: the name of one of the library, or "FILE.py:NAME" of one of your own, or a `Law`.
       runs: rows of one target language.
       objective: "huber", "least_squares" or "lad".
-      delta: corner of the Huber loss, in log loss.
+      delta: corner of the Huber loss, in log loss (or loss).
       tokens: whether D is the "own" tokens of the evaluated language or the "total" of the mixture; the law's
         own choice by default.
-      prior: on the fitted values (logarithms of positive parameters), added to the law's own.
+      residual: "log", or "raw" for losses of any sign; the law's own choice by default.
+      warm_up: part of each run's tokens whose rows are left out, see `past_warm_up`; by default, in tables with
+        intermediate rows, whichever part lets the smaller models predict the largest best.
 
     Raises:
-      UserError: unknown law, objective or tokens; a prior of another law or unit; several languages; rows
-        without tokens of their language; fewer rows than parameters.
+      UserError: unknown law, objective, tokens or residual; a column that the law needs is missing; several languages;
+        rows without tokens of their language; fewer rows than parameters.
     """
-    model = LAWS.get(law) if isinstance(law, str) else law
-    if model is None:
-        raise unknown("law", law, LAWS)
+    model = law_named(law) if isinstance(law, str) else law
+    if residual:
+        model = residual_of(model, residual)
     tokens = tokens or model.tokens
     _check(model, runs, objective, delta, tokens)
     corner = {"huber": delta, "least_squares": _NO_CORNER, "lad": _LAD_DELTA}[objective]
-    columns = columns_of(model, runs, tokens)
-    open_ = model.diagnose(columns)
-    undetermined = any(p.role == "exponent" and p.name in open_ for p in model.parameters)
-    problem = _problem(columns, runs, corner, _prior(model, prior, undetermined, runs.loss_unit))
+    part, drawn, misfit = (warm_up, False, 0.0) if warm_up is not None else _choose(model, runs, corner, tokens)
+    runs = past_warm_up(runs, part)
+    if drawn:
+        note = "exponents are drawn to 0.35, about which published ones lie: the smaller models predict the largest so"
+        runs = dataclasses.replace(runs, notes=(*runs.notes, note))
+    return _fitted(model, runs, corner, tokens, drawn, misfit)
+
+
+def _fitted(law: Law, runs: Runs, corner: float, tokens: str, drawn: bool, misfit: float = 0.0, least: int = 0) -> Fit:
+    """The fit of all rows; drawn: whether exponents are drawn to published ones; least: rows to pad to."""
+    columns = columns_of(law, runs, tokens)
+    open_ = law.diagnose(columns)
+    undetermined = any(p.role == "exponent" and p.name in open_ for p in law.parameters)
+    usual = _PUBLISHED if drawn else _USUAL if undetermined else None
+    problem = _problem(law, columns, runs, corner, *_prior(law, usual), least)
     with jax.enable_x64(True):
-        solution, spread = _solve(model, problem, len(runs))
-    return _report(model, runs, open_, tokens, problem, solution, spread)
+        solution, spread = _solve(law, problem, len(runs))
+    return _report(law, runs, open_, tokens, problem, solution, spread, misfit)
+
+
+def _choose(law: Law, runs: Runs, corner: float, tokens: str) -> tuple[float, bool, float]:
+    """The part of each run to leave out, whether exponents are drawn to published ones, and the misfit.
+
+    Those with which the smaller models predict the ends of the largest one's runs best, if clearly; else, and without
+    three sizes to tell, WARM_UP and no. A table without intermediate rows is kept whole.
+    """
+    if past_warm_up(runs, _ALL_BUT_ENDS) is runs:
+        return 0.0, False, 0.0
+    some = _thinned(runs)
+    # Of checkpoints at powers of two a cut can leave so few that exponents are open: such a cut is none.
+    open_ = [set(law.diagnose(columns_of(law, past_warm_up(some, part), tokens))) for part in _PARTS]
+    parts = [part for part, names in zip(_PARTS, open_, strict=True) if names <= open_[0]]
+    usual = max(part for part in parts if part <= WARM_UP), False
+    if len(np.unique(some.N)) < _SIZES:
+        return *usual, 0.0
+    train, test = split_runs(some, "largest_n")
+    test, scores = past_warm_up(test, _TAIL), {}
+    for part, drawn in itertools.product(parts, (False, True)):
+        kept = past_warm_up(train, part)
+        if len(kept) >= len(law.names):
+            found = _fitted(law, kept, corner, tokens, drawn, least=bucket(len(train)))
+            predicted, raw = found.predict_runs(test)[0], law.residual == "raw"
+            errors = np.abs(predicted - test.loss) if raw else relative_error(test.loss, predicted)
+            error = float(np.mean(errors))
+            scores[part, drawn] = error if np.isfinite(error) else np.inf
+    best = min(scores, key=scores.__getitem__, default=usual)
+    best = best if scores.get(best, 0.0) < _CLEARLY * scores.get(usual, np.inf) else usual
+    return *best, scores.get(best, 0.0)
+
+
+def _thinned(runs: Runs) -> Runs:
+    """At most _ROWS_EACH rows of every run, evenly over its rows by tokens: enough to choose by."""
+    order = np.lexsort((runs.total_tokens, runs.run))
+    count = np.bincount(runs.run)
+    first = np.concatenate([[0], np.cumsum(count)[:-1]])
+    picked = [
+        i + np.unique(np.linspace(0, n - 1, _ROWS_EACH).round().astype(int)) for i, n in zip(first, count, strict=True)
+    ]
+    return runs.where(np.isin(np.arange(len(runs)), order[np.concatenate(picked)]))
 
 
 def columns_of(law: Law, runs: Runs, tokens: str) -> dict[str, np.ndarray]:
     """The batch [n] of a law that a table gives."""
-    return {column.name: np.asarray(column.of(runs, tokens), float) for column in law.columns}
+    for name in set(law.needs) - {"num_params", "tokens"} - set(runs.frame):
+        raise UserError(f"the {law.name} law needs column {name!r}, which the runs table lacks")
+    found = {column.name: column.read(runs, tokens) for column in law.columns}
+    for name, values in found.items():
+        if np.isnan(values).any():
+            raise UserError(f"the {law.name} law needs {name} in every row; {int(np.isnan(values).sum())} rows lack it")
+    return found
+
+
+@functools.cache
+def residual_of(law: Law, residual: str) -> Law:
+    """The law with residuals of this kind; the same object each time, for which programs are compiled once."""
+    return law if residual == law.residual else dataclasses.replace(law, residual=residual)
+
+
+def _no_rows(centre: Mapping[str, float]) -> Problem:
+    none = np.zeros(0)
+    return Problem({}, none, none, none.astype(int), dict(centre), none, none, none)
 
 
 def _solve(law: Law, problem: Problem, rows: int) -> tuple[estimator.Solution, estimator.Spread]:
@@ -218,7 +348,7 @@ def _solve(law: Law, problem: Problem, rows: int) -> tuple[estimator.Solution, e
         # The starts of a long table compete on some of its rows.
         some = np.random.default_rng(0).choice(rows, _SAMPLE, replace=False)
         picked = {name: values[some] for name, values in problem.batch.items()}
-        sample = {name: getattr(problem, name)[some] for name in ("log_loss", "weight")}
+        sample = {name: getattr(problem, name)[some] for name in ("observed", "weight")}
         near = estimator.solve(law, problem._replace(batch=picked, run=np.zeros(_SAMPLE, int), **sample))
         solution = estimator.polish(law, near, problem, estimator.prior_scale(law, near.x, problem))
     else:
@@ -232,46 +362,49 @@ def _solve(law: Law, problem: Problem, rows: int) -> tuple[estimator.Solution, e
     return jax.tree.map(np.asarray, (solution, spread))
 
 
-def _problem(columns: Mapping[str, np.ndarray], runs: Runs, corner: float, prior: Prior) -> Problem:
-    size = bucket(len(runs))
+def _problem(
+    law: Law,
+    columns: Mapping[str, np.ndarray],
+    runs: Runs,
+    corner: float,
+    mean: np.ndarray,
+    precision: np.ndarray,
+    least: int,
+) -> Problem:
+    size = max(bucket(len(runs)), least)
     size <<= (size.bit_length() - 1) % 2  # powers of four: a fit compiles for seconds and runs for milliseconds
     positive = [name for name, values in columns.items() if np.all(np.isfinite(values) & (values > 0))]
     return Problem(
         batch={name: padded(values, size, values[-1]) for name, values in columns.items()},
-        log_loss=padded(np.log(runs.loss), size, 1.0),
+        observed=padded(np.log(runs.loss) if law.residual == "log" else runs.loss, size, 1.0),
         weight=padded(np.ones(len(runs)), size, 0.0),
         run=padded(np.asarray(runs.run), size, 0),
         centre={name: np.exp(np.mean(np.log(columns[name]))) for name in positive}
-        | {"loss": np.exp(np.mean(np.log(runs.loss)))},
+        | {"loss": np.exp(np.mean(np.log(np.abs(runs.loss[runs.loss != 0]))))},
         corner=np.float64(corner),
-        mean=prior.mean,
-        precision=prior.precision,
+        mean=mean,
+        precision=precision,
     )
 
 
-def _prior(law: Law, given: Prior | None, undetermined: bool, unit: str) -> Prior:
-    """The law's own prior and the given one.
+def _prior(law: Law, usual: tuple[float, float] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [p] and precision [p, p] of the prior on the fitted values: the law's own, and `usual` of other exponents.
 
-    Where the design leaves exponents open (and only there) and nothing else is known, they are drawn to
-    _USUAL: otherwise noise would choose among laws that fit alike.
+    Where the design leaves exponents open they need one: noise would otherwise choose among laws that fit alike.
     """
     known = {p.name: p.prior for p in law.parameters if p.prior}
-    if undetermined and given is None:
-        known = {p.name: _USUAL for p in law.parameters if p.role == "exponent"} | known
+    if usual:
+        known = {p.name: usual for p in law.parameters if p.role == "exponent"} | known
     mean, deviation = np.array([known.get(name, (0.0, np.inf)) for name in law.names]).T
-    own = Prior(mean, np.diag(deviation**-2.0))
-    if given is None:
-        return own
-    if given.unit and unit and given.unit != unit:
-        raise UserError(f"the prior is of losses in {given.unit}, the runs' are in {unit}; convert one")
-    if given.mean.shape != mean.shape:
-        raise UserError(f"the prior has {len(given.mean)} parameters, the {law.name} law {len(mean)}")
-    precision = own.precision + given.precision
-    return Prior(np.linalg.pinv(precision) @ (own.precision @ mean + given.precision @ given.mean), precision)
+    return mean, np.diag(deviation**-2.0)
 
 
 def _check(law: Law, runs: Runs, objective: str, delta: float, tokens: str) -> None:
-    for kind, name, valid in (("objective", objective, OBJECTIVES), ("meaning of tokens", tokens, ("own", "total"))):
+    for kind, name, valid in (
+        ("objective", objective, OBJECTIVES),
+        ("meaning of tokens", tokens, ("own", "total")),
+        ("residual", law.residual, RESIDUALS),
+    ):
         if name not in valid:
             raise unknown(kind, name, valid)
     if not (np.isfinite(delta) and delta > 0):
@@ -286,11 +419,13 @@ def _check(law: Law, runs: Runs, objective: str, delta: float, tokens: str) -> N
         raise UserError(
             f"some runs evaluate {evaluated[0]!r} without training on it: leave them out or use total tokens"
         )
+    if law.residual == "log" and (runs.loss <= 0).any():
+        raise UserError("some losses are not positive, and log residuals need positive ones: give --residual=raw")
     if len(runs) < len(law.names):
         raise UserError(f"{len(runs)} rows cannot determine the {len(law.names)} parameters of the {law.name} law")
 
 
-def _report(law, runs, open_, tokens, problem, solution, spread) -> Fit:
+def _report(law, runs, open_, tokens, problem, solution, spread, misfit) -> Fit:
     fitted, predicted = spread.fitted, spread.predicted[: len(runs)]
     covariance = spread.to_fitted @ spread.covariance @ spread.to_fitted.T
     notes = list(runs.warnings)
@@ -322,14 +457,15 @@ def _report(law, runs, open_, tokens, problem, solution, spread) -> Fit:
             sigma=float(spread.sigma),
             correlation=float(spread.correlation),
             independent_rows=float(spread.rows),
+            misfit=misfit,
             r2=r2(runs.loss, predicted),
-            are=float(np.mean(np.abs(predicted / runs.loss - 1.0))),
+            are=float(np.mean(relative_error(runs.loss, predicted))),
         ),
+        fitted=fitted,
         model=law,
         problem=problem,
         x=solution.x,
         scale=float(solution.scale),
-        covariance_x=spread.covariance,
     )
 
 
@@ -340,13 +476,15 @@ def _judge(law: Law, structural: Mapping[str, str], deviations: np.ndarray, note
     told = set(law.names) - set(structural)
     widths = [np.inf if p.scale else p.width for p in law.parameters]
     vague = {name for name, d, width in zip(law.names, deviations, widths, strict=True) if not d < width}
-    if extra := sorted(vague & told):
-        notes.append(f"{', '.join(extra)} not identified: the runs leave its size open")
-    return told - vague
+    borrowed = {p.name for p, d in zip(law.parameters, deviations, strict=True) if p.prior and d > _TOLD * p.prior[1]}
+    for names, reason in ((vague, "the runs leave its size open"), (borrowed - vague, "its prior decides it")):
+        if extra := sorted(names & told):
+            notes.append(f"{', '.join(extra)} not identified: {reason}")
+    return told - vague - borrowed
 
 
 @partial(jax.jit, static_argnames="law")
-def _predict(law: Law, x: jax.Array, centre: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
-    """Losses [n] and their slopes [n, p] in the coordinates."""
-    losses = lambda x: law.predict(x, centre, batch)  # noqa: E731
-    return losses(x), jax.jacfwd(losses)(x)
+def _predict(law: Law, fitted: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+    """Losses [n] and their slopes [n, p] in the fitted values."""
+    losses = lambda values: law.loss(law.natural(values), batch)  # noqa: E731
+    return losses(fitted), jax.jacfwd(losses)(fitted)

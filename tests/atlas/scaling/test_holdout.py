@@ -22,7 +22,8 @@ def study():
 
 def test_scores_are_taken_within_languages():
     runs = study()
-    scores, rows = heldout(runs, "largest_n", "chinchilla_own")
+    assert heldout(runs, "largest_n", "chinchilla_own")[0]["n_heldout"] == 4  # behind 30 % of their runs
+    scores, rows = heldout(runs, "largest_n", "chinchilla_own", warm_up=0)
     assert scores["n_train"] == 60 and scores["n_heldout"] == 12 and len(scores["runs"]) == 3
     assert set(scores["languages"]) == {"a", "b"} and scores["r2"] > 0.9999 and scores["are"] < 1e-3
     lost = rows["predicted"].isna()

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas.scaling.single.library.chinchilla import E
-from atlas.scaling.single.specification import EXPONENTS, Column, Law, N, Parameter
+from atlas.scaling.single.specification import Column, Law, N, Parameter
 from atlas.scaling.table.curves import annealing_areas
 from atlas.scaling.table.runs import Runs
 from checked import UserError
@@ -38,8 +38,8 @@ def _areas(runs: Runs) -> tuple[np.ndarray, np.ndarray]:
     return found[0], found[1]
 
 
-_S1 = Column("S1", lambda runs, tokens: _areas(runs)[0])
-_S2 = Column("S2", lambda runs, tokens: _areas(runs)[1])
+_S1 = Column("S1", lambda runs, tokens: _areas(runs)[0], needs=())
+_S2 = Column("S2", lambda runs, tokens: _areas(runs)[1], needs=())
 
 
 def _diagnose(batch):
@@ -57,8 +57,6 @@ LAWS = (
         lambda p, x: annealing(x["S1"], x["S2"], p["E"], p["A"], p["alpha"], p["C"]),
         _PARAMETERS,
         (_S1, _S2),
-        grid={"alpha": EXPONENTS},
-        linear=("E", "A", "C"),
         diagnose=_diagnose,
     ),
     Law(
@@ -67,8 +65,6 @@ LAWS = (
         lambda p, x: annealing(x["S1"], x["S2"], p["E"], p["A"], p["alpha"], p["C"]) + p["B"] * x["N"] ** -p["beta"],
         (*_PARAMETERS, Parameter("B", scale=("N", "beta")), Parameter("beta", role="exponent")),
         (_S1, _S2, N),
-        grid={"alpha": EXPONENTS, "beta": EXPONENTS},
-        linear=("E", "A", "C", "B"),
         diagnose=_diagnose,
     ),
 )

@@ -2,7 +2,7 @@
 
 from atlas.scaling.estimates import diagnose_sizes
 from atlas.scaling.law import chinchilla
-from atlas.scaling.single.specification import EXPONENTS, D, Law, N, Parameter
+from atlas.scaling.single.specification import D, Law, N, Parameter
 
 E = Parameter("E", role="level")
 A = Parameter("A", scale=("N", "alpha"))
@@ -12,8 +12,6 @@ BETA = Parameter("beta", role="exponent")
 
 _SOURCE = "Hoffmann et al., arXiv 2203.15556, Eq. 2"
 
-GRID = {"alpha": EXPONENTS, "beta": EXPONENTS}
-
 
 def loss(p, x):
     """Chinchilla's loss of the named parameters p and columns x."""
@@ -21,23 +19,12 @@ def loss(p, x):
 
 
 LAWS = (
-    Law(
-        "chinchilla",
-        _SOURCE,
-        loss,
-        (E, A, ALPHA, B, BETA),
-        (N, D),
-        grid=GRID,
-        linear=("E", "A", "B"),
-        diagnose=diagnose_sizes,
-    ),
+    Law("chinchilla", _SOURCE, loss, (E, A, ALPHA, B, BETA), (N, D), diagnose=diagnose_sizes),
     Law(
         "chinchilla_tied",
         _SOURCE + ", with alpha = beta as in Muennighoff et al. and Gadre et al. (arXiv 2403.08540, alpha = 2·eta)",
         lambda p, x: loss(p | {"beta": p["alpha"]}, x),
         (E, A, ALPHA, Parameter("B", scale=("D", "alpha"))),
         (N, D),
-        grid={"alpha": EXPONENTS},
-        linear=("E", "A", "B"),
     ),
 )

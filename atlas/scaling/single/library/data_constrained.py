@@ -1,5 +1,7 @@
 """The data-constrained law: repeated tokens and excess parameters lose value."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from atlas.scaling.estimates import diagnose_sizes
@@ -11,14 +13,17 @@ from atlas.scaling.single.specification import D, Law, N, Parameter, U
 _EPOCHS = 4.0  # below which repetition costs too little to be seen
 
 
-def _diagnose(batch):
-    found = diagnose_sizes(batch)
-    epochs = np.max(batch["D"] / batch["U"])
+def repetition_open(batch: Mapping[str, np.ndarray]) -> str:
+    """Why runs of D and U [n] tokens cannot tell what repetition costs; "" where they can."""
     if not np.isfinite(batch["U"]).any():
-        found["R_D"] = "unique tokens not given"
-    elif epochs < _EPOCHS:
-        found["R_D"] = f"at most {epochs:.1f} epochs seen; 8 or more tell it"
-    return found
+        return "unique tokens not given"
+    epochs = np.max(batch["D"] / batch["U"])
+    return f"at most {epochs:.1f} epochs seen; 8 or more tell it" if epochs < _EPOCHS else ""
+
+
+def _diagnose(batch):
+    reason = repetition_open(batch)
+    return diagnose_sizes(batch) | ({"R_D": reason} if reason else {})
 
 
 LAWS = (
@@ -34,8 +39,6 @@ LAWS = (
             Parameter("R_N", prior=(float(np.log(5.309743)), 2.0)),
         ),
         (N, D, U),
-        grid=chinchilla.GRID,
-        linear=("E", "A", "B"),
         start_loss=chinchilla.loss,
         diagnose=_diagnose,
     ),

@@ -3,7 +3,7 @@
 from atlas.scaling.estimates import diagnose_sizes
 from atlas.scaling.single.library import chinchilla
 from atlas.scaling.single.library.chinchilla import ALPHA, BETA, A, B, E
-from atlas.scaling.single.specification import EXPONENTS, SHARE, D, Law, N, Parameter
+from atlas.scaling.single.specification import SHARE, D, Law, N, Parameter
 
 
 def _diagnose(batch):
@@ -18,10 +18,8 @@ LAWS = (
         "multilingual_share",
         "He et al., arXiv 2410.12883: (E + A/N^alpha + B/D^beta)·p^-gamma, D over all languages",
         lambda p, x: chinchilla.loss(p, x) * x["p"] ** -p["gamma"],
-        (E, A, ALPHA, B, BETA, Parameter("gamma", positive=False, prior=(0.0, 1.0), width=0.3)),
+        (E, A, ALPHA, B, BETA, Parameter("gamma", positive=False, prior=(0.0, 1.0), starts=(0.0, 0.1, 0.3), width=0.3)),
         (N, D, SHARE),
-        grid={"alpha": EXPONENTS[::2], "beta": EXPONENTS[::2], "gamma": (0.0, 0.1, 0.3)},
-        linear=("E", "A", "B"),
         diagnose=_diagnose,
         tokens="total",
     ),

@@ -6,7 +6,7 @@ import pytest
 
 from atlas.scaling import fit, load_runs
 from atlas.scaling.planning.practice import advice, expected_errors
-from atlas.scaling.table.splits import after_warm_up
+from atlas.scaling.table.splits import past_warm_up
 from checked import UserError
 
 LAW = {"E": 1.7, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
@@ -23,7 +23,7 @@ def family(sizes: int = 5, checkpoints: int = 12, sigma: float = 0.003, seed: in
 
 def test_expected_errors_are_those_of_simulated_fits():
     runs = family(sigma=0.002)
-    runs = runs.where(after_warm_up(runs))
+    runs = past_warm_up(runs)
     noise = dataclasses.replace(fit("chinchilla", runs).diagnostics, sigma=0.002, correlation=0.0)
     truth = dataclasses.replace(fit("chinchilla", runs), diagnostics=noise)
     loud = dataclasses.replace(truth, diagnostics=dataclasses.replace(noise, sigma=0.01))
@@ -31,7 +31,7 @@ def test_expected_errors_are_those_of_simulated_fits():
     target = {"N": 1e11, "D": 1e12}
     good, noisy = (np.median(expected_errors(design, target, law)) for law in (truth, loud))
     errors = [
-        abs(fit("chinchilla", again).predict(**target)[0] / truth.predict(**target)[0] - 1)
+        abs(fit("chinchilla", again, warm_up=0).predict(**target)[0] / truth.predict(**target)[0] - 1)
         for again in redrawn(truth, runs)
     ]
     assert good < noisy and good == pytest.approx(np.median(errors), rel=0.5)

@@ -23,7 +23,10 @@ def study(checkpoints: int = 1, sigma: float = 0.004, shared: float = 0.0, seed:
 
 def test_resampling_runs_sees_what_their_rows_share():
     runs = study(checkpoints=6, sigma=0.001, shared=0.005)
-    law, apart = fit("chinchilla", runs), fit("chinchilla", load_runs(runs.frame.assign(run=np.arange(len(runs)))))
+    law, apart = (
+        fit("chinchilla", runs, warm_up=0),
+        fit("chinchilla", load_runs(runs.frame.assign(run=np.arange(len(runs))))),
+    )
     assert bootstrap(law, 200).se["alpha"] > 1.5 * bootstrap(apart, 200).se["alpha"]
     assert law.diagnostics.correlation > 0.8 and law.parameters["alpha"].se > 0.012 * 0.35
     with pytest.raises(UserError, match="2 resamples or more"):
@@ -39,7 +42,7 @@ def test_intervals_of_parameters_and_predictions_cover_the_truth(objective, desi
     loss = 1.7 + 480.0 / POINT["N"] ** 0.35 + 2100.0 / POINT["D"] ** 0.37
     inside = []
     for seed in range(100):
-        law = fit("chinchilla", study(seed=seed, **design), objective=objective)
+        law = fit("chinchilla", study(seed=seed, **design), objective=objective, warm_up=0)
         low, high = law.interval(**POINT)
         inside += [law.parameters[name].low <= value <= law.parameters[name].high for name, value in truth.items()]
         inside += [low <= loss <= high]

@@ -37,7 +37,15 @@ def default(jobs):
 
 def test_default_fits_extrapolate_within_two_per_cent(jobs, default):
     errors = [error(fitted, test) for fitted, (_, _, test) in zip(default, jobs, strict=True)]
-    assert np.median(errors) <= 1.1 and np.mean(errors) <= 1.95, np.round(errors, 2)
+    assert np.median(errors) <= 1.1 and np.mean(errors) <= 1.7, np.round(errors, 2)
+
+
+def test_intervals_of_new_runs_hold_their_losses(jobs, default):
+    covered = []
+    for fitted, (_, _, test) in zip(default, jobs, strict=True):
+        low, high = fitted.run_interval(test["num_params"], test["tokens_seen"])
+        covered.append(np.mean((test["loss"] >= low) & (test["loss"] <= high)))
+    assert np.mean(covered) >= 0.86, np.round(covered, 2)
 
 
 def chosen(train: Runs, fitted):

@@ -7,7 +7,7 @@ from atlas.scaling import fit, load_runs, simulation
 
 
 def deviations(frame, objective):
-    return np.sqrt(np.diagonal(fit("chinchilla", load_runs(frame), objective=objective).covariance))
+    return np.sqrt(np.diagonal(fit("chinchilla", load_runs(frame), objective=objective, warm_up=0).covariance))
 
 
 @pytest.mark.parametrize(("runs", "checkpoints"), [(240, 1), (40, 6)])

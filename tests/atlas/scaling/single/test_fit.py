@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,11 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.scaling import fit, load_runs
+from atlas.scaling import LAWS, Fit, Law, Parameter, bootstrap, fit, load_runs
 from atlas.scaling.law import chinchilla
 from checked import UserError
 
 LAW = {"E": 1.7, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
+PARAMETERS = (
+    *(
+        Parameter("E", positive=False),
+        "A",
+        Parameter("alpha", role="exponent"),
+        "B",
+        Parameter("beta", role="exponent"),
+    ),
+)
 CHINCHILLA = pathlib.Path(os.environ.get("ATLAS_SHARED", "../shared")) / "runs" / "chinchilla.csv"
 
 
@@ -62,6 +72,85 @@ def test_document_names_the_coordinates_of_its_covariance():
     assert found["centre"]["N"] == pytest.approx(1e9) and found["freedom"] == law.freedom
     for i, estimate in enumerate(document["parameters"].values()):
         assert np.sqrt(found["matrix"][i][i]) == pytest.approx(estimate["se"] / estimate["value"], rel=1e-6)
+
+
+def test_a_fit_from_json_predicts_as_the_fit_did(tmp_path):
+    law = fit("chinchilla", study(sigma=0.005))
+    plain = json.loads(json.dumps(law.to_json(), allow_nan=False))
+    again = Fit.from_json(plain)
+    for found, expected in (
+        (again.predict(3e10, 1e12), law.predict(3e10, 1e12)),
+        (again.interval(1e9, 1e10), law.interval(1e9, 1e10)),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert again.values == pytest.approx(law.values) and again.to_json() == plain
+    with pytest.raises(UserError, match="read from JSON has no runs"):
+        bootstrap(again, 10)
+    for key, value in (("law", "nolaw"), ("parameters", {}), ("covariance", None), ("reading", {"residual": "log"})):
+        with pytest.raises(UserError, match=r"^[^\n]+$"):
+            Fit.from_json(plain | {key: value})
+    plain["parameters"]["alpha"]["value"] = float("nan")
+    with pytest.raises(UserError, match="not finite numbers"):
+        Fit.from_json(plain)
+
+
+def test_raw_residuals_take_losses_of_any_sign():
+    frame = study(sigma=0.0).frame.assign(loss=lambda t: t.loss - 2.5)
+    shifted = Law(
+        "shifted", "", lambda p, x: chinchilla(x["N"], x["D"], *(p[name] for name in LAW)), PARAMETERS, ("N", "D")
+    )
+    found = fit(shifted, load_runs(frame, signed=True), residual="raw")
+    assert found.converged and found.values == pytest.approx(LAW | {"E": LAW["E"] - 2.5}, rel=1e-4)
+    low, high = found.interval(1e9, 1e11)
+    assert low <= found.predict(1e9, 1e11)[0] <= high
+    with pytest.raises(UserError, match="give --residual=raw"):
+        fit(shifted, load_runs(frame, signed=True))
+    # Least squares of raw losses is what the guide's code does; the optimum is that of SciPy's curve_fit.
+    squares = fit("chinchilla", study(sigma=0.01), residual="raw", objective="least_squares")
+    assert squares.objective == pytest.approx(
+        0.5 * np.sum((study(sigma=0.01).loss - squares.predict_runs(study())[0]) ** 2)
+    )
+
+
+def early(sigma=0.002, bump=0.3):
+    """Curves of six sizes, whose first quarter lies above the law."""
+    N, part = (a.ravel() for a in np.meshgrid(np.geomspace(1e8, 1e10, 6), np.linspace(0.05, 1.0, 20)))
+    D = 20 * N**0.9 * part * 10
+    noise = np.exp(sigma * np.random.default_rng(0).normal(size=N.size) + bump * (part < 0.25))
+    loss = (1.7 + 480.0 / N**0.35 + 2100.0 / D**0.37) * noise
+    return load_runs(pd.DataFrame({"run": N.astype(str), "num_params": N, "tokens": D, "loss": loss}))
+
+
+def test_early_rows_are_left_out_where_that_predicts_better():
+    runs = early()
+    found, all_rows = fit("chinchilla", runs), fit("chinchilla", runs, warm_up=0)
+    assert all_rows.n_rows == 120 and found.n_rows < 120 and found.diagnostics.misfit > 0
+    assert any(warning.startswith(f"left out {120 - found.n_rows} of 120 rows") for warning in found.warnings)
+    truth = 1.7 + 480.0 / 1e11**0.35 + 2100.0 / 2e12**0.37
+    error = [abs(float(law.predict(1e11, 2e12)[0]) / truth - 1) for law in (found, all_rows)]
+    assert error[0] < 0.03 and error[0] < error[1]
+    low, high = found.run_interval(1e11, 2e12)
+    assert low < found.interval(1e11, 2e12)[0] and found.interval(1e11, 2e12)[1] < high
+    assert fit("chinchilla", runs, warm_up=0.5).n_rows < 70
+
+
+def test_a_cut_that_leaves_an_exponent_open_is_none():
+    N, D = (a.ravel() for a in np.meshgrid(np.geomspace(1e8, 1e10, 2), np.geomspace(1e10, 1e12, 5)))
+    loss = 1.7 + 480.0 / N**0.35 + 2100.0 / D**0.37
+    found = fit(
+        "chinchilla", load_runs(pd.DataFrame({"run": N.astype(str), "num_params": N, "tokens": D, "loss": loss}))
+    )
+    assert found.n_rows == 6 and not any("token counts" in warning for warning in found.warnings)
+
+
+def test_what_a_prior_decides_is_not_identified():
+    known = [
+        dataclasses.replace(p, prior=(np.log(0.3), 0.02)) if p.name == "alpha" else p
+        for p in LAWS["chinchilla"].parameters
+    ]
+    found = fit(dataclasses.replace(LAWS["chinchilla"], parameters=known), study(sigma=0.02))
+    assert not found.parameters["alpha"].identified
+    assert "alpha not identified: its prior decides it" in found.warnings
 
 
 def test_intervals_of_six_rows_are_those_of_one_degree_of_freedom():
@@ -121,6 +210,9 @@ def test_the_caller_keeps_float32():
         ({"objective": "l2"}, "unknown objective"),
         ({"delta": -1.0}, "delta must be a positive"),
         ({"tokens": "most"}, "unknown meaning of tokens"),
+        ({"residual": "square"}, "unknown residual"),
+        ({"law": "nowhere.py:moe"}, "no file 'nowhere.py' for the law 'moe'"),
+        ({"law": "parallel"}, "needs column 'parallel_size', which the runs table lacks"),
     ],
 )
 def test_wrong_options_are_user_errors(change, message):

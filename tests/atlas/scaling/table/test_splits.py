@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from atlas.scaling import load_runs
-from atlas.scaling.table.splits import SPLITS, after_warm_up, split_runs
+from atlas.scaling.table.splits import SPLITS, past_warm_up, split_runs
 from checked import UserError
 
 
@@ -29,11 +29,22 @@ def mixtures():
 
 def test_the_guide_cuts_the_warm_up_and_tests_the_end_of_the_largest_run():
     runs = family()
-    np.testing.assert_array_equal(after_warm_up(runs), runs.total_tokens > 1e10)
     train, test = split_runs(runs, "guide")
     assert train.N.max() < test.N.min() and train.total_tokens.min() > 1e10
     assert test.total_tokens.min() >= 0.7 * 3e11 and len(test) == 4
-    assert after_warm_up(runs.where(runs.total_tokens < 6e9)).all()
+
+
+def test_the_warm_up_is_a_part_of_each_run_but_for_ends_of_cooldowns():
+    runs = family()
+    kept = past_warm_up(runs, 0.5)
+    assert kept.total_tokens.min() >= 1.5e11 and len(kept.run_ids) == 5
+    assert kept.notes == (f"left out {60 - len(kept)} of 60 rows: the first 50% of their runs (warm_up=0 keeps them)",)
+    assert past_warm_up(kept, 0.5) is kept and past_warm_up(runs, 0.0) is runs
+    assert len(past_warm_up(runs)) == (runs.total_tokens >= 0.9e11).sum()
+    cooled = load_runs(runs.frame.assign(phase="cooldown"))
+    assert past_warm_up(cooled, 0.5) is cooled
+    with pytest.raises(UserError, match="the warm-up is a part of each run"):
+        past_warm_up(runs, 1.5)
 
 
 def test_scaling_down_predicts_the_smallest_model():
