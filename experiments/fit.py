@@ -4,10 +4,12 @@
     python -m experiments.fit --runs=runs.csv --law=atlas --labels=families.csv --lambda_kind=source --workdir=DIR
     python -m experiments.fit --runs=runs.csv --law=chinchilla --where='language == "fr"' --workdir=DIR
     python -m experiments.fit --runs=runs.csv --law=chinchilla --bootstrap=1000 --advise=1e20 --workdir=DIR
+    python -m experiments.fit --runs=runs.csv --compare=chinchilla,data_constrained,farseer --workdir=DIR
+    python -m experiments.fit --runs=export.csv --columns=loss=val_loss,num_params=n --law=my_laws.py:moe --workdir=DIR
 
 Fits the ends of cooldowns of runs from scratch, where the table tells them. Prints parameters with 90 % intervals,
-held-out scores and warnings, and writes them to DIR/fit.json. A 240-row table takes seconds, nearly all of them
-compilation.
+held-out scores and warnings, writes them to DIR/fit.json, parameters.csv and parameters.tex, and draws the fit. A
+240-row table takes seconds, nearly all of them compilation.
 """
 
 import json
@@ -22,11 +24,23 @@ from experiments import _app
 
 _RUNS = flags.DEFINE_string("runs", "", "runs table: CSV or Parquet, one row an evaluation")
 _COLUMNS = _app.define_columns()
-_LAW = flags.DEFINE_enum("law", "atlas", ["atlas", *scaling.LAWS], "law to fit; atlas fits all languages jointly")
+_LAW = flags.DEFINE_string(
+    "law", "", f"atlas (all languages jointly; default), {', '.join(scaling.LAWS)}, or FILE.py:NAME of your own"
+)
+_COMPARE = flags.DEFINE_list("compare", [], "laws to rank by held-out error and criteria; the best is fitted")
+_FIGURES = flags.DEFINE_bool("figures", True, "draw the fit beside fit.json")
 _WORKDIR = flags.DEFINE_string("workdir", "", "directory that receives fit.json")
 _WHERE = flags.DEFINE_string("where", "", "keep the rows that satisfy this pandas query, e.g. 'num_params > 1e6'")
 _OBJECTIVE = flags.DEFINE_enum(
     "objective", None, list(scaling.OBJECTIVES), "loss of log residuals (default huber; not atlas)"
+)
+_RESIDUAL = flags.DEFINE_enum(
+    "residual", None, scaling.RESIDUALS, "of log losses (default), or of raw ones, which may have any sign (not atlas)"
+)
+_WARM_UP = flags.DEFINE_float(
+    "warm_up",
+    None,
+    "part of each run's tokens to leave out at its start; 0 keeps all (default: chosen on the data; not atlas)",
 )
 _DELTA = flags.DEFINE_float("delta", None, "corner of the Huber loss, in log loss (default 1e-3; not atlas)")
 _HOLDOUT = flags.DEFINE_enum("holdout", "none", ["none", *scaling.SPLITS], "runs to hold out and predict")
@@ -56,24 +70,49 @@ _SEED = flags.DEFINE_integer("seed", 0, "seed of the random split and of the res
 def main(_) -> None:
     """Fits, prints and writes."""
     _app.require(runs=_RUNS.value, workdir=_WORKDIR.value)
-    runs = scaling.load_runs(_RUNS.value, _COLUMNS())
+    runs = scaling.load_runs(_RUNS.value, _COLUMNS(), **_reading())
     runs = (runs.where(_WHERE.value) if _WHERE.value else runs).comparable()
     split = None if _HOLDOUT.value == "none" else _HOLDOUT.value
-    how = {"resamples": _BOOTSTRAP.value, "advise": _ADVISE.value, "seed": _SEED.value}
-    document, text = scaling.fit_document(runs, _LAW.value, _options(runs), split, **how)
+    how = {"resamples": _BOOTSTRAP.value, "advise": _ADVISE.value, "seed": _SEED.value, "laws": _COMPARE.value}
+    document, text, found = scaling.fit_document(runs, _law(), _options(runs), split, **how)
     print(text)
-    path = pathlib.Path(_WORKDIR.value) / "fit.json"
-    write_atomically(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    print(f"wrote {path}")
+    workdir = pathlib.Path(_WORKDIR.value)
+    files = {"fit.json": json.dumps(document, indent=1, ensure_ascii=False) + "\n"}
+    files |= scaling.parameter_tables(document)
+    if _FIGURES.value:
+        from atlas import report  # matplotlib takes a second, which a fit without figures need not wait for
+
+        files |= report.draw_fit(found, runs)
+    for name, content in files.items():
+        write_atomically(workdir / name, content)
+    print(f"wrote {', '.join(files)} in {workdir}")
+
+
+def _law() -> str:
+    """The law to fit; "" for the best of those compared."""
+    return _LAW.value or ("" if _COMPARE.value else "atlas")
+
+
+def _reading() -> dict:
+    """What the laws ask of the table."""
+    laws = [scaling.law_named(name) for name in {_law(), *_COMPARE.value} - {"", "atlas"}]
+    if not laws:
+        return {}
+    needs = dict.fromkeys(name for law in laws for name in law.needs)
+    return {"needs": tuple(needs), "signed": all((_RESIDUAL.value or law.residual) == "raw" for law in laws)}
 
 
 def _options(runs: scaling.Runs) -> dict:
-    joint = _LAW.value == "atlas"
-    for flag in (_OBJECTIVE, _DELTA, _BOOTSTRAP, _ADVISE) if joint else (_LABELS, _TAU_PRIOR, _LAMBDA_KIND):
+    joint = _law() == "atlas"
+    if joint and _COMPARE.value:
+        raise UserError("--compare ranks laws of one language; drop --law=atlas")
+    for flag in (
+        (_OBJECTIVE, _RESIDUAL, _WARM_UP, _DELTA, _BOOTSTRAP, _ADVISE) if joint else (_LABELS, _TAU_PRIOR, _LAMBDA_KIND)
+    ):
         if flag.value:
             why = ", which estimates its own noise" if joint else ": only to atlas"
-            raise UserError(f"--{flag.name} does not apply to the {_LAW.value} law{why}; drop it")
-    own = (_TAU_PRIOR, _LAMBDA_KIND) if joint else (_OBJECTIVE, _DELTA)
+            raise UserError(f"--{flag.name} does not apply to the {_law()} law{why}; drop it")
+    own = (_TAU_PRIOR, _LAMBDA_KIND) if joint else (_OBJECTIVE, _DELTA, _RESIDUAL, _WARM_UP)
     given = {flag.name: flag.value for flag in own if flag.value is not None}
     if not joint:
         return given

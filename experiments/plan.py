@@ -5,7 +5,8 @@
     python -m experiments.plan crossover --runs=runs.csv [--language=es] [--params=2e9]
     python -m experiments.plan allocate --flops=1e21 --language=en [--fit=DIR] [--unique=en:1e9]
     python -m experiments.plan mixture --fit=DIR --flops=1e21 [--weights=en:1,sw:3] [--unique=sw:7.7e8]
-    python -m experiments.plan next --fit=DIR --language=sw --params=1e9 --tokens=1e11 [--shares=sw:1,en:9]
+    python -m experiments.plan next --fit=DIR --language=sw --params=1e9 --tokens=1e11 [--mixture=sw:1,en:9]
+    python -m experiments.plan predict --fit=DIR --params=1e9 --tokens=1e11 [--mixture=sw:1,en:9] [--at=X:8]
     python -m experiments.plan transfer --language=sw [--fit=DIR]
 
 DIR is the workdir of a study (fit.json and runs.csv); allocate takes that of experiments.fit too. Prints a table;
@@ -14,6 +15,7 @@ DIR is the workdir of a study (fit.json and runs.csv); allocate takes that of ex
 
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from absl import flags
@@ -24,27 +26,32 @@ from checked.files import write_atomically
 from experiments import _app
 
 _MULTIPLIER = flags.DEFINE_list("multiplier", ["2", "4", "8", "16"], "expand: times as many languages")
-_PARAMS = flags.DEFINE_float("params", None, "crossover, next: parameters N")
-_TOKENS = flags.DEFINE_float("tokens", None, "next: training tokens of the run to predict, over all languages")
+_PARAMS = flags.DEFINE_float("params", None, "crossover, next, predict: parameters N")
+_TOKENS = flags.DEFINE_float("tokens", None, "next, predict: training tokens of the run, over all languages")
 _FLOPS = flags.DEFINE_float("flops", None, "allocate, mixture, next: budget C = 6·N·D in FLOPs (next: of all runs)")
-_LANGUAGE = flags.DEFINE_string("language", "", "crossover, allocate, next, transfer: target language")
+_LANGUAGE = flags.DEFINE_string("language", "", "crossover, allocate, next, predict, transfer: target language")
 _REGIME = flags.DEFINE_string("regime", "mono_vocab_mono_train", "allocate: training regime of the published law")
 _FIT = flags.DEFINE_string("fit", "", "workdir of a study, or a JSON file with parameters; default: published figures")
 _RUNS = flags.DEFINE_string("runs", "", "crossover: runs table with a column initialize")
 _COLUMNS = _app.define_columns()
 _COUNT = flags.DEFINE_integer("count", 6, "next: how many runs to add", lower_bound=1)
 _WEIGHTS = flags.DEFINE_list("weights", [], "mixture: importance as language:weight,…; default: all alike")
-_SHARES = flags.DEFINE_list("shares", [], "next: mixture of the run to predict as language:share,…; default: target")
+_MIXTURE = flags.DEFINE_list("mixture", [], "next, predict: mixture of the run as language:share,…; default: target")
+_AT = flags.DEFINE_list("at", [], "predict: other columns of the law as name:value,…, such as X:8")
 _UNIQUE = flags.DEFINE_list("unique", [], "unique tokens U as language:tokens,…; default: as in the runs")
 _JSON = flags.DEFINE_string("json", "", "file for the result as JSON")
 
-_QUESTIONS = ("expand", "crossover", "allocate", "mixture", "next", "transfer")
+_QUESTIONS = ("expand", "crossover", "allocate", "mixture", "next", "predict", "transfer")
+_REFIT = ("mixture", "next", "predict")  # fit a study's runs again, to know what they leave open
 
 
 def main(argv: Sequence[str]) -> None:
     """Answers the question that the first argument names."""
     if len(argv) != 2:
         raise UserError(f"give one of {', '.join(_QUESTIONS)}; for example: plan expand --multiplier=4")
+    _check_numbers()
+    if argv[1] in _REFIT and pathlib.Path(_FIT.value, "runs.csv").is_file():
+        print("fitting the study's runs again, for the bands: tens of seconds", file=sys.stderr)
     table, facts = _answer(argv[1])
     print(table.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     for name, value in facts.items():
@@ -72,11 +79,24 @@ def _answer(question: str) -> answers.Answer:
         case "next":
             tokens = _TOKENS.value
             _app.require(fit=fit, language=language, params=params, tokens=tokens)
-            return answers.further_runs(fit, language, params, tokens, _pairs(_SHARES), unique, flops, _COUNT.value)
+            return answers.further_runs(fit, language, params, tokens, _pairs(_MIXTURE), unique, flops, _COUNT.value)
+        case "predict":
+            tokens = _TOKENS.value
+            _app.require(fit=fit, params=params, tokens=tokens)
+            return answers.predict(fit, params, tokens, language, _pairs(_MIXTURE), unique, _pairs(_AT))
         case "transfer":
             _app.require(language=fit or language)
             return answers.transfer(language, fit)
     raise unknown("plan", question, _QUESTIONS)
+
+
+def _check_numbers() -> None:
+    """Refuses numbers that are none, before anything is fitted."""
+    for flag in (_PARAMS, _TOKENS, _FLOPS):
+        if flag.value is not None and not 0 < flag.value < float("inf"):
+            raise UserError(f"--{flag.name} must be a positive number, got {flag.value}")
+    for flag in (_WEIGHTS, _MIXTURE, _UNIQUE):
+        _pairs(flag)
 
 
 def _pairs(flag: flags.FlagHolder) -> dict[str, float]:
@@ -92,9 +112,12 @@ def _pairs(flag: flags.FlagHolder) -> dict[str, float]:
 
 def _number(flag: str, text: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         raise UserError(f"--{flag}: {text!r} is not a number") from None
+    if not 0 <= number < float("inf"):
+        raise UserError(f"--{flag}: {text!r} is not a finite number of at least 0")
+    return number
 
 
 def _text(value: object) -> str:

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 
 from atlas.report import style
 from atlas.report.style import COLOURS, FAINT, INK, MUTED
-from atlas.scaling import COOLDOWN, Z90, JointFit, Runs
+from atlas.scaling import COOLDOWN, Z90, Fit, JointFit, Runs
 
 _K_STYLES = ((1, "-", "1 language"), (2, (0, (4, 1.5)), "2 languages"), (np.inf, (0, (1, 1.2)), "more"))
 
@@ -79,20 +79,21 @@ def observed_and_predicted(rows: pd.DataFrame, unit: str) -> Figure:
 
 
 @style.styled
-def residuals(runs: Runs, fit: JointFit) -> Figure:
-    """log(observed/predicted) of the fitted rows against N, tokens and epochs: any structure is misfit."""
+def residuals(runs: Runs, fit: Fit | JointFit) -> Figure:
+    """log(observed/predicted) of the fitted rows against N, tokens, their ratio and epochs: any structure is misfit."""
     frame = _plain(runs).assign(residual=100 * np.log(runs.loss / fit.predict_runs(runs)[0]))
-    frame = frame[np.isfinite(frame.residual) & (frame.own > 0)]
+    frame["ratio"] = frame.tokens / frame.num_params
+    frame = frame[np.isfinite(frame.residual) & ~(frame.own <= 0)]
     figure = style.canvas(2.9)
-    axes = figure.subplots(1, 3, sharey=True)
+    axes = figure.subplots(1, 4, sharey=True)
     limit = 1.1 * max(float(np.quantile(np.abs(frame.residual), 0.995)), 1e-3) if len(frame) else 1.0
-    columns = {"num_params": "parameters N", "tokens": "training tokens, all languages", "epochs": "epochs"}
+    columns = {"num_params": "parameters N", "tokens": "training tokens", "ratio": "tokens / N", "epochs": "epochs"}
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
         x = frame[column]
         axis.axhline(0, color=MUTED, lw=0.8)
         axis.set_xlabel(label)
         if not (x > 0).any():
-            style.say(axis, "no unique tokens recorded:\nepochs unknown")
+            style.say(axis, f"no {label}\nrecorded")
             continue
         axis.scatter(x, frame.residual, s=6, color=COLOURS[0], alpha=0.3, lw=0)
         _binned(axis, x.to_numpy(), frame.residual.to_numpy())

@@ -26,7 +26,12 @@ def command(tmp_path):
         frame.to_csv(tmp_path / "runs.csv", index=False)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS(sys.argv[:1])
-        given = {"law": "chinchilla", "runs": str(tmp_path / "runs.csv"), "workdir": str(tmp_path / "out")}
+        given = {
+            "law": "chinchilla",
+            "runs": str(tmp_path / "runs.csv"),
+            "workdir": str(tmp_path / "out"),
+            "figures": False,
+        }
         with flagsaver.flagsaver(**given | options):
             fit.main([])
         return json.loads((tmp_path / "out" / "fit.json").read_text())
@@ -46,6 +51,33 @@ def test_a_fit_writes_the_whole_document(command, capsys):
     assert found["bootstrap"] == {"resamples": 50, "converged": 1.0}
     shown = capsys.readouterr().out
     assert "held out top_compute" in shown and "of the starts reach this optimum" in shown
+
+
+def test_a_comparison_fits_the_best_and_files_lie_beside_the_fit(command, tmp_path, capsys):
+    found = command(table(), law="", compare=["chinchilla", "chinchilla_tied"], figures=True)
+    ranked = found["comparison"]["laws"]
+    assert found["law"] == ranked[0]["law"] and {row["law"] for row in ranked} == {"chinchilla", "chinchilla_tied"}
+    assert all(row["excess_low"] <= row["excess"] <= row["excess_high"] for row in ranked)
+    assert "laws by their error on top_compute" in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {
+        *("fit.json", "parameters.csv", "parameters.tex"),
+        *("observed.png", "residuals.png", "law.png", "iso_flop.png"),
+    }
+    assert (out / "parameters.tex").read_text().startswith(r"\begin{tabular}")
+    assert set(pd.read_csv(out / "parameters.csv").parameter) == set(found["parameters"])
+
+
+def test_columns_and_a_law_of_ones_own(command, tmp_path):
+    (tmp_path / "laws.py").write_text(
+        "from atlas.scaling import Law, Parameter\n"
+        "alpha = Parameter('alpha', role='exponent')\n"
+        "loss = lambda p, x: p['E'] + p['A'] * x['depth'] ** -p['alpha']\n"
+        "deep = Law('deep', '', loss, ['E', 'A', alpha], ['depth'])\n"
+    )
+    frame = pd.DataFrame({"layers": np.geomspace(2, 64, 12), "nll": 1.0 + 3.0 / np.geomspace(2, 64, 12) ** 0.5})
+    found = command(frame, law=f"{tmp_path / 'laws.py'}:deep", columns=["depth=layers", "loss=nll"])
+    assert found["parameters"]["alpha"]["value"] == pytest.approx(0.5, rel=1e-4)
 
 
 def test_advice_is_printed_and_written(command, capsys):

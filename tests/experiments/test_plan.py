@@ -5,6 +5,12 @@ from tests.experiments.binaries import run_binaries
 MISTAKES = (
     (("mixture", "--fit=nowhere", "--flops=1e18"), "no fit at"),
     (("allocate", "--flops=1e18", "--language=en", "--unique=en"), "'en' is not language:number"),
+    (("allocate", "--flops=nan", "--language=en"), "--flops must be a positive number, got nan"),
+    (
+        ("next", "--fit=nowhere", "--language=en", "--params=1e9", "--tokens=1e10", "--mixture=en:inf"),
+        "'inf' is not a finite",
+    ),
+    (("predict", "--fit=nowhere", "--params=1e9"), "--tokens is missing"),
     (("crossover", "--params=2e9", "--language=fr"), "published crossover 'fr'"),
     (("next", "--fit=nowhere", "--language=en", "--params=1e9", "--tokens=1e10"), "no runs table at"),
 )

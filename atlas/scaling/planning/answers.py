@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from atlas.scaling.estimates import Z90
@@ -17,9 +18,10 @@ from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
 from atlas.scaling.planning.allocation import allocation_band, compute_optimal
 from atlas.scaling.planning.crossover import crossover_law, measured_crossovers, published_crossovers
 from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expansion_table
-from atlas.scaling.planning.mixtures import plan_mixture
+from atlas.scaling.planning.mixtures import by_language, plan_mixture
 from atlas.scaling.planning.next_runs import candidate_runs, goal_of, next_runs
-from atlas.scaling.single.draws import law_draws
+from atlas.scaling.single.draws import band, law_draws
+from atlas.scaling.single.fit import Fit
 from atlas.scaling.table import published
 from atlas.scaling.table.labels import labels
 from atlas.scaling.table.runs import Runs, load_runs
@@ -63,15 +65,24 @@ class Fitted:
         if "joint_law" not in self.document:
             raise UserError(f"{str(self.file)!r} is no law of all languages; fit its runs again, with --law=atlas")
         try:
-            return JointLaw.from_json(self.document["joint_law"])
+            law = JointLaw.from_json(self.document["joint_law"])
         except UserError as error:
             raise UserError(f"{str(self.file)!r}: {error}") from None
+        self._check_finite(law.named())
+        return law
 
     def law(self, language: str = "") -> dict[str, float]:
         """Parameters of the law of one language, which a joint fit needs the name of."""
         if "joint_law" in self.document:
             return {name: float(value) for name, value in self.joint_law().language(language).items()}
-        return {name: estimate["value"] for name, estimate in self.document["parameters"].items()}
+        found = {name: estimate["value"] for name, estimate in self.document["parameters"].items()}
+        self._check_finite(found)
+        return found
+
+    def _check_finite(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            if value is None or not np.isfinite(value):
+                raise UserError(f"{str(self.file)!r}: {name} is {value}, no finite number; {_REMEDY}")
 
     def joint_draws(self) -> tuple[JointLaw | None, str]:
         """Laws of all languages that the runs allow, None where they cannot be had; and in words which they are."""
@@ -139,6 +150,8 @@ def _measured_crossover(runs: str, language: str, params: float | None, columns:
 
 def allocate(flops: float, language: str, fit: str, regime: str, unique: Numbers) -> Answer:
     """Size and tokens of least loss of one language; regime: of the published law, where no fit is given."""
+    for name in set(unique) - {language}:
+        raise unknown("language of --unique", name, [language])
     if fit:
         fitted = Fitted(fit)
         law, (draws, bands) = fitted.law(language), fitted.draws(language)
@@ -151,13 +164,61 @@ def allocate(flops: float, language: str, fit: str, regime: str, unique: Numbers
     return pd.DataFrame([best | band]), {"flops": flops, "source": fit, "bands": bands}
 
 
+def predict(
+    fit: str, params: float, tokens: float, language: str, shares: Numbers, unique: Numbers, at: Numbers
+) -> Answer:
+    """The loss that a fit expects of a planned run, with the 90 % interval of the law.
+
+    Args:
+      fit: workdir or file.
+      params, tokens: N and D of the run, over all languages.
+      language: of a law of all languages: the one evaluated; every target where it is "".
+      shares: of the mixture, relative (a law of all languages; the target alone by default).
+      unique: unique tokens by language; of a law of one language, under any name.
+      at: other columns of a law of one language by name.
+    """
+    fitted = Fitted(fit)
+    if "joint_law" not in fitted.document:
+        law = Fit.from_json(fitted.document)
+        named = {"N": params, "D": tokens} | ({"U": next(iter(unique.values()))} if unique else {}) | dict(at)
+        named = {name: value for name, value in named.items() if name in at or name in law.column_names}
+        row = {"params": params, "tokens": tokens, **at, "loss": float(law.predict(**named)[0])}
+        for kind, bounds in (("loss", law.interval(**named)), ("run", law.run_interval(**named))):
+            row |= {f"{kind}_low": float(bounds[0]), f"{kind}_high": float(bounds[1])}
+        bands = "90 %: loss_ of the law, run_ of a new run, with its noise and the law's misfit"
+        return pd.DataFrame([row]), {"law": law.law, "unit": law.unit or "that of the runs", "bands": bands}
+    joint, runs = fitted.joint_law(), study_runs(fitted.folder)
+    if language and language not in joint.targets:
+        raise unknown("target language", language, joint.targets)
+    given = by_language(unique, joint.sources, np.nan, "source language of --unique")
+    mixtures = by_language(shares, joint.sources, 0.0, "source language of --mixture")
+    known = runs.unique_tokens()
+    U = np.where(np.isnan(given), [known.get(name, np.inf) for name in joint.sources], given)
+    draws, bands = fitted.joint_draws()
+    rows: list[dict[str, Any]] = []
+    for t, name in enumerate(joint.targets):
+        if language in ("", name):
+            weight = mixtures if shares else np.eye(len(joint.sources))[t]
+            D = tokens * weight / weight.sum()
+            rows.append(
+                {"language": name, "params": params, "tokens": tokens, "loss": float(joint.loss(params, D, U, t))}
+            )
+            if draws is not None:
+                rows[-1]["loss_low"], rows[-1]["loss_high"] = band(draws.loss(params, D, U, t))
+    return pd.DataFrame(rows), {"law": "atlas", "bands": bands}
+
+
 def mixture(fit: str, flops: float, weights: Numbers, unique: Numbers) -> Answer:
     """The mixture and size of least mean loss of a study's languages, as its report plans it, with bands."""
     fitted = Fitted(fit)
+    for flag, named in (("--weights", weights), ("--unique", unique)):
+        by_language(named, fitted.joint_law().sources, 0.0, f"language of {flag}")
     draws, bands = fitted.joint_draws()
     plan = plan_mixture(fitted.joint_law(), study_runs(fitted.folder), flops, weights, unique, draws)
     facts = {name: getattr(plan, name) for name in ("params", "tokens", "flops", "loss", "even_loss")}
-    return plan.table, facts | plan.band | {"bands": bands, "warnings": list(plan.warnings)}
+    shares = ",".join(f"{row.language}:{row.share:.3g}" for row in plan.table.itertuples() if row.share > 0.0005)
+    config = f"--config.mixture={shares}, with about {plan.params:.3g} parameters and {plan.tokens:.3g} tokens"
+    return plan.table, facts | plan.band | {"bands": bands, "warnings": list(plan.warnings), "train": config}
 
 
 def further_runs(
@@ -172,10 +233,20 @@ def further_runs(
 ) -> Answer:
     """Runs that sharpen a prediction most: of `language` at N = params and D = tokens of a mixture by `shares`."""
     runs = study_runs(fit)
+    for kind, named in (
+        ("language", {language: 1.0}),
+        ("language of --mixture", shares),
+        ("language of --unique", unique),
+    ):
+        by_language(named, runs.languages, 0.0, kind)
     joint = fit_joint(runs, **labels(runs.languages))
     goal = goal_of(joint, runs, language, params, tokens, shares, unique)
     table, facts = next_runs(joint, goal, candidate_runs(joint, runs, goal), flops, count)
     facts["source"] = f"{joint.n_rows} rows of {joint.n_runs} runs"
+    facts["train"] = [
+        f"--config.mixture={row.mixture}: {row.params:.3g} parameters, {row.tokens:.3g} tokens"
+        for row in table.itertuples()
+    ]
     return table, facts | {"note": "deviations are of the law at its fitted form, and somewhat optimistic"}
 
 

@@ -1,17 +1,20 @@
 """A fit as the document that fit.json holds: parameters, held-out scores, resampled intervals, advice; and in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from atlas.scaling.estimates import finite
+from atlas.scaling.estimates import Z90, finite
 from atlas.scaling.holdout import heldout
-from atlas.scaling.joint.fit import fit_joint
+from atlas.scaling.joint.fit import JointFit, fit_joint
 from atlas.scaling.planning.practice import advice
 from atlas.scaling.single.bootstrap import bootstrap
+from atlas.scaling.single.comparison import compare
 from atlas.scaling.single.fit import Fit, fit
 from atlas.scaling.table.runs import Runs
+
+_SKEWED = 1.3  # of the upper half of an interval over the lower: beyond it "±" misleads
 
 
 def fit_document(
@@ -22,25 +25,29 @@ def fit_document(
     resamples: int = 0,
     advise: float | None = None,
     seed: int = 0,
-) -> tuple[dict, str]:
+    laws: Sequence[str] = (),
+) -> tuple[dict, str, Fit | JointFit]:
     """Fits a law and says how far to trust it.
 
     Args:
       runs: rows to fit.
-      law: "atlas", of all languages, or the name of a law of one.
+      law: "atlas", of all languages, or the name of a law of one; "" for the best of `laws`.
       options: for `fit_joint` or `fit`.
       holdout: split of `heldout` to score the law on.
       resamples: of the runs, whose spread replaces the formula's errors and intervals (a law of one language).
       advise: FLOPs to plan further runs for (a law of one language).
       seed: of the random split and of the resamples.
+      laws: to rank against each other, see `compare`.
 
     Returns:
-      Plain values, ready for json.dumps: those of the fit's `to_json`, and "bootstrap" and "advice" where asked for.
-      And the same as text for a terminal.
+      Plain values, ready for json.dumps: those of the fit's `to_json`, and "bootstrap", "advice" and "comparison" where
+      asked for; the same as text for a terminal; and the fit.
 
     Raises:
       UserError: as those functions do.
     """
+    ranked = compare(laws, runs, holdout or "top_compute", seed=seed, **options) if laws else None
+    law = law or ranked["law"][0]
     found = fit_joint(runs, **options) if law == "atlas" else fit(law, runs, **options)
     scores = None
     if holdout:
@@ -51,7 +58,9 @@ def fit_document(
     if advise is not None:
         table, notes = advice(runs, advise, law, **options)
         document["advice"] = finite({"flops": advise, "plans": table.to_dict("records"), "notes": notes})
-    return document, _describe(document)
+    if ranked is not None:
+        document["comparison"] = finite({"split": holdout or "top_compute", "laws": ranked.to_dict("records")})
+    return document, _describe(document), found
 
 
 def _resample(law: Fit, parameters: dict[str, dict], resamples: int, seed: int) -> dict:
@@ -70,7 +79,7 @@ def _describe(document: Mapping) -> str:
     for name, e in document["parameters"].items():
         verdict = "" if e["identified"] else "   not identified"
         low, high = _text(e["low"]), _text(e["high"])
-        lines.append(f"{name:<20}{_text(e['value'], 12)}{_text(e['se'], 11, 3)}   {low} … {high}{verdict}")
+        lines.append(f"{name:<20}{_text(e['value'], 12)}{_spread(e):>11}   {low} … {high}{verdict}")
     if found := document.get("diagnostics"):
         agreeing = f"{found['starts_agreeing']:.0%} of the starts reach this optimum"
         lines.append(f"{agreeing}; error in sample {found['are']:.2%}")
@@ -79,6 +88,11 @@ def _describe(document: Mapping) -> str:
         held = f"held out {scores['split']}: {scores['n_heldout']} rows"
         lines.append(f"{held}, R² {r2}, relative error {scores['are']:.2%}")
     lines += [f"warning: {warning}" for warning in document["warnings"]]
+    if found := document.get("comparison"):
+        lines.append(
+            f"laws by their error on {found['split']}, held out; excess over the least with its 90 % interval:"
+        )
+        lines.append(pd.DataFrame(found["laws"]).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     if found := document.get("advice"):
         lines.append(f"with {found['flops']:.3g} more FLOPs, to predict 30 times the compute of the largest run:")
         lines.append(pd.DataFrame(found["plans"]).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
@@ -86,6 +100,49 @@ def _describe(document: Mapping) -> str:
     return "\n".join(lines)
 
 
+def _spread(estimate: Mapping) -> str:
+    """The standard error; of a skewed estimate, whose error says little, the factor within which it lies.
+
+    >>> _spread({"value": 2143.0, "se": 770.0, "low": 1184.0, "high": 3880.0})
+    '×÷1.43'
+    """
+    low, value, high = (estimate[key] for key in ("low", "value", "high"))
+    if None in (low, value, high) or low <= 0 or high - value < _SKEWED * (value - low):
+        return _text(estimate["se"], digits=3)
+    return f"×÷{(high / low) ** (0.5 / Z90):.3g}"
+
+
 def _text(value: float | None, width: int = 0, digits: int = 5) -> str:
     """A number; JSON holds none that is infinite."""
     return f"{'∞' if value is None else format(value, f'.{digits}g'):>{width}}"
+
+
+def parameter_tables(document: Mapping) -> dict[str, str]:
+    """A fit's parameters as files for papers: parameters.csv and parameters.tex."""
+    table = pd.DataFrame(document["parameters"]).T.rename_axis("parameter")
+    return {"parameters.csv": table.to_csv(), "parameters.tex": latex(table)}
+
+
+def latex(table: pd.DataFrame) -> str:
+    """Parameters [value, se, low, high, identified] as a tabular for booktabs.
+
+    >>> row = {"value": 0.35, "se": 0.01, "low": 0.33, "high": 0.37, "identified": False}
+    >>> print(latex(pd.DataFrame({"alpha": row}).T))
+    \\begin{tabular}{lrrl}
+    \\toprule
+    parameter & value & s.e. & 90\\,\\% interval \\\\
+    \\midrule
+    alpha & 0.35 & 0.01 & [0.33, 0.37], not identified \\\\
+    \\bottomrule
+    \\end{tabular}
+    <BLANKLINE>
+    """
+    lines = [r"\begin{tabular}{lrrl}", r"\toprule", r"parameter & value & s.e. & 90\,\% interval \\", r"\midrule"]
+    for name, row in table.iterrows():
+        value, se, low, high = (
+            r"$\infty$" if pd.isna(row[key]) else f"{row[key]:.4g}" for key in ("value", "se", "low", "high")
+        )
+        verdict = "" if row["identified"] else ", not identified"
+        shown = str(name).replace("_", r"\_")
+        lines.append(rf"{shown} & {value} & {se} & [{low}, {high}]{verdict} \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

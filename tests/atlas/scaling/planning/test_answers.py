@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.scaling import JointLaw, answers, fit_joint, load_runs, plan_mixture, simulation
+from atlas.scaling import JointLaw, answers, fit, fit_joint, load_runs, plan_mixture, simulation
 from checked import UserError
 
 TRUTH = simulation.truth(2, 0)
@@ -18,8 +18,8 @@ def study(tmp_path_factory) -> str:
     frame = simulation.table(TRUTH, plan, 0, checkpoints=4).assign(phase="cooldown")
     frame = pd.concat([frame, frame.assign(phase="trunk", loss=1.1 * frame["loss"])])
     frame.to_csv(folder / "runs.csv", index=False)
-    fit = fit_joint(answers.study_runs(folder))
-    (folder / "fit.json").write_text(json.dumps(fit.to_json(), allow_nan=False))
+    joint = fit_joint(answers.study_runs(folder))
+    (folder / "fit.json").write_text(json.dumps(joint.to_json(), allow_nan=False))
     return str(folder)
 
 
@@ -43,6 +43,51 @@ def test_mixture_is_the_plan_of_fit_and_runs_with_bands(study):
     assert (facts["params"], facts["tokens"], facts["loss"]) == (plan.params, plan.tokens, plan.loss)
     assert facts["bands"].startswith("90 %") and facts["loss_low"] < facts["loss"] < facts["loss_high"]
     assert (table.share_low <= table.share + 1e-6).all() and list(table.language) == ["l0", "l1"]
+
+
+def test_predictions_of_a_study_and_of_a_law_of_one_loss(study, tmp_path):
+    table, _ = answers.predict(study, 1e9, 1e11, "", {}, {}, {})
+    assert (
+        list(table.language) == ["l0", "l1"]
+        and (table.loss_low < table.loss).all()
+        and (table.loss < table.loss_high).all()
+    )
+    law = answers.Fitted(study).joint_law()
+    mixed, _ = answers.predict(study, 1e9, 1e11, "l1", {"l0": 1.0, "l1": 3.0}, {"l0": 1e9}, {})
+    expected = law.loss(
+        1e9, np.array([0.25e11, 0.75e11]), np.array([1e9, answers.study_runs(study).unique_tokens()["l1"]]), 1
+    )
+    assert mixed.loss[0] == pytest.approx(float(expected)) and len(mixed) == 1
+    for arguments in (("l7", {}, {}), ("", {"l7": 1.0}, {}), ("", {}, {"l7": 1.0})):
+        with pytest.raises(UserError, match="'l7'"):
+            answers.predict(study, 1e9, 1e11, *arguments, {})
+    single = fit("chinchilla", load_runs(simulation.series(40, 0)))
+    (tmp_path / "fit.json").write_text(json.dumps(single.to_json()))
+    row = answers.predict(str(tmp_path), 1e10, 1e12, "", {}, {}, {})[0].iloc[0]
+    low, high = single.interval(1e10, 1e12)
+    assert (row.loss_low, row.loss_high) == pytest.approx((float(low), float(high)))
+    assert row.run_low < row.loss_low < row.loss < row.loss_high < row.run_high
+    with pytest.raises(UserError, match="unknown column of the chinchilla law 'X'"):
+        answers.predict(str(tmp_path), 1e10, 1e12, "", {}, {}, {"X": 1.0})
+    with pytest.raises(UserError, match="alpha is nan, no finite number"):
+        plain = single.to_json()
+        plain["parameters"]["alpha"]["value"] = float("nan")
+        (tmp_path / "fit.json").write_text(json.dumps(plain))
+        answers.allocate(1e21, "", str(tmp_path), "", {})
+
+
+def test_names_are_checked_before_anything_is_fitted(study, monkeypatch):
+    monkeypatch.setattr(answers, "refitted", None)
+    monkeypatch.setattr(answers, "fit_joint", None)
+    for call in (
+        lambda: answers.mixture(study, 1e21, {}, {"l7": 1.0}),
+        lambda: answers.mixture(study, 1e21, {"l7": 1.0}, {}),
+        lambda: answers.further_runs(study, "l0", 1e9, 1e11, {"l7": 1.0}, {}, None, 2),
+        lambda: answers.further_runs(study, "l7", 1e9, 1e11, {}, {}, None, 2),
+        lambda: answers.allocate(1e21, "l0", study, "", {"l7": 1.0}),
+    ):
+        with pytest.raises(UserError, match="l7"):
+            call()
 
 
 def test_bands_are_missing_where_the_fit_is_of_other_rows(study, tmp_path):
