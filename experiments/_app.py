@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import importlib.util
 import logging as python_logging
+import os
 import pathlib
 import re
 import shlex
@@ -24,6 +25,7 @@ C = TypeVar("C", bound=Checked)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+_WORTH_KEEPING = 0.1  # seconds of compilation; JAX's own threshold of 1 would leave out most programs of a fit
 
 
 def run(main: Callable[[Sequence[str]], object], *, resumes: bool = False) -> None:
@@ -37,6 +39,7 @@ def run(main: Callable[[Sequence[str]], object], *, resumes: bool = False) -> No
         logging.set_verbosity(logging.WARNING)
         python_logging.getLogger().setLevel(python_logging.WARNING)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _keep_programs()
         try:
             main(argv)
         except UserError as error:
@@ -51,6 +54,19 @@ def run(main: Callable[[Sequence[str]], object], *, resumes: bool = False) -> No
             sys.exit(EXIT_INTERRUPTED)
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _keep_programs() -> None:
+    """Keeps compiled programs in the user's cache directory, for the next process.
+
+    JAX_COMPILATION_CACHE_DIR names another place, and nowhere where it is empty.
+    """
+    import jax  # takes a second, which --help need not wait for
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "atlas" / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
 
 
 class Config:
