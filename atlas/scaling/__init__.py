@@ -30,7 +30,8 @@ from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expansion_tabl
 from atlas.scaling.planning.mixtures import MixturePlan, plan_mixture
 from atlas.scaling.single.bootstrap import bootstrap
 from atlas.scaling.single.comparison import compare
-from atlas.scaling.single.fit import OBJECTIVES, RESIDUALS, Fit, fit
+from atlas.scaling.single.fit import OBJECTIVES, RESIDUALS, fit
+from atlas.scaling.single.fitted import Fit
 from atlas.scaling.single.library import LAWS, law_named
 from atlas.scaling.single.specification import Column, Law, Parameter
 from atlas.scaling.table import published

@@ -21,7 +21,7 @@ from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expansion_tabl
 from atlas.scaling.planning.mixtures import by_language, plan_mixture
 from atlas.scaling.planning.next_runs import candidate_runs, goal_of, next_runs
 from atlas.scaling.single.draws import band, law_draws
-from atlas.scaling.single.fit import Fit
+from atlas.scaling.single.fitted import Fit
 from atlas.scaling.table import published
 from atlas.scaling.table.labels import labels
 from atlas.scaling.table.runs import Runs, load_runs

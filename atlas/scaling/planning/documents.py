@@ -11,7 +11,8 @@ from atlas.scaling.joint.fit import JointFit, fit_joint
 from atlas.scaling.planning.practice import advice
 from atlas.scaling.single.bootstrap import bootstrap
 from atlas.scaling.single.comparison import compare
-from atlas.scaling.single.fit import Fit, fit
+from atlas.scaling.single.fit import fit
+from atlas.scaling.single.fitted import Fit
 from atlas.scaling.table.runs import Runs
 
 _SKEWED = 1.3  # of the upper half of an interval over the lower: beyond it "±" misleads

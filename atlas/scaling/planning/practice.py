@@ -9,7 +9,8 @@ import pandas as pd
 
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.single.bootstrap import losses_of, refit
-from atlas.scaling.single.fit import Fit, fit
+from atlas.scaling.single.fit import fit
+from atlas.scaling.single.fitted import Fit
 from atlas.scaling.table.runs import Runs, load_runs
 from atlas.scaling.table.splits import past_warm_up
 from checked import UserError

@@ -11,7 +11,7 @@ import numpy as np
 from atlas.scaling.padding import padded
 from atlas.scaling.single import estimator
 from atlas.scaling.single.estimator import Problem
-from atlas.scaling.single.fit import Fit
+from atlas.scaling.single.fitted import Fit
 from atlas.scaling.single.specification import Law
 from checked import UserError
 

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from atlas.scaling.estimates import Z90, r2, relative_error
-from atlas.scaling.single.fit import Fit, fit
+from atlas.scaling.single.fit import fit
+from atlas.scaling.single.fitted import Fit
 from atlas.scaling.single.specification import Law
 from atlas.scaling.table.runs import Runs
 from atlas.scaling.table.splits import past_warm_up, split_runs
