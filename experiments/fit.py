@@ -64,6 +64,13 @@ _TAU_PRIOR = flags.DEFINE_enum(
 _LAMBDA_KIND = flags.DEFINE_enum(
     "lambda_kind", None, scaling.LAMBDA_KINDS, "whose the repetition rate is (default target; only atlas)"
 )
+_MIXING = flags.DEFINE_enum(
+    "mixing",
+    None,
+    scaling.MIXINGS,
+    "how tokens of several languages make effective ones: their weighted sum (default) or with constant elasticity of "
+    "substitution, ces (only atlas)",
+)
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the random split and of the resamples")
 
 
@@ -106,13 +113,12 @@ def _options(runs: scaling.Runs) -> dict:
     joint = _law() == "atlas"
     if joint and _COMPARE.value:
         raise UserError("--compare ranks laws of one language; drop --law=atlas")
-    for flag in (
-        (_OBJECTIVE, _RESIDUAL, _WARM_UP, _DELTA, _BOOTSTRAP, _ADVISE) if joint else (_LABELS, _TAU_PRIOR, _LAMBDA_KIND)
-    ):
+    of_all = (_LABELS, _TAU_PRIOR, _LAMBDA_KIND, _MIXING)
+    for flag in (_OBJECTIVE, _RESIDUAL, _WARM_UP, _DELTA, _BOOTSTRAP, _ADVISE) if joint else of_all:
         if flag.value:
             why = ", which estimates its own noise" if joint else ": only to atlas"
             raise UserError(f"--{flag.name} does not apply to the {_law()} law{why}; drop it")
-    own = (_TAU_PRIOR, _LAMBDA_KIND) if joint else (_OBJECTIVE, _DELTA, _RESIDUAL, _WARM_UP)
+    own = (_TAU_PRIOR, _LAMBDA_KIND, _MIXING) if joint else (_OBJECTIVE, _DELTA, _RESIDUAL, _WARM_UP)
     given = {flag.name: flag.value for flag in own if flag.value is not None}
     if not joint:
         return given

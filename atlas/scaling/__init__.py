@@ -22,7 +22,7 @@ from atlas.scaling.holdout import heldout
 from atlas.scaling.joint import influence
 from atlas.scaling.joint.draws import joint_draws
 from atlas.scaling.joint.fit import JointFit, fit_joint
-from atlas.scaling.joint.prior import LAMBDA_KINDS, TAU_PRIORS, Hyperprior
+from atlas.scaling.joint.prior import LAMBDA_KINDS, MIXINGS, TAU_PRIORS, Hyperprior
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
 from atlas.scaling.planning import answers
 from atlas.scaling.planning.documents import fit_document, parameter_tables
@@ -47,6 +47,7 @@ __all__ = [
     "FLOPS_PER_PARAMETER_TOKEN",
     "LAMBDA_KINDS",
     "LAWS",
+    "MIXINGS",
     "OBJECTIVES",
     "PUBLISHED_EXPONENTS",
     "RESIDUALS",

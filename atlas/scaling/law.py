@@ -18,6 +18,8 @@ from checked import UserError, unknown
 FLOPS_PER_PARAMETER_TOKEN = 6  # of training: C = 6·N·D
 # Width of the smooth lower bound on D_eff / D_tot: rows above 40 widths, which is nearly all, do not feel it.
 GUARD = 1e-3
+_LOG2 = float(np.log(2.0))  # softplus of 0
+_STRAY = 0.01  # of a target's rows may lie below the effective share that they support: a stray row must not set it
 
 
 def saturation(D: ArrayLike, U: ArrayLike, lam: ArrayLike) -> jax.Array:
@@ -50,35 +52,70 @@ def _mean_decay(x: jax.Array) -> jax.Array:
 
 
 def effective_tokens(
-    D: ArrayLike, U: ArrayLike, transfer: ArrayLike, lam: ArrayLike, guard: ArrayLike = GUARD
+    D: ArrayLike,
+    U: ArrayLike,
+    transfer: ArrayLike,
+    lam: ArrayLike,
+    eta: ArrayLike | None = None,
+    guard: ArrayLike = GUARD,
 ) -> jax.Array:
     """Tokens of the target language that a mixture is worth: D_eff of ATLAS (Eq. 2), kept positive.
 
-    The sum over sources of transfer · S_λ(D; U) is z·D_tot; strongly negative transfer makes z ≤ 0, where
-    the law has no meaning. z is replaced by guard·softplus(z/guard), which equals z to rounding once z >
-    40·guard.
+    The sum over sources of transfer · S_λ(D; U), or with η the aggregate of constant elasticity of substitution
+    (Σ transfer · S^η)^{1/η} (Arrow, Chenery, Minhas and Solow 1961): below η = 1 the first tokens of every language are
+    worth more than its later ones beside the same others. Both are proportional to D_tot at given shares, and the
+    target's own tokens where it is alone.
 
     Args:
       D: [..., Ls] tokens seen per source.
       U: [..., Ls] unique tokens per source.
       transfer: [..., Ls] τ of each source for the target; 1 at the target itself.
       lam: [..., Ls] repetition rate of each source, or [..., 1] of all of them.
-      guard: width of the smooth lower bound on z.
+      eta: [...] exponent of substitution; None for the plain sum.
+      guard: width of the smooth lower bound, see `kept_positive`.
 
     Returns:
       [...] effective tokens.
     """
-    return jnp.sum(D, -1) * kept_positive(effective_share(D, U, transfer, lam), guard)
+    z = kept_positive(mixed_share(D, U, transfer, lam, eta), guard)
+    return jnp.sum(D, -1) * (z if eta is None else z ** (1.0 / eta))
 
 
-def effective_share(D: ArrayLike, U: ArrayLike, transfer: ArrayLike, lam: ArrayLike) -> jax.Array:
-    """z = D_eff / D_tot [...] before it is kept positive; arguments as for `effective_tokens`."""
-    return jnp.sum(transfer * saturation(D, U, lam), -1) / jnp.sum(D, -1)
+def mixed_share(
+    D: ArrayLike, U: ArrayLike, transfer: ArrayLike, lam: ArrayLike, eta: ArrayLike | None = None
+) -> jax.Array:
+    """Σ transfer · (S/D_tot)^η [...], of which D_eff/D_tot is the power 1/η; arguments as for `effective_tokens`."""
+    return jnp.sum(transfer * worths(D, U, lam, eta), -1)
+
+
+def worths(D: ArrayLike, U: ArrayLike, lam: ArrayLike, eta: ArrayLike | None = None) -> jax.Array:
+    """(S/D_tot)^η [..., Ls], what every source adds to the mixed share at τ = 1; arguments as for `mixed_share`."""
+    shares = saturation(D, U, lam) / jnp.sum(D, -1)[..., None]
+    return shares if eta is None else _power(shares, jnp.asarray(eta)[..., None])
+
+
+def _power(x: jax.Array, exponent: jax.Array) -> jax.Array:
+    """x^exponent of x ≥ 0, with finite slopes at 0."""
+    return jnp.where(x > 0, jnp.where(x > 0, x, 1.0) ** exponent, 0.0)
+
+
+def effective_share(
+    D: ArrayLike, U: ArrayLike, transfer: ArrayLike, lam: ArrayLike, eta: ArrayLike | None = None
+) -> jax.Array:
+    """z = D_eff / D_tot [...] before it is kept positive: strongly negative transfer can make it so too."""
+    mixed = mixed_share(D, U, transfer, lam, eta)
+    return mixed if eta is None else jnp.sign(mixed) * _power(jnp.abs(mixed), 1.0 / jnp.asarray(eta))
 
 
 def kept_positive(z: jax.Array, guard: jax.Array | float) -> jax.Array:
-    """guard·softplus(z/guard): z itself once it is above 40·guard, and above 0 everywhere."""
-    return guard * jax.nn.softplus(z / guard)
+    """z itself to rounding above 40·guard, and above 0 everywhere: guard·softplus(z/guard) down to 0, guard²/|z| below.
+
+    Were it softplus below 0 too, it would fall exponentially: losses B/D_eff^β would grow without bounds there, and a
+    slope of 1/guard wherever z is negative would hold a fit in place.
+    """
+    x = z / guard
+    below = _LOG2 / (1.0 - jnp.minimum(x, 0.0) / (2.0 * _LOG2))  # with the value and the slope of softplus at 0
+    return guard * jnp.where(x > 0, jax.nn.softplus(jnp.maximum(x, 0.0)), below)
 
 
 def num_languages(D: ArrayLike) -> jax.Array:
@@ -127,6 +164,7 @@ def atlas(
     transfer: ArrayLike,
     lam: ArrayLike,
     phi: ArrayLike = 0.0,
+    eta: ArrayLike | None = None,
 ) -> jax.Array:
     """Loss E + A·K^φ/N^α + B/D_eff^β (arXiv 2510.22037, Eqs. 1–3, with the capacity term of Eq. 7 on A).
 
@@ -137,13 +175,13 @@ def atlas(
       D: [..., Ls] tokens per source.
       U: [..., Ls] unique tokens per source.
       E, A, alpha, B, beta: [...] the target language's law.
-      transfer, lam: see `effective_tokens`.
+      transfer, lam, eta: see `effective_tokens`.
       phi: capacity exponent, 0 for no curse of multilinguality.
 
     Returns:
       [...] loss, in the unit of E.
     """
-    D_eff = effective_tokens(D, U, transfer, lam)
+    D_eff = effective_tokens(D, U, transfer, lam, eta)
     return chinchilla(N, D_eff, E, A * num_languages(D) ** phi, alpha, B, beta)
 
 
@@ -186,6 +224,7 @@ class JointLaw:
       lam: [..., Lt, 1] repetition rates where they belong to the targets, [..., 1, Ls] where to the sources.
       tau: [..., Lt, Ls] transfer weights, 1 of a target on itself.
       phi: [...] capacity exponent.
+      eta: [..., Lt] exponents of substitution; None where effective tokens are a plain sum.
     """
 
     targets: tuple[str, ...] = dataclasses.field(metadata={"static": True})
@@ -198,6 +237,7 @@ class JointLaw:
     lam: ArrayLike
     tau: ArrayLike
     phi: ArrayLike
+    eta: ArrayLike | None = None
 
     @property
     def rates_by_source(self) -> bool:
@@ -224,6 +264,12 @@ class JointLaw:
         with jax.enable_x64(True):
             return _concrete(_effective_shares(self, *(jnp.asarray(values, float) for values in (D, U)), target))
 
+    def supported_share(self, D: ArrayLike, U: ArrayLike) -> np.ndarray:
+        """z [Lt] that nearly all of the given rows [n, Ls] which train a target exceed; at least GUARD."""
+        z, trained = self.effective_share(D, U), np.asarray(D)[:, : len(self.targets)] > 0
+        least = [np.quantile(z[on, t], _STRAY) if on.any() else 0.0 for t, on in enumerate(trained.T)]
+        return np.maximum(least, GUARD)
+
     def language(self, name: str) -> dict[str, np.ndarray]:
         """E, A, alpha, B, beta, lambda [...] of one target, on its own tokens alone.
 
@@ -248,6 +294,7 @@ class JointLaw:
         for t, target in enumerate(self.targets):
             found |= {f"{key}[{target}]": _at(getattr(self, key), t) for key in ("E", "A", "alpha", "B", "beta")}
             found |= {} if self.rates_by_source else {f"lambda[{target}]": _at(self.lam, t, 0)}
+            found |= {} if self.eta is None else {f"eta[{target}]": _at(self.eta, t)}
             found |= {f"tau[{target}<-{name}]": _at(self.tau, t, s) for s, name in enumerate(self.sources) if s != t}
         if self.rates_by_source:
             found |= {f"lambda[<-{name}]": _at(self.lam, 0, s) for s, name in enumerate(self.sources)}
@@ -266,16 +313,18 @@ class JointLaw:
           UserError: the document is of another kind.
         """
         try:
-            arrays = {name: np.array(document[name], float) for name in _ARRAYS}
+            known = [name for name in _ARRAYS if name != "eta" or document.get("eta") is not None]
+            arrays = {name: np.array(document[name], float) for name in known}
             law = cls(tuple(document["targets"]), tuple(document["sources"]), **arrays)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"no law of all languages: {error}; fit the runs again") from None
         Lt, Ls = len(law.targets), len(law.sources)
         wanted = dict.fromkeys(("E", "A", "alpha", "B", "beta"), (Lt,)) | {"tau": (Lt, Ls), "phi": ()}
         wanted["lam"] = (1, Ls) if law.rates_by_source else (Lt, 1)
-        for name, shape in wanted.items():
-            if arrays[name].shape != shape:
-                raise UserError(f"no law of all languages: {name} is {arrays[name].shape}, its languages need {shape}")
+        wanted["eta"] = (Lt,)
+        for name, values in arrays.items():
+            if values.shape != wanted[name]:
+                raise UserError(f"no law of all languages: {name} is {values.shape}, its languages need {wanted[name]}")
         return law
 
 
@@ -289,25 +338,26 @@ def _losses(law: JointLaw, N: jax.Array, D: jax.Array, U: jax.Array, target: jax
     D, U, law = _of_rows(law, D, U, target)
     N = N[..., None] if target is None else N
     phi = jnp.reshape(law.phi, jnp.shape(law.phi) + (1,) * (jnp.ndim(law.E) - jnp.ndim(law.phi)))
-    return atlas(N, D, U, law.E, law.A, law.alpha, law.B, law.beta, law.tau, law.lam, phi)
+    return atlas(N, D, U, law.E, law.A, law.alpha, law.B, law.beta, law.tau, law.lam, phi, law.eta)
 
 
 @jax.jit
 def _effective_shares(law: JointLaw, D: jax.Array, U: jax.Array, target: jax.Array | None) -> jax.Array:
     D, U, law = _of_rows(law, D, U, target)
-    return effective_share(D, U, law.tau, law.lam)
+    return effective_share(D, U, law.tau, law.lam, law.eta)
 
 
 def _of_rows(law: JointLaw, D: jax.Array, U: jax.Array, target: jax.Array | None):
     """Tokens and law with an axis of targets before that of sources, or of each row's own target."""
     if target is None:
         return D[..., None, :], U[..., None, :], law
-    levels = {name: getattr(law, name)[..., target] for name in ("E", "A", "alpha", "B", "beta")}
+    by_target = ("E", "A", "alpha", "B", "beta", *(() if law.eta is None else ("eta",)))
+    levels = {name: getattr(law, name)[..., target] for name in by_target}
     rates = jnp.broadcast_to(law.lam, (*law.tau.shape[:-1], law.lam.shape[-1]))
     return D, U, dataclasses.replace(law, lam=rates[..., target, :], tau=law.tau[..., target, :], **levels)
 
 
-_ARRAYS = ("E", "A", "alpha", "B", "beta", "lam", "tau", "phi")
+_ARRAYS = ("E", "A", "alpha", "B", "beta", "lam", "tau", "phi", "eta")
 
 
 def _at(values: ArrayLike, *index: int) -> ArrayLike:

@@ -25,6 +25,9 @@ _TOKENS = np.log([5e9, 3e11])  # of a whole run
 _FIRST = 0.05  # part of a run at its first checkpoint; the others follow geometrically
 _LEAST_EFFECT = 0.02  # of a run's tokens, for an evaluated language
 _LEAST_SHARE = 0.005  # of a language that a run is evaluated on
+_TINY_SHARE = 0.001  # the same in a study of mixtures alone, whose shares are written to so much
+_SAME = (1e9, 1e11)  # parameters and tokens of every run of such a study
+_CONCENTRATION = 0.5  # of sparse mixtures: most of a run is two or three of its languages
 
 Mixture = tuple[str, np.ndarray]
 
@@ -47,13 +50,23 @@ class Truth:
         return self.law.loss(N, D, self.U, target)
 
 
-def truth(L: int, seed: int, phi: float = 0.0) -> Truth:
-    """A law for L languages of three families, drawn at random."""
+def truth(L: int, seed: int, phi: float = 0.0, eta: float | None = None, against: float = 0.0) -> Truth:
+    """A law for L languages of three families, drawn at random.
+
+    Args:
+      L: languages.
+      seed: of all that is drawn.
+      phi: capacity exponent.
+      eta: mean exponent of substitution; None where effective tokens are a plain sum.
+      against: part of the pairs whose transfer is strongly negative, −0.4 to −0.15.
+    """
     rng = np.random.default_rng(seed)
     family = np.arange(L) % 3
     same = family[:, None] == family[None]
     tau = np.where(same, rng.normal(0.35, 0.12, (L, L)), rng.normal(0.10, 0.06, (L, L)))
     tau = np.where(rng.random((L, L)) < 0.08, rng.uniform(-0.15, -0.05, (L, L)), tau)
+    if against:
+        tau = np.where(rng.random((L, L)) < against, rng.uniform(-0.4, -0.15, (L, L)), tau)
     np.fill_diagonal(tau, 1.0)
     alpha, beta = 0.33 * np.exp(rng.normal(0, 0.06, L)), 0.31 * np.exp(rng.normal(0, 0.08, L))
     languages = tuple(f"l{i}" for i in range(L))
@@ -68,12 +81,15 @@ def truth(L: int, seed: int, phi: float = 0.0) -> Truth:
         lam=0.12 * np.exp(rng.normal(0, 0.5, (L, 1))),
         tau=tau,
         phi=np.float64(phi),
+        eta=None if eta is None else eta * np.exp(np.random.default_rng([seed, L]).normal(0, 0.15, L)),
     )
     families = {name: f"f{f}" for name, f in zip(languages, family, strict=True)}
     return Truth(law, families, U=np.exp(rng.uniform(np.log(2e9), np.log(3e11), L)))
 
 
-def mixtures(L: int, mono: int, pairs: float, uniform: int, dirichlet: int, rng: np.random.Generator) -> list[Mixture]:
+def mixtures(
+    L: int, mono: int, pairs: float, uniform: int, dirichlet: int, rng: np.random.Generator, sparse: int = 0
+) -> list[Mixture]:
     """What each run of a study trains on, as (kind, shares [L]).
 
     Args:
@@ -84,6 +100,7 @@ def mixtures(L: int, mono: int, pairs: float, uniform: int, dirichlet: int, rng:
       uniform: even mixtures, of all, half and three of the languages in turn.
       dirichlet: mixtures of all languages in random proportion.
       rng: draws pairs, members of even mixtures, and proportions.
+      sparse: mixtures of a random half of the languages in very uneven proportion, rounded to a thousandth.
 
     >>> [kind for kind, _ in mixtures(3, 1, 1 / 3, 0, 1, np.random.default_rng(0))]
     ['mono', 'mono', 'mono', 'bilingual', 'dirichlet']
@@ -102,6 +119,11 @@ def mixtures(L: int, mono: int, pairs: float, uniform: int, dirichlet: int, rng:
         chosen = rng.permutation(L)[: (L, max(L // 2, 3), 3)[n % 3]]
         plan.append(("uniform", np.eye(L)[chosen].mean(0)))
     plan += [("dirichlet", rng.dirichlet(np.full(L, 1.5))) for _ in range(dirichlet)]
+    for _ in range(sparse):
+        shares = np.zeros(L)
+        shares[rng.permutation(L)[: (L + 1) // 2]] = rng.dirichlet(np.full((L + 1) // 2, _CONCENTRATION))
+        rounded = shares.round(3)
+        plan.append(("sparse", rounded / rounded.sum()))
     return plan
 
 
@@ -113,6 +135,7 @@ def table(
     sigma: float = 0.005,
     rho: float = 0.0,
     diverged: float = 0.0,
+    same: bool = False,
 ) -> pd.DataFrame:
     """The runs table of a study, which `load_runs` reads.
 
@@ -128,13 +151,15 @@ def table(
       sigma: standard deviation of the noise of log losses.
       rho: correlation of that noise within one run and language.
       diverged: probability that a run's losses all lie 3 to 10 % too high; column `diverged` tells.
+      same: whether all runs have one size and one number of tokens, as studies of mixtures have, and are evaluated on
+        all that they train.
     """
     rng = np.random.default_rng(seed)
     parts = []
     for number, (kind, shares) in enumerate(plan):
-        N, final = np.exp(rng.uniform(*_SIZES)), np.exp(rng.uniform(*_TOKENS))
+        N, final = _SAME if same else np.exp([rng.uniform(*_SIZES), rng.uniform(*_TOKENS)])
         shift = rng.uniform(0.03, 0.10) if rng.random() < diverged else 0.0
-        for t in np.flatnonzero(shares > _LEAST_SHARE):
+        for t in np.flatnonzero(shares > (_TINY_SHARE / 2 if same else _LEAST_SHARE)):
             noise = sigma * _noise(rng, checkpoints, rho) + shift
             parts.append((number, N, final, t, kind, shift > 0, noise))
     *once, noise = zip(*parts, strict=True)
@@ -154,7 +179,7 @@ def table(
     }
     frame = pd.DataFrame(columns)
     z = truth.law.effective_share(D, truth.U, rows["target"])
-    return frame[z >= _LEAST_EFFECT].reset_index(drop=True)
+    return frame[z >= (_TINY_SHARE / 2 if same else _LEAST_EFFECT)].reset_index(drop=True)
 
 
 def series(runs: int, seed: int, checkpoints: int = 1, sigma: float = 0.005, rho: float = 0.0) -> pd.DataFrame:

@@ -133,7 +133,8 @@ def transfer_table(fit: JointFit) -> pd.DataFrame:
     fields = {"tau": "value"} | {name: name for name in ("se", "low", "high", "identified")}
     table = pd.DataFrame({name: fit.transfer_matrix(field).stack() for name, field in fields.items()}).reset_index()
     table = table[table.target != table.source].reset_index(drop=True)
-    return table.assign(implied_score=scaling.score_from_tau(table.tau.where(table.tau > -1)))
+    eta = 1.0 if fit.law.eta is None else table.target.map(dict(zip(fit.targets, fit.law.eta, strict=True)))
+    return table.assign(implied_score=scaling.score_from_tau(table.tau.where(table.tau > -1), eta))
 
 
 def describe(summary: report.StudySummary) -> str:

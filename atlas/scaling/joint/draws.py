@@ -44,10 +44,15 @@ def refitted(document: Mapping, runs: Runs) -> JointFit:
         of = f"the {document.get('law')} law and {document.get('n_rows')} rows"
         raise UserError(f"fit.json is of {of}, not of the atlas law and the {trained} rows of runs.csv")
     for known in ("published", "none"):
-        fit = fit_joint(runs, **labels(runs.languages, known))
+        fit = fit_joint(runs, **labels(runs.languages, known), mixing=mixing_of(document))
         if _agrees(fit, document["parameters"]):
             return fit
     raise UserError("fitting runs.csv again gives other parameters than fit.json; write both anew")
+
+
+def mixing_of(document: Mapping) -> str:
+    """How the joint law of a fit.json makes effective tokens, as `fit_joint` takes it."""
+    return "sum" if (document.get("joint_law") or {}).get("eta") is None else "ces"
 
 
 def _agrees(fit: JointFit, parameters: Mapping[str, Mapping]) -> bool:

@@ -16,7 +16,7 @@ from atlas.scaling.joint.arrow import Arrow, Coordinates
 from atlas.scaling.joint.prior import HYPERPRIOR, Hyperprior, check_options, joint_prior
 from atlas.scaling.joint.rounds import Spreads
 from atlas.scaling.joint.system import Units
-from atlas.scaling.joint.verdicts import Estimates, estimates_of, judge_runs
+from atlas.scaling.joint.verdicts import Estimates, estimates_of, judge_runs, unsettled
 from atlas.scaling.law import GUARD, JointLaw, num_languages
 from atlas.scaling.noise import HUBER_VARIANCE
 from atlas.scaling.padding import bucket, padded
@@ -26,14 +26,18 @@ from checked import UserError, unknown
 # Widths of the guard, one a round: a wide one has a gradient where a start leaves no effective tokens, and the last is
 # that of the law.
 _GUARDS = (0.03, 0.01, 0.003, GUARD)
-_ROUNDS = 60  # at most; 10 to 25 are usual
+_ROUNDS = 100  # at most; 10 to 25 are usual
 _WIDE = 10.0  # spreads of the start's residuals at which rows are winsorised first, lest a bad start stand
 _ROUGH, _FINE = 1.0, 0.1  # decrements that end the descents of a round, before and once the noise is estimated
 _STILL = 0.02  # largest shift, in posterior standard deviations and relative in the noise, of a round that settled
-_CLIPPED = 1.02  # corners within which winsorising has closed, so that runs can be judged
+# Runs are judged once winsorising has closed to so many corners and a round moves no parameter by more than so many
+# posterior standard deviations: under a law that does not fit yet half of them seem astray, and come back one by one.
+_HELD = 24  # rounds, at most
+_CLIPPED, _NEAR = 1.02, 1.0
 _SETTLED = 1e-5  # shift of a round, in posterior standard deviations, that ends the last ones
 _OPTIMAL = 1e-6  # Newton decrement below which a gradient counts as zero
 _LAST_SHIFT = 1e-3  # of the last round, above which the fit has not settled
+_SUPPORTED = 0.1  # of the effective share that nearly all rows exceed: with less, the law only continues its own form
 _START_TAU = (-0.5, 1.5)  # starting values are kept within
 
 
@@ -122,6 +126,9 @@ class JointFit:
     def predict(self, N, D, U, target) -> tuple[np.ndarray, np.ndarray]:
         """Loss and the standard deviation from the law's uncertainty (a run's own noise, `sigma`, is more).
 
+        Where a mixture leaves fewer effective tokens than a tenth of what the runs had at least, or none, the law has
+        no say: the loss is that of the tenth, and its deviation infinite.
+
         Args:
           N: [...] parameters.
           D: [..., Ls] tokens by source, in the order of `sources`.
@@ -137,8 +144,24 @@ class JointFit:
         with jax.enable_x64(True):
             found = system.predict(self.record.theta, self.record.direct, self.record.covariance, *filled)
             log_loss, deviation = (np.asarray(values)[: len(points.N)] for values in found)
-        loss = np.exp(log_loss)
-        return loss.reshape(shape), (loss * deviation).reshape(shape)
+        loss, (beyond, bound) = np.exp(log_loss), self._unsupported(points)
+        loss, deviation = np.where(beyond, bound, loss), np.where(beyond, np.inf, loss * deviation)
+        return loss.reshape(shape), deviation.reshape(shape)
+
+    @functools.cached_property
+    def _supported(self) -> np.ndarray:
+        return self.law.supported_share(self.record.runs.D, self.record.runs.U)
+
+    def _unsupported(self, points: "Points") -> tuple[np.ndarray, np.ndarray]:
+        """[m] whether points have too few effective tokens to be predicted; the loss that just enough would give."""
+        law, units, target = self.law, self.record.units, points.target
+        D, U = points.D * units.D, points.U * units.D
+        least = _SUPPORTED * self._supported[target]
+        E, A, alpha, B, beta = (getattr(law, name)[target] for name in ("E", "A", "alpha", "B", "beta"))
+        with jax.enable_x64(True):
+            A = A * np.asarray(num_languages(D)) ** law.phi
+        bound = E + A * (points.N * units.N) ** -alpha + B * (least * D.sum(1)) ** -beta
+        return law.effective_share(D, U, target) < least, bound
 
     def points(self, N, D, U, target) -> tuple[Points, tuple[int, ...]]:
         """Arguments of `predict`, checked, broadcast and flattened; and their common shape.
@@ -198,6 +221,7 @@ def fit_joint(
     scripts: Mapping[str, str] | None = None,
     tau_prior: str = "targets",
     lambda_kind: str = "target",
+    mixing: str = "sum",
     initial_tau: pd.DataFrame | None = None,
     hyperprior: Hyperprior = HYPERPRIOR,
 ) -> JointFit:
@@ -218,6 +242,9 @@ def fit_joint(
       lambda_kind: whose the repetition rate λ is: one for each "target" and all that it learns from, one "shared"
         by all languages, or one for each "source", whoever learns from it, then named lambda[<-fr] (dearer: it
         couples all targets).
+      mixing: how tokens of several languages make effective ones: their "sum", as ATLAS has it, or "ces", the aggregate
+        of constant elasticity of substitution with an exponent η of every target, drawn to 1 (see
+        `laws.effective_tokens`): where little of each of many sources tells more than much of one.
       initial_tau: transfer weights [target, source] to start from, NaN where unknown, as `starting_tau` gives them;
         languages that the runs lack are ignored. They shorten the way; the optimum is the same.
       hyperprior: the numbers of the prior.
@@ -226,22 +253,23 @@ def fit_joint(
       UserError: a label is given for an unknown language, an option is unknown, or no row evaluates a trained
         language.
     """
-    check_options(runs.languages, families, scripts, tau_prior, lambda_kind)
+    check_options(runs.languages, families, scripts, tau_prior, lambda_kind, mixing)
     notes = list(runs.warnings)
     used = runs.own(runs.D) > 0
     runs = _trained_rows(runs, used, notes)
     units = Units(*(float(np.exp(np.mean(np.log(values)))) for values in (runs.N, runs.total_tokens)))
     rows = rows_by_target(runs, units)
-    prior, spreads = joint_prior(runs, families, scripts, tau_prior, lambda_kind, hyperprior)
+    prior, spreads = joint_prior(runs, families, scripts, tau_prior, lambda_kind, mixing, hyperprior)
     with jax.enable_x64(True):
         blocks, variance = rounds.start(rows, start_tau(runs, initial_tau), hyperprior.repetition)
+        blocks = jnp.pad(blocks, ((0, 0), (0, prior.base.shape[1] - blocks.shape[1])))  # η = 1
         weight = np.ones(bucket(len(runs.run_ids)))
         noise = system.Noise(variance, np.float64(0.0), weight, _WIDE * np.sqrt(variance))
         state = system.State(Coordinates(blocks, prior.shared_mean), noise, prior)
         end, settled = jax.tree.map(np.asarray, _rounds(state, rows, spreads))
     converged = bool(settled and end.report.decrement < _OPTIMAL)
     if not converged:
-        notes.append("the fit did not settle: do not trust its parameters")
+        notes.insert(0, unsettled(len(runs), prior.base.size, float(end.report.lowest_z), mixing))
     record = Record(runs, used, end.state, spreads, end.precision, end.covariance, units)
     noise = end.state.noise
     estimates = estimates_of(runs, end.state, end.covariance, units, lambda_kind, hyperprior, notes)
@@ -325,19 +353,20 @@ def start_tau(runs: Runs, initial: pd.DataFrame | None) -> np.ndarray:
 
 def _rounds(state: system.State, rows: system.Rows, spreads: Spreads) -> tuple[rounds.Round, bool]:
     """Refines until parameters, noise and prior stand still, the guard narrowing on the way; then to the optimum."""
-    judge, keep, seen, rho = False, False, np.zeros(2), [0.0] * 4
+    judge, keep, hold, shift, seen, rho = False, False, True, np.inf, np.zeros(2), [0.0] * 4
     for i in range(_ROUNDS):
         # First the law, then its noise, then which runs go astray: a verdict on a law that does not fit may stand.
-        hold = i < len(_GUARDS)
-        if hold:
+        hold = i < len(_GUARDS) or (i < _HELD and hold and shift > _NEAR)
+        if i < len(_GUARDS):
             guard = _GUARDS[i]
             linear = system.linearise(state, rows, guard)
         tolerance = _ROUGH if hold else _FINE
         state, linear, report, *_ = rounds.refine(state, linear, rows, spreads, guard, judge, keep, hold, tolerance)
-        noise = np.array([state.noise.rho, state.noise.clip])
-        still = float(report.shift) < _STILL and np.allclose(noise, seen, rtol=_STILL)
+        noise, shift = np.array([state.noise.rho, state.noise.clip]), float(report.shift)
+        still = shift < _STILL and np.allclose(noise, seen, rtol=_STILL)
         settled = i > len(_GUARDS) and still and judge
-        judge = judge or bool(not hold and noise[1] < _CLIPPED * float(state.noise.corner))
+        closed = not hold and noise[1] < _CLIPPED * float(state.noise.corner)
+        judge = judge or bool(closed and shift < _NEAR)
         if settled:
             break
         seen, rho = noise, [*rho[-4:], float(noise[0])]

@@ -80,6 +80,7 @@ def refit(
     with jax.enable_x64(True):
         if anew:
             blocks, _ = rounds.start(rows, start_tau(runs, None), HYPERPRIOR.repetition)
+            blocks = jnp.pad(blocks, ((0, 0), (0, state.x.own.shape[1] - blocks.shape[1])))
             state = state._replace(x=Coordinates(blocks, state.prior.shared_mean))
         end = rounds.settle(state, system.linearise(state, rows), rows, record.spreads, settled)
         end = jax.tree.map(np.asarray, end)

@@ -19,6 +19,7 @@ from checked import UserError, unknown
 
 TAU_PRIORS = ("targets", "pairs", "flat")
 LAMBDA_KINDS = ("target", "shared", "source")
+MIXINGS = ("sum", "ces")
 _PINNED = 1e-10  # prior variance of a parameter that is known: far below any posterior's, far above rounding
 # Where the variances that the runs estimate begin; the rounds leave them at once.
 _START_SPREAD, _START_EFFECT = 0.3, 0.1
@@ -36,6 +37,8 @@ class Hyperprior:
     # R* = 15 (Muennighoff et al. 2023) is λ = .065, and few epochs tell little; a factor of two either way.
     repetition: float = 0.1
     repetition_sd: float = 0.7  # of the mean log λ, or of each where they belong to the sources
+    # η = 1 is the plain sum; domains of one language give .5 to .8.
+    substitution_sd: float = 0.5  # of the mean log η, around 0
     # Published φ is .11; within it a doubling of K costs 18 % of N.
     capacity_sd: float = 0.15  # of φ, around 0
     # Levels start from the losses themselves: E from the least one, the terms from the median.
@@ -51,6 +54,8 @@ class Hyperprior:
     exponent_pseudo: float = 2.0
     repetition_spread: float = 0.7
     repetition_pseudo: float = 2.0
+    substitution_spread: float = 0.2
+    substitution_pseudo: float = 2.0
     transfer_spread: float = 0.15
     transfer_pseudo: float = 3.0
     kind_pseudo: float = 12.0  # of pairs within and across families, each drawn to the spread of all pairs together
@@ -79,6 +84,7 @@ def joint_prior(
     scripts: Mapping[str, str] | None = None,
     tau_prior: str = "targets",
     lambda_kind: str = "target",
+    mixing: str = "sum",
     hyperprior: Hyperprior = HYPERPRIOR,
 ) -> tuple[Prior, Spreads]:
     """The prior before the runs have told its spreads, and which of them they shall tell; see `fit_joint`."""
@@ -86,15 +92,16 @@ def joint_prior(
     kinds = _kinds(runs, families) if tau_prior != "flat" else np.empty((0, Lt, Ls))
     labels = [*kinds[1:], *([_same(runs, scripts)] if tau_prior != "flat" and scripts else [])]
     pairs = np.array([kinds.sum(0), *labels]) if len(kinds) else kinds
-    selector, means = _means(pairs, lambda_kind, hyperprior)
+    ces = int(mixing == "ces")
+    selector, means = _means(pairs, lambda_kind, ces, hyperprior)
     rates = [hyperprior.log_repetition] * (Ls if lambda_kind == "source" else 0)
     shared = np.array([(0.0, hyperprior.capacity_sd), *rates, *means])
-    base, variance = _blocks(runs, tau_prior, lambda_kind, hyperprior)
-    effect = np.zeros((Lt, TAU + Ls))
-    effect[:, TAU:] = ~np.eye(Lt, Ls, dtype=bool) & (tau_prior == "targets")
+    base, variance = _blocks(runs, tau_prior, lambda_kind, ces, hyperprior)
+    effect = np.zeros((Lt, TAU + Ls + ces))
+    effect[:, TAU : TAU + Ls] = ~np.eye(Lt, Ls, dtype=bool) & (tau_prior == "targets")
     prior = Prior(base, selector, variance, effect, np.float64(_START_EFFECT**2), shared[:, 0], shared[:, 1] ** -2.0)
     contrast = np.arange(len(shared)) >= len(shared) - len(labels)
-    return prior, _spreads(kinds, Lt, Ls, contrast, lambda_kind, hyperprior)
+    return prior, _spreads(kinds, ces, contrast, lambda_kind, hyperprior)
 
 
 def check_options(
@@ -103,12 +110,14 @@ def check_options(
     scripts: Mapping[str, str] | None,
     tau_prior: str,
     lambda_kind: str,
+    mixing: str,
 ) -> None:
     """Raises a UserError for labels of an unknown language, or an unknown kind of prior."""
     for labels in (families, scripts):
         for name in set(labels or {}) - set(languages):
             raise unknown("language", name, languages)
-    for what, value, known in (("tau prior", tau_prior, TAU_PRIORS), ("kind of lambda", lambda_kind, LAMBDA_KINDS)):
+    kinds = (tau_prior, TAU_PRIORS), (lambda_kind, LAMBDA_KINDS), (mixing, MIXINGS)
+    for what, (value, known) in zip(("tau prior", "kind of lambda", "mixing"), kinds, strict=True):
         if value not in known:
             raise unknown(what, value, known)
     if tau_prior == "flat" and (families or scripts):
@@ -130,22 +139,26 @@ def _kinds(runs: Runs, families: Mapping[str, str] | None) -> np.ndarray:
     return np.stack([across, within] if within.any() else [across])
 
 
-def _means(pairs: np.ndarray, lambda_kind: str, hyperprior: Hyperprior) -> tuple[np.ndarray, list]:
+def _means(pairs: np.ndarray, lambda_kind: str, ces: int, hyperprior: Hyperprior) -> tuple[np.ndarray, list]:
     """Selector [Lt, p, k] of the means that blocks are drawn to, and (mean, deviation) of each."""
     count, Lt, Ls = pairs.shape
     rates = int(lambda_kind != "source")
-    selector = np.zeros((Lt, TAU + Ls, 2 + rates + count))
+    before = 2 + rates + ces
+    selector = np.zeros((Lt, TAU + Ls + ces, before + count))
     selector[:, LOG_ALPHA, 0] = selector[:, LOG_BETA, 1] = 1.0
-    selector[:, LOG_LAMBDA, 2 : 2 + rates] = 1.0
-    selector[:, TAU:, 2 + rates :] = np.moveaxis(pairs, 0, -1)
+    selector[:, LOG_LAMBDA, 2 : 2 + rates] = selector[:, TAU + Ls :, 2 + rates : before] = 1.0
+    selector[:, TAU : TAU + Ls, before:] = np.moveaxis(pairs, 0, -1)
     of_pairs = [(hyperprior.transfer, hyperprior.transfer_sd)] + [(0.0, hyperprior.contrast_sd)] * (count - 1)
-    return selector, [hyperprior.log_exponent] * 2 + [hyperprior.log_repetition] * rates + of_pairs[:count]
+    own = [hyperprior.log_exponent] * 2 + [hyperprior.log_repetition] * rates
+    return selector, own + [(0.0, hyperprior.substitution_sd)] * ces + of_pairs[:count]
 
 
-def _blocks(runs: Runs, tau_prior: str, lambda_kind: str, hyperprior: Hyperprior) -> tuple[np.ndarray, np.ndarray]:
+def _blocks(
+    runs: Runs, tau_prior: str, lambda_kind: str, ces: int, hyperprior: Hyperprior
+) -> tuple[np.ndarray, np.ndarray]:
     """Centre and variance [Lt, p] of what is not drawn to a mean."""
     Lt, Ls = len(runs.targets), len(runs.languages)
-    base, deviation = np.zeros((Lt, TAU + Ls)), np.full((Lt, TAU + Ls), _START_SPREAD)
+    base, deviation = np.zeros((Lt, TAU + Ls + ces)), np.full((Lt, TAU + Ls + ces), _START_SPREAD)
     for t in range(Lt):
         losses = runs.loss[runs.target == t]
         # Part of the least loss seen, and of the median one, that E and each term make up in common studies.
@@ -160,21 +173,21 @@ def _blocks(runs: Runs, tau_prior: str, lambda_kind: str, hyperprior: Hyperprior
     }
     base[:, LOG_LAMBDA], deviation[:, LOG_LAMBDA] = rate[lambda_kind]
     if tau_prior == "flat":
-        deviation[:, TAU:] = hyperprior.flat_sd
+        deviation[:, TAU : TAU + Ls] = hyperprior.flat_sd
     own = np.arange(Lt)
     base[own, TAU + own], deviation[own, TAU + own] = 1.0, _PINNED**0.5
     return base, deviation**2
 
 
-def _spreads(
-    kinds: np.ndarray, Lt: int, Ls: int, contrast: np.ndarray, lambda_kind: str, hyperprior: Hyperprior
-) -> Spreads:
-    h = hyperprior
-    member = np.zeros((Lt, TAU + Ls, 3 + len(kinds)))
+def _spreads(kinds: np.ndarray, ces: int, contrast: np.ndarray, lambda_kind: str, hyperprior: Hyperprior) -> Spreads:
+    h, (count, Lt, Ls) = hyperprior, kinds.shape
+    member = np.zeros((Lt, TAU + Ls + ces, 3 + ces + count))
     member[:, LOG_ALPHA, 0] = member[:, LOG_BETA, 1] = 1.0
     member[:, LOG_LAMBDA, 2] = lambda_kind == "target"
-    member[:, TAU:, 3:] = np.moveaxis(kinds, 0, -1)
+    member[:, TAU + Ls :, 3 : 3 + ces] = 1.0
+    member[:, TAU : TAU + Ls, 3 + ces :] = np.moveaxis(kinds, 0, -1)
     own = [(h.exponent_pseudo, h.exponent_spread)] * 2 + [(h.repetition_pseudo, h.repetition_spread)]
+    own += [(h.substitution_pseudo, h.substitution_spread)] * ces
     drawn = np.array(own + [(h.kind_pseudo, np.nan)] * len(kinds))  # to the spread of all kinds together
     return Spreads(
         member,

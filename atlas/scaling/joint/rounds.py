@@ -261,7 +261,7 @@ def start(rows: Rows, tau: jax.Array, lam: jax.Array) -> tuple[jax.Array, jax.Ar
     def for_target(known: jax.Array, log_loss: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, weight: jax.Array):
         relative = weight * jnp.exp(-log_loss)
         transfer = jnp.where(jnp.isnan(known), commons[:, None], known)
-        D_eff = laws.effective_tokens(D, U, transfer[:, None], lam, _START_GUARD)
+        D_eff = laws.effective_tokens(D, U, transfer[:, None], lam, guard=_START_GUARD)
         by_size = relative * N ** -exponents[:, None]
         by_data = relative * D_eff[:, None] ** -exponents[:, None]
 

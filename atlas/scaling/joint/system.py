@@ -1,10 +1,11 @@
 """Numerics of the joint fit: rows of all target languages, noise, priors, and the linear system they make.
 
-Every target language t has a block θ_t = (log E, a, log α, b, log β, log λ, τ_{t←s} for all Ls sources) with
-a = log(A/N₀^α) and b = log(B/D₀^β), N₀ and D₀ being geometric means: in these units the blocks are well
-conditioned. The τ of a target on itself is pinned at 1. Shared parameters are h direct ones, which the law itself
-holds (φ, and log λ of every source where repetition belongs to the source), then the means that the blocks are
-drawn to. Arrays carry t target, r row, g group (the rows of one run on one target), s source, p and q parameters.
+Every target language t has a block θ_t = (log E, a, log α, b, log β, log λ, τ_{t←s} for all Ls sources, log η) with
+a = log(A/N₀^α) and b = log(B/D₀^β), N₀ and D₀ being geometric means: in these units the blocks are well conditioned.
+The τ of a target on itself is pinned at 1; where effective tokens are a plain sum, blocks end before log η. Shared
+parameters are h direct ones, which the law itself holds (φ, and log λ of every source where repetition belongs to the
+source), then the means that the blocks are drawn to. Arrays carry t target, r row, g group (the rows of one run on
+one target), s source, p and q parameters.
 """
 
 from functools import partial
@@ -99,7 +100,14 @@ def natural(theta, direct, units: Units, targets: tuple[str, ...], sources: tupl
     by_source = direct.shape[-1] > 1
     lam = direct[..., None, SOURCE_LAMBDA:] if by_source else theta[..., LOG_LAMBDA, None]
     A, B = a * units.N**alpha, b * units.D**beta
-    return JointLaw(targets, sources, E, A, alpha, B, beta, jnp.exp(lam), theta[..., TAU:], direct[..., PHI])
+    tau, eta = mixing(theta, len(sources))
+    return JointLaw(targets, sources, E, A, alpha, B, beta, jnp.exp(lam), tau, direct[..., PHI], eta)
+
+
+def mixing(theta: jax.Array, sources: int) -> tuple[jax.Array, jax.Array | None]:
+    """τ [..., Ls] and η [...] of blocks [..., p]; None where the block has none."""
+    end = TAU + sources
+    return theta[..., TAU:end], jnp.exp(theta[..., end]) if theta.shape[-1] > end else None
 
 
 def natural_arrays(theta, direct, units: Units, targets: tuple[str, ...], sources: tuple[str, ...]) -> JointLaw:
@@ -110,27 +118,35 @@ def natural_arrays(theta, direct, units: Units, targets: tuple[str, ...], source
 
 def log_loss(theta: jax.Array, direct: jax.Array, N: jax.Array, D: jax.Array, U: jax.Array, guard: float = GUARD):
     """log of `laws.atlas` for one row, from a block θ [p] and the direct shared [h]; N in N₀, D and U [s] in D₀."""
-    total = jnp.sum(D)
-    z = theta[TAU:] @ laws.saturation(D, U, repetition(theta, direct)) / total
-    return _log_loss(theta[:LOG_LAMBDA], z, direct[PHI], N, total, laws.num_languages(D), guard)
+    tau, eta = mixing(theta, len(D))
+    mixed = laws.mixed_share(D, U, tau, repetition(theta, direct), eta)
+    return _log_loss(theta[:LOG_LAMBDA], mixed, direct[PHI], eta, N, jnp.sum(D), laws.num_languages(D), guard)
 
 
-def _log_loss(levels, z, phi, N, total, languages, guard) -> jax.Array:
+def _log_loss(levels, mixed, phi, eta, N, total, languages, guard) -> jax.Array:
     E, A, alpha, B, beta = jnp.exp(levels)
-    return jnp.log(laws.chinchilla(N, total * laws.kept_positive(z, guard), E, A * languages**phi, alpha, B, beta))
+    z = laws.kept_positive(mixed, guard)
+    D_eff = total * (z if eta is None else z ** (1.0 / eta))
+    return jnp.log(laws.chinchilla(N, D_eff, E, A * languages**phi, alpha, B, beta))
 
 
 def _slopes(theta, direct, N, D, U, languages, guard=GUARD) -> tuple[jax.Array, jax.Array]:
-    """`log_loss` of one row and its slopes [p+h]: transfer and repetition reach it through z alone."""
-    total, transfer, by_source = jnp.sum(D), theta[TAU:], len(direct) > 1
+    """`log_loss` of one row and its slopes [p+h]: τ and λ reach it through the mixed share alone, η also otherwise."""
+    by_source, (tau, eta) = len(direct) > 1, mixing(theta, len(D))
     rate = jnp.broadcast_to(direct[SOURCE_LAMBDA:] if by_source else theta[LOG_LAMBDA], D.shape)
-    S, bend = jax.jvp(lambda rate: laws.saturation(D, U, jnp.exp(rate)), (rate,), (jnp.ones_like(rate),))
-    at = (theta[:LOG_LAMBDA], transfer @ S / total, direct[PHI], N, total, languages, guard)
-    value, (by_level, by_z, by_phi) = jax.value_and_grad(_log_loss, (0, 1, 2))(*at)
-    by_z = by_z / total
-    by_rate = by_z * transfer * bend
+    worth, bend = jax.jvp(lambda rate: laws.worths(D, U, jnp.exp(rate), eta), (rate,), (jnp.ones_like(rate),))
+    at = (theta[:LOG_LAMBDA], tau @ worth, direct[PHI], eta, N, jnp.sum(D), languages, guard)
+    if eta is None:
+        value, (by_level, by_mixed, by_phi) = jax.value_and_grad(_log_loss, (0, 1, 2))(*at)
+        by_eta = by_level[:0]
+    else:
+        value, (by_level, by_mixed, by_phi, by_eta) = jax.value_and_grad(_log_loss, (0, 1, 2, 3))(*at)
+        _, turn = jax.jvp(lambda eta: laws.worths(D, U, jnp.exp(rate), eta), (eta,), (jnp.ones_like(eta),))
+        by_eta = (eta * (by_eta + by_mixed * (tau @ turn)))[None]
+    by_rate = by_mixed * tau * bend
     own_rate, of_sources = (0.0, by_rate) if by_source else (jnp.sum(by_rate), by_rate[:0])
-    return value, jnp.concatenate([by_level, jnp.array([own_rate]), by_z * S, by_phi[None], of_sources])
+    own = [by_level, jnp.array([own_rate]), by_mixed * worth, by_eta]
+    return value, jnp.concatenate([*own, by_phi[None], of_sources])
 
 
 def repetition(theta: jax.Array, direct: jax.Array) -> jax.Array:
@@ -221,7 +237,8 @@ def lowest_z(state: State, rows: Rows) -> jax.Array:
     """Smallest D_eff / D_tot over used rows, before the guard."""
     lam = jax.vmap(repetition, (0, None))(state.x.own, direct_part(state.x, state.prior))
     lam = jnp.reshape(lam, (len(lam), 1, -1))
-    z = laws.effective_share(rows.D, rows.U, state.x.own[:, None, TAU:], lam)
+    tau, eta = mixing(state.x.own[:, None], rows.D.shape[-1])
+    z = laws.effective_share(rows.D, rows.U, tau, lam, eta)
     return jnp.min(jnp.where(rows.weight > 0, z, jnp.inf))
 
 

@@ -47,7 +47,7 @@ def estimates_of(
     theta, direct = state.x.own, direct_part(state.x, state.prior)
     p = theta.shape[1]
     repeated = _repeated(runs, lambda_kind, notes)
-    told = _told(cov, state.prior.variance, hyperprior)
+    told = _told(cov, state.prior.variance, len(runs.languages), hyperprior)
     confounded = np.array([_judge_design(runs, t, told[t], notes) for t in range(len(theta))])
     variance = np.diagonal(cov, axis1=1, axis2=2)
     slope = np.zeros((len(theta), TAU, p))
@@ -62,7 +62,8 @@ def estimates_of(
         rate, known = np.sqrt(of_rates), repeated & (of_rates < _TELLING * hyperprior.repetition_sd**2)
     else:
         rate, known = deviation[:, LOG_LAMBDA, None], (told[:, LOG_LAMBDA] & repeated[: len(theta)])[:, None]
-    spread = np.sqrt(variance[:, TAU:p])
+    end = TAU + law.tau.shape[1]
+    spread = np.sqrt(variance[:, TAU:end])
     own = np.eye(*spread.shape, dtype=bool)
     hidden = confounded[:, None] & ~own
     tau = np.where(hidden, _UNKNOWN_TRANSFER[0], law.tau)
@@ -72,7 +73,9 @@ def estimates_of(
     }
     columns["lam"] = _estimate(law.lam, rate, known, logarithmic=True)
     spread = np.where(own, 0.0, np.where(hidden, _UNKNOWN_TRANSFER[1], spread))
-    columns["tau"] = _estimate(tau, spread, own | told[:, TAU:] & ~hidden)
+    columns["tau"] = _estimate(tau, spread, own | told[:, TAU:end] & ~hidden)
+    if law.eta is not None:
+        columns["eta"] = _estimate(law.eta, np.sqrt(variance[:, end]), told[:, end], logarithmic=True)
     capacity = variance[0, p + PHI]
     columns["phi"] = _estimate(law.phi, np.sqrt(capacity), capacity < _TELLING * hyperprior.capacity_sd**2)
     fields = ("value", "se", "low", "high", "identified")
@@ -105,16 +108,17 @@ def _note_guesses(identified: JointLaw, notes: list[str]) -> None:
         notes.append(f"{len(guesses)} transfer weights come from the prior, not from the runs: {shown}")
 
 
-def _told(cov: np.ndarray, prior_variance: np.ndarray, hyperprior: Hyperprior) -> np.ndarray:
+def _told(cov: np.ndarray, prior_variance: np.ndarray, sources: int, hyperprior: Hyperprior) -> np.ndarray:
     """[Lt, p] whether the data told each parameter of a block: its variance fell well below its prior's.
 
-    The prior of an exponent, and of a λ that the languages share, is the weak one before shrinkage: shrunk to
+    The prior of an exponent, of η, and of a λ that the languages share, is the weak one before shrinkage: shrunk to
     the other languages it is still known. That of a τ is around the effect of its target: known pairs of the
     target do not make an unseen one known.
     """
     prior = prior_variance.copy()
     prior[:, [LOG_ALPHA, LOG_BETA]] = hyperprior.exponent_sd**2
     prior[:, LOG_LAMBDA] = hyperprior.repetition_sd**2
+    prior[:, TAU + sources :] = hyperprior.substitution_sd**2
     return np.diagonal(cov, axis1=1, axis2=2)[:, : prior.shape[1]] < _TELLING * prior
 
 
@@ -149,6 +153,17 @@ def _judge_design(runs: Runs, t: int, told: np.ndarray, notes: list[str]) -> boo
         if parameter in ("alpha", "beta"):
             notes.append(f"{name}: {parameter} is not identified: {reason}")
     return confounded
+
+
+def unsettled(rows: int, parameters: int, lowest_z: float, mixing: str) -> str:
+    """What a fit says that did not settle, with what would mend it."""
+    if rows < parameters:
+        mend = f"{rows} rows are few for {parameters} parameters: add runs, or leave out sources"
+    elif lowest_z < _DISTORTED * GUARD and mixing == "sum":
+        mend = "some runs are left next to no effective tokens: let languages substitute (--mixing=ces)"
+    else:
+        mend = "leave out runs whose losses contradict the others', or add runs on other mixtures"
+    return f"the fit did not settle, so trust none of its numbers; {mend}"
 
 
 def judge_runs(weights: dict[str, float], lowest_z: float, notes: list[str]) -> None:

@@ -23,9 +23,7 @@ from checked import UserError, unknown
 
 _BUDGET_FACTOR = 10  # a budget in multiples of the most expensive run's: one step beyond what was trained
 _REACH = 10.0  # N at most, in multiples of the largest run's: a law of sizes is not believed further out
-_QUANTILE = 0.01  # of a target's rows may lie below its bound on z: a stray row must not open the region
 _SHARE_FLOOR = 0.02  # of a language that counts, which is never left to transfer alone
-_LEAST_Z = 1e-3  # bound on z where no row trains the target: where the law's guard begins
 _STARTS = 32  # of the search; a plan that only few of them find is warned of
 _DRAW_STARTS = 6  # under every drawn law, from the plan and from points around it
 _SPREAD = 1.5  # standard deviation of the starts' logits: shares that differ by a factor of e^3 are usual
@@ -45,11 +43,13 @@ class TrustRegion(NamedTuple):
 
     @classmethod
     def of_runs(cls, law: JointLaw, runs: Runs) -> "TrustRegion":
-        """z that nearly all rows of a target exceed; N from the smallest run's to ten times the largest one's."""
+        """z that nearly all rows of a target exceed; N from the smallest run's to ten times the largest one's.
+
+        Where all runs have one size, nothing tells how loss falls with N, and N is theirs.
+        """
         D, U = runs.aligned(law.sources)
-        z, trained = law.effective_share(D, U), D[:, : len(law.targets)] > 0
-        least = [np.quantile(z[trained[:, t], t], _QUANTILE) if trained[:, t].any() else 0.0 for t in range(z.shape[1])]
-        return cls((float(runs.N.min()), float(runs.N.max() * _REACH)), np.maximum(least, _LEAST_Z))
+        low, high = float(runs.N.min()), float(runs.N.max())
+        return cls((low, high * _REACH if low < high else high), law.supported_share(D, U))
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,15 @@ _HALF_TOLERANCE = 0.02
 SCORE_COLUMNS = ("anchor_tokens", "score", "low", "high", "censored")
 
 
-def score_from_tau(tau: np.ndarray | float) -> np.ndarray | float:
-    """Bilingual transfer score that a transfer weight τ > −1 implies: 2τ / (1 + τ).
+def score_from_tau(tau: np.ndarray | float, eta: np.ndarray | float = 1.0) -> np.ndarray | float:
+    """Bilingual transfer score that a transfer weight τ > −1 implies: 2 − 2·(1 + τ)^{−1/η}, for η = 1 2τ / (1 + τ).
 
     Exact for the ATLAS law in a single epoch of a 50/50 mixture at equal N (from Eq. 2 of arXiv 2510.22037).
 
     >>> round(score_from_tau(1 / 3), 12), score_from_tau(1.0)
     (0.5, 1.0)
     """
-    return 2 * tau / (1 + tau)
+    return 2 - 2 * (1 + tau) ** (-1 / eta)
 
 
 def tau_from_score(score: np.ndarray | float) -> np.ndarray | float:

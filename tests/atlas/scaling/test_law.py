@@ -45,13 +45,32 @@ def test_saturation_gradients_are_finite_and_right(D, U, lam):
         np.testing.assert_allclose(gradient[2], numeric, rtol=1e-5)
 
 
-def test_guard_is_inactive_above_and_positive_below_zero():
+def test_guard_is_inactive_above_and_falls_slowly_below_zero():
     D, U = jnp.array([1.0, 9.0]), jnp.array([jnp.inf, jnp.inf])
-    exact = laws.effective_tokens(D, U, jnp.array([1.0, 0.2]), 0.1, 1e-3)
+    exact = laws.effective_tokens(D, U, jnp.array([1.0, 0.2]), 0.1)
     np.testing.assert_allclose(exact, 2.8, rtol=1e-12)
-    low = laws.effective_tokens(D, U, jnp.array([1.0, -0.2]), 0.1, 1e-2)
-    assert 0.0 < low < 1e-2
-    assert jax.grad(lambda t: laws.effective_tokens(D, U, jnp.array([1.0, t]), 0.1, 1e-2))(-0.2) > 0.0
+    low = laws.effective_tokens(D, U, jnp.array([1.0, -0.2]), 0.1, guard=1e-2)
+    assert 0.0 < low < 2e-2
+    assert jax.grad(lambda t: laws.effective_tokens(D, U, jnp.array([1.0, t]), 0.1, guard=1e-2))(-0.2) > 0.0
+    np.testing.assert_allclose(laws.kept_positive(jnp.array([-1.0, 0.0]), 1e-3), [9.6e-7, 6.93e-4], rtol=1e-3)
+    sides = [jax.grad(laws.kept_positive)(z, 1e-3) for z in (-1e-12, 1e-12)]
+    np.testing.assert_allclose(sides, 0.5, rtol=1e-6)
+    # Even all tokens against the target leave a loss that a person can read.
+    assert laws.chinchilla(1.0, laws.effective_tokens(D, U, jnp.array([1.0, -9.0]), 0.1), 2.0, 0.0, 0.3, 2.0, 0.3) < 1e3
+
+
+def test_substitution_is_the_sum_at_one_and_proportional_to_tokens():
+    D, U, tau = jnp.array([1.0, 4.0, 5.0]), jnp.array([0.5, jnp.inf, jnp.inf]), jnp.array([1.0, 0.3, 0.1])
+    worth = laws.effective_tokens(D, U, tau, 0.1, 0.6)
+    np.testing.assert_allclose(laws.effective_tokens(D, U, tau, 0.1, 1.0), laws.effective_tokens(D, U, tau, 0.1))
+    np.testing.assert_allclose(laws.effective_tokens(7 * D, 7 * U, tau, 0.1, 0.6), 7 * worth, rtol=1e-12)
+    S = np.asarray(laws.saturation(D, U, 0.1))
+    np.testing.assert_allclose(worth, np.sum(tau * S**0.6) ** (1 / 0.6), rtol=1e-12)
+    alone = laws.effective_tokens(jnp.array([3.0, 0.0, 0.0]), U, tau, 0.0, 0.6)
+    np.testing.assert_allclose(alone, 3.0, rtol=1e-12)
+    assert laws.effective_share(D, U, -tau, 0.1, 0.6) == -laws.effective_share(D, U, tau, 0.1, 0.6)
+    slope = jax.grad(lambda eta: laws.effective_tokens(jnp.array([3.0, 0.0, 1.0]), U, tau, 0.1, eta))(0.6)
+    assert np.isfinite(slope)
 
 
 def test_number_of_languages():
@@ -75,7 +94,7 @@ def test_bilingual_transfer_score_follows_from_tau():
     # At equal loss, sigma tokens of an even mixture are worth (1 + tau)/2 * sigma of the target's own.
     for tau, score in ((1 / 3, 0.5), (-0.1031, -0.23), (-4 / 9, -1.6)):
         half = jnp.array([0.5, 0.5])
-        sigma = 1.0 / laws.effective_tokens(half, jnp.full(2, jnp.inf), jnp.array([1.0, tau]), 0.1, 1e-3)
+        sigma = 1.0 / laws.effective_tokens(half, jnp.full(2, jnp.inf), jnp.array([1.0, tau]), 0.1)
         np.testing.assert_allclose(2.0 - sigma, score, atol=5e-4)
 
 

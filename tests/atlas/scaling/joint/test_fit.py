@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from atlas.scaling import fit_joint, heldout, load_runs, simulation
+from atlas.scaling.joint.verdicts import unsettled
 from atlas.scaling.law import JointLaw
 from checked import UserError
 
@@ -210,3 +211,34 @@ def test_rows_of_untrained_languages_and_bad_families():
 
 def test_the_caller_keeps_float32(medium):
     assert jax.numpy.ones(1).dtype == np.float32
+
+
+def test_a_study_of_mixtures_finds_how_languages_substitute():
+    truth = dataclasses.replace(simulation.truth(L, 0, eta=0.6), U=np.full(L, np.inf))
+    plan = simulation.mixtures(L, 0, 0, 0, 0, np.random.default_rng(0), sparse=120)
+    fit = fit_joint(load_runs(simulation.table(truth, plan, 0, checkpoints=1, same=True)), truth.families, mixing="ces")
+    assert fit.converged
+    told = [fit.parameters[f"eta[{name}]"] for name in fit.targets]
+    true = dict(zip(truth.languages, truth.law.eta, strict=True))
+    missed = [np.log(e.value / true[name]) for e, name in zip(told, fit.targets, strict=True)]
+    assert rmse(missed) < 0.1 and all(e.identified for e in told)
+    again = JointLaw.from_json(json.loads(json.dumps(fit.to_json()["joint_law"])))
+    np.testing.assert_array_equal(again.eta, fit.law.eta)
+
+
+def test_a_mixture_without_effective_tokens_has_no_interval(medium):
+    _, _, fit = medium
+    against = dataclasses.replace(fit, law=dataclasses.replace(fit.law, tau=np.where(OFF, -0.5, 1.0)))
+    D = np.array([[1e9, 0, 0, 0, 0, 0], [1e7, 1e9, 0, 0, 0, 0]])
+    loss, deviation = against.predict(1e9, D, np.inf, ["l0", "l0"])
+    assert np.isfinite(deviation[0]) and deviation[1] == np.inf
+    assert loss[0] < loss[1] < 20 * loss[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "z", "mixing", "mend"),
+    [(10, 0.5, "sum", "add runs"), (99, 1e-4, "sum", "--mixing=ces"), (99, 0.5, "sum", "leave out runs")],
+)
+def test_a_fit_that_did_not_settle_says_what_would_mend_it(rows, z, mixing, mend):
+    text = unsettled(rows, 50, z, mixing)
+    assert text.startswith("the fit did not settle") and mend in text

@@ -80,7 +80,9 @@ def test_trust_region_covers_all_but_stray_rows():
     ]
     trust = TrustRegion.of_runs(law, load_runs(pd.DataFrame(rows)))
     np.testing.assert_allclose(trust.effective_share, [0.2, 0.2, 1e-3], rtol=0.05)
-    assert trust.params == (1e8, 1e9)
+    assert trust.params == (1e8, 1e8)  # one size does not tell how loss falls with N
+    rows = [row | {"num_params": 1e8 * (1 + int(row["run"]))} for row in rows]
+    assert TrustRegion.of_runs(law, load_runs(pd.DataFrame(rows))).params == (1e8, 3e9)
 
 
 def test_a_plan_of_runs_repeats_what_they_had():
