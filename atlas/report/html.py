@@ -38,7 +38,9 @@ def write_report(directory: pathlib.Path, study: StudySummary) -> pathlib.Path:
     if study.facts:
         rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in study.facts.items())
         page.add(f'<table class="facts">{rows}</table>')
-    for section in (_curves, _accuracy, _law, _transfer, _capacity, _next):
+    _curves(page, study)
+    page.doubt = "" if study.fit.converged else "the fit did not converge"
+    for section in (_accuracy, _law, _transfer, _capacity, _next):
         section(page, study)
     page.remove_stale()
     path = pathlib.Path(directory) / "report.html"
@@ -53,6 +55,7 @@ class _Page:
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder, self.parts, self.pictures = folder, [], set()
+        self.doubt = ""  # of the figures from here on, which then are grey and say so
 
     def add(self, *parts: str) -> None:
         self.parts.extend(parts)
@@ -68,12 +71,15 @@ class _Page:
             self.missing(f"No figure here: {error}")
             return
         png = io.BytesIO()
+        if self.doubt:
+            style.doubted(figure, self.doubt)
         figure.savefig(png, dpi=_DPI, metadata={"Software": None})
         write_atomically(self.folder / f"{name}.png", png.getvalue())
         self.pictures.add(f"{name}.png")
         data = base64.b64encode(png.getvalue()).decode()
         width = round(100 * figure.get_figwidth())
-        image = f'<img alt="{escape(caption)}" style="max-width:{width}px" src="data:image/png;base64,{data}">'
+        grey = ' class="doubted"' if self.doubt else ""
+        image = f'<img{grey} alt="{escape(caption)}" style="max-width:{width}px" src="data:image/png;base64,{data}">'
         self.add(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
 
     def remove_stale(self) -> None:
@@ -101,7 +107,7 @@ def _warnings(page: _Page, study: StudySummary) -> None:
     for name, part in (("law: ", study.fit), ("capacity law: ", study.capacity), ("mixture: ", study.mixture)):
         found += [(name, warning) for warning in (part.warnings if part else ())]
     if not study.fit.converged:
-        found.insert(0, ("law: ", "the fit did not converge; none of its numbers can be trusted"))
+        found.insert(0, ("law: ", "the fit did not converge; none of its numbers, grey below, can be trusted"))
     if found:
         items = [f"<li>{escape(name + warning)}</li>" for name, warning in found]
         first, rest = "".join(items[:_WARNINGS]), "".join(items[_WARNINGS:])

@@ -122,6 +122,11 @@ def label_ends(axes: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> 
         )
 
 
+def doubted(figure: Figure, text: str) -> None:
+    """Writes a doubt across a finished figure."""
+    figure.text(0.5, 0.5, text, ha="center", va="center", rotation=15, fontsize=36, color=MUTED, alpha=0.4)
+
+
 def nothing(text: str) -> Figure:
     """A figure of one empty panel that says why it is empty."""
     figure = canvas(1.5)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from atlas.scaling.estimates import Z90
-from atlas.scaling.joint.draws import joint_draws, refitted
+from atlas.scaling.joint.draws import joint_draws, mixing_of, refitted
 from atlas.scaling.joint.fit import fit_joint
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
 from atlas.scaling.planning.allocation import allocation_band, compute_optimal
@@ -38,8 +38,15 @@ _LAW_DRAWS = 1000  # of one law, whose draws are nearly free
 _JOINT_DRAWS = 48  # of the law of all languages, each of which plans a mixture anew
 
 
+def caution(converged: bool, warnings: Sequence[str]) -> dict[str, str]:
+    """The fact that stands first where an answer rests on a fit that did not converge, with what would mend it."""
+    return {} if converged else {"do not trust this": f"the fit did not converge; {'; '.join(warnings[:1])}"}
+
+
 class Fitted:
     """A fit on disk: a workdir with fit.json or capacity.json and, for bands and mixtures, runs.csv; or one JSON file.
+
+    `caution` belongs first among the facts of every answer from it.
 
     Args:
       path: the workdir or the file.
@@ -55,6 +62,7 @@ class Fitted:
         self.document = read_json(self.file, "fit", _REMEDY)
         if not isinstance(self.document.get("parameters"), dict):
             raise UserError(f"{str(self.file)!r} is no fit: it has no 'parameters'; {_REMEDY}")
+        self.caution = caution(self.document.get("converged", True), self.document.get("warnings", []))
 
     def joint_law(self) -> JointLaw:
         """The law of all languages.
@@ -110,13 +118,15 @@ def study_runs(folder: str | pathlib.Path) -> Runs:
 def expand(multipliers: Sequence[float], fit: str = "") -> Answer:
     """What r times as many languages cost; fit: of the capacity law, or nothing for the published exponents."""
     law, source = PUBLISHED_EXPONENTS, "ATLAS, Fig. 5 (phi, psi as printed; alpha, beta from its multipliers)"
+    facts: dict[str, str] = {}
     if fit:
-        values = Fitted(fit, "capacity.json").document["parameters"]
+        fitted = Fitted(fit, "capacity.json")
+        facts, values = fitted.caution, fitted.document["parameters"]
         try:
             law = CapacityExponents(**{name: values[name]["value"] for name in ("alpha", "beta", "phi", "psi")})
         except (KeyError, TypeError) as error:
             raise UserError(f"{fit} is no fit of the capacity law: it lacks {error}; run the study again") from None
-    return expansion_table(multipliers, law), {"unit": "multiples of the baseline", "source": fit or source}
+    return expansion_table(multipliers, law), facts | {"unit": "multiples of the baseline", "source": fit or source}
 
 
 def crossover(
@@ -150,18 +160,19 @@ def _measured_crossover(runs: str, language: str, params: float | None, columns:
 
 def allocate(flops: float, language: str, fit: str, regime: str, unique: Numbers) -> Answer:
     """Size and tokens of least loss of one language; regime: of the published law, where no fit is given."""
+    facts: dict[str, str] = {}
     for name in set(unique) - {language}:
         raise unknown("language of --unique", name, [language])
     if fit:
         fitted = Fitted(fit)
-        law, (draws, bands) = fitted.law(language), fitted.draws(language)
+        law, (draws, bands), facts = fitted.law(language), fitted.draws(language), fitted.caution
     else:
         law, draws = published.language_law(language, regime), None
         fit, bands = f"ATLAS, Table C.1, {regime}", "none: the paper prints no covariance"
     U = unique.get(language, float("inf"))
     best = compute_optimal(law, flops, U)
     band = {} if draws is None else allocation_band(draws, flops, best, U)
-    return pd.DataFrame([best | band]), {"flops": flops, "source": fit, "bands": bands}
+    return pd.DataFrame([best | band]), facts | {"flops": flops, "source": fit, "bands": bands}
 
 
 def predict(
@@ -186,7 +197,8 @@ def predict(
         for kind, bounds in (("loss", law.interval(**named)), ("run", law.run_interval(**named))):
             row |= {f"{kind}_low": float(bounds[0]), f"{kind}_high": float(bounds[1])}
         bands = "90 %: loss_ of the law, run_ of a new run, with its noise and the law's misfit"
-        return pd.DataFrame([row]), {"law": law.law, "unit": law.unit or "that of the runs", "bands": bands}
+        facts = {"law": law.law, "unit": law.unit or "that of the runs", "bands": bands}
+        return pd.DataFrame([row]), fitted.caution | facts
     joint, runs = fitted.joint_law(), study_runs(fitted.folder)
     if language and language not in joint.targets:
         raise unknown("target language", language, joint.targets)
@@ -205,7 +217,7 @@ def predict(
             )
             if draws is not None:
                 rows[-1]["loss_low"], rows[-1]["loss_high"] = band(draws.loss(params, D, U, t))
-    return pd.DataFrame(rows), {"law": "atlas", "bands": bands}
+    return pd.DataFrame(rows), fitted.caution | {"law": "atlas", "bands": bands}
 
 
 def mixture(fit: str, flops: float, weights: Numbers, unique: Numbers) -> Answer:
@@ -218,7 +230,8 @@ def mixture(fit: str, flops: float, weights: Numbers, unique: Numbers) -> Answer
     facts = {name: getattr(plan, name) for name in ("params", "tokens", "flops", "loss", "even_loss")}
     shares = ",".join(f"{row.language}:{row.share:.3g}" for row in plan.table.itertuples() if row.share > 0.0005)
     config = f"--config.mixture={shares}, with about {plan.params:.3g} parameters and {plan.tokens:.3g} tokens"
-    return plan.table, facts | plan.band | {"bands": bands, "warnings": list(plan.warnings), "train": config}
+    facts |= plan.band | {"bands": bands, "warnings": list(plan.warnings), "train": config}
+    return plan.table, fitted.caution | facts
 
 
 def further_runs(
@@ -239,7 +252,7 @@ def further_runs(
         ("language of --unique", unique),
     ):
         by_language(named, runs.languages, 0.0, kind)
-    joint = fit_joint(runs, **labels(runs.languages))
+    joint = fit_joint(runs, **labels(runs.languages), mixing=mixing_of(Fitted(fit).document))
     goal = goal_of(joint, runs, language, params, tokens, shares, unique)
     table, facts = next_runs(joint, goal, candidate_runs(joint, runs, goal), flops, count)
     facts["source"] = f"{joint.n_rows} rows of {joint.n_runs} runs"
@@ -247,16 +260,19 @@ def further_runs(
         f"--config.mixture={row.mixture}: {row.params:.3g} parameters, {row.tokens:.3g} tokens"
         for row in table.itertuples()
     ]
+    facts = caution(joint.converged, joint.warnings) | facts
     return table, facts | {"note": "deviations are of the law at its fitted form, and somewhat optimistic"}
 
 
 def transfer(language: str, fit: str = "") -> Answer:
     """Which languages help a language, or every one: a fit's transfer weights or the published scores, completed."""
     known = published.scripts(), published.families()
+    facts: dict[str, str] = {}
     if fit:
         fitted = Fitted(fit)
         found = complete(fitted_scores(fitted.joint_law(), fitted.document["parameters"]), *known)
         source = f"{fit}; pairs that the runs do not determine are predicted from the others"
+        facts = fitted.caution
     else:
         found = complete(published.measured_scores(), *known)
         scores = published.transfer_scores()
@@ -265,7 +281,7 @@ def transfer(language: str, fit: str = "") -> Answer:
         source = "ATLAS, Fig. C.2; its random forest filled what was not measured; the skill is of our completion"
     skill = {f"skill_{name}": value for name, value in vars(found.skill).items()}
     table = _of_language(found.table(), "target", language)
-    return table, {"source": source, "error_of_a_prediction": found.error, **skill}
+    return table, facts | {"source": source, "error_of_a_prediction": found.error, **skill}
 
 
 def _of_language(table: pd.DataFrame, column: str, language: str) -> pd.DataFrame:

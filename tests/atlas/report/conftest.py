@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from atlas.scaling import load_runs
 from atlas.scaling.joint.arrow import Coordinates
 from atlas.scaling.joint.fit import JointFit, Record
 from atlas.scaling.joint.system import Prior, State, Units
@@ -91,6 +92,7 @@ class Truth:
         zero = np.zeros((L, L + 6))
         prior = Prior(zero, np.zeros((L, L + 6, 0)), zero, zero, 0.0, np.zeros(1), np.zeros(1))
         state = State(Coordinates(theta, np.array([0.1])), None, prior)
+        few = load_runs(self.runs(sizes=(1e5,), pairs=False, uneven=0, phases=("cooldown",)))
         covariance = np.broadcast_to(1e-4 * np.eye(L + 7), (L, L + 7, L + 7))
         return JointFit(
             law=law,
@@ -103,7 +105,7 @@ class Truth:
             n_rows=1,
             n_runs=1,
             warnings=warnings,
-            record=Record(None, None, state, None, None, covariance, units),
+            record=Record(few, None, state, None, None, covariance, units),
         )
 
 

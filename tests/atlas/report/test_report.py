@@ -123,6 +123,7 @@ def test_a_degenerate_fit_is_announced(truth, tmp_path):
     fit = world.fit(told=False, warnings=tuple(f"parameter {i} is not identified" for i in range(30)))
     text, _ = read(write_report(tmp_path, StudySummary("bad", load_runs(world.runs(sizes=(1e5, 2e5))), fit=fit)))
     assert text.index("did not converge") < text.index("<h2>")
+    assert text.index("<h2>How well") < text.index('<img class="doubted"')
     assert "21 more" in text and "parameter 29" in text
     assert "(0.9 [" in text  # a parameter that is not identified stands in brackets
 

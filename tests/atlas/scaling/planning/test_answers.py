@@ -191,3 +191,18 @@ def test_files_that_a_person_edited_are_one_line(tmp_path, content, message):
     with pytest.raises(UserError, match=r"^[^\n]+$") as error:
         answers.mixture(str(tmp_path), 1e21, {}, {})
     assert message in str(error.value) and "again" in str(error.value) and "fit.json" in str(error.value)
+
+
+def test_every_answer_from_a_fit_that_did_not_converge_says_so_first(study, tmp_path):
+    folder = rewrite(study, tmp_path, converged=False, warnings=["the fit did not settle; add runs"])
+    capacity = {"parameters": {n: {"value": 0.3} for n in ("alpha", "beta", "phi", "psi")}, "converged": False}
+    (tmp_path / "capacity.json").write_text(json.dumps(capacity))
+    found = [
+        answers.expand([2.0], folder),
+        answers.allocate(1e21, "l0", folder, "", {}),
+        answers.mixture(folder, 1e21, {}, {}),
+    ]
+    for _, facts in found:
+        assert next(iter(facts)) == "do not trust this" and "did not converge" in facts["do not trust this"]
+    assert "add runs" in found[1][1]["do not trust this"]
+    assert not answers.Fitted(study).caution
