@@ -2,7 +2,8 @@
 
 Ten languages, log losses with 0.5 % noise, 10 checkpoints a run. Designs by number of runs: M160 has 5 monolingual
 runs of every language, 2 of every pair and 20 even mixtures; S80 has 3, 1 and 5; XS40 has 2, a third of the pairs and
-5, with 20 checkpoints. The bars are those that a prototype reached with a margin.
+5, with 20 checkpoints. Studies of mixtures are 200 runs of one size and one number of tokens, each on an uneven mixture
+of half of 20 languages. The bars are those that a prototype reached with a margin.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from atlas.scaling import Estimate, JointFit, Runs, fit, fit_joint, load_runs, simulation
+from atlas.scaling import Z90, Estimate, JointFit, Runs, fit, fit_joint, load_runs, simulation
 from experiments.benchmarks import joint_speed, optimum
 from experiments.benchmarks.studies import Outcome, judged, outcomes
 
@@ -64,13 +65,24 @@ STUDY_KINDS = {
 _STATISTICS = {"median": np.median, "mean": np.mean, "largest": np.max, "smallest": np.min}
 
 
+# Studies of mixtures: what the law is drawn with, and how the fit makes effective tokens.
+MIXTURE_KINDS = {
+    "20 languages, sparse": ({}, "sum"),
+    "20 languages, sparse, negative transfer": ({"against": 0.3}, "sum"),
+    "20 languages, sparse, substitution": ({"eta": 0.6}, "ces"),
+    "20 languages, sparse, substitution unknown to the fit": ({"eta": 0.6}, "sum"),
+}
+_MIXTURE_RUNS = 200
+
+
 def run(workdir: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows as `judged` gives them, with p95 over the studies. `workdir` keeps outcomes for another time."""
     tasks = {name: (functools.partial(measure, study), STUDIES) for name, study in STUDY_KINDS.items()}
     tasks["XS40 by prior"] = functools.partial(measure_priors, STUDY_KINDS["XS40"]), STUDIES
     tasks["M160 at its optimum"] = functools.partial(measure_optimum, STUDY_KINDS["M160 rho 0.3"]), _FEW
+    tasks |= {name: (functools.partial(measure_mixtures, *kind), _FEW) for name, kind in MIXTURE_KINDS.items()}
     found = {name: outcomes(name, *task, workdir) for name, task in tasks.items()}
-    settled = np.mean([outcome["converged"] for name in STUDY_KINDS for outcome in found[name]])
+    settled = np.mean([outcome["converged"] for name in (*STUDY_KINDS, *MIXTURE_KINDS) for outcome in found[name]])
     rows = [_row(found[bar["study"]], **bar) for bar in _bars().to_dict("records")] + joint_speed.run()
     return rows, {"converged": float(settled)}
 
@@ -105,6 +117,26 @@ def measure(study: Study, seed: int) -> Outcome:
     if study.unseen:
         outcome |= _unseen(found, runs, truth, seed, study.rho)
     return outcome
+
+
+def measure_mixtures(law: dict[str, float], mixing: str, seed: int, L: int = 20, runs: int = _MIXTURE_RUNS) -> Outcome:
+    """Whether a fit to a study of mixtures settles, how far it misses the losses of as many unseen mixtures, median and
+    most, in parts of them, and how many of its 90 % intervals hold them."""
+    truth = simulation.truth(L, seed, **law)
+    truth = dataclasses.replace(truth, U=np.full(L, np.inf))
+    tables = []
+    for start, sigma in ((seed, 0.005), (10_000 + seed, 0.0)):
+        plan = simulation.mixtures(L, 0, 0, 0, 0, np.random.default_rng(start), sparse=runs)
+        tables.append(simulation.table(truth, plan, start, checkpoints=1, sigma=sigma, same=True))
+    found, held = fit_joint(load_runs(tables[0]), truth.families, mixing=mixing), load_runs(tables[1])
+    loss, deviation = found.predict_runs(held)
+    error = np.abs(np.log(loss / held.loss))
+    return {
+        "converged": float(found.converged),
+        "median error": float(np.median(error)),
+        "largest error": float(error.max()),
+        "inside": float(np.mean(error <= Z90 * deviation / loss)),
+    }
 
 
 def measure_priors(study: Study, seed: int) -> Outcome:

@@ -81,3 +81,9 @@ def test_every_bar_has_its_study(monkeypatch):
     assert len(rows) == len(recovery._bars()) > 40
     assert all(row["studies"] == counts[row["study"]] for row in rows) and min(counts.values()) >= 4
     assert all(row["measured"] == 0.5 and row["bar"] for row in rows) and facts["converged"] == 0.5
+
+
+def test_a_study_of_mixtures_is_judged_on_unseen_ones():
+    found = recovery.measure_mixtures({"eta": 0.6}, "ces", 0, L=6, runs=120)
+    assert found["converged"] == 1.0 and found["median error"] < 0.01 < found["largest error"] < 0.5
+    assert 0.5 <= found["inside"] <= 1.0
