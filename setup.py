@@ -50,7 +50,7 @@ setup(
         # What ours is compared with: off-the-shelf models, assisted generation. On Linux torch comes
         # from PyPI with CUDA, a download of 3 GB; the CPU build, 0.2 GB, is enough if it is installed first:
         # pip install "torch==2.13.*" --index-url https://download.pytorch.org/whl/cpu
-        "peers": ["torch==2.13.*", "transformers==5.23.*"],
+        "peers": ["torch==2.13.*", "transformers==5.23.*", "lightgbm==4.*"],
         "notebooks": ["jupyterlab>=4", "nbclient>=0.10"],
     },
 )

@@ -4,6 +4,7 @@
     python -m experiments.benchmark --suite=decode [--workdir=DIR] [--json=FILE]
     python -m experiments.benchmark --suite=memory|fit|serve [--json=FILE]
     python -m experiments.benchmark --suite=prior [--table=FILE.csv] [--json=FILE]
+    python -m experiments.benchmark --suite=regmix --table=DIR [--workdir=DIR] [--json=FILE]
     python -m experiments.benchmark --suite=scalebench --table=DIR [--json=FILE]
     python -m experiments.benchmark --suite=recovery|coverage [--workdir=DIR] [--json=FILE]
 
@@ -13,7 +14,8 @@ medians; runs of the programs compared are interleaved. Expect minutes, most of 
 Suites recovery and coverage fit simulated studies, whose law is known: whether parameters are found as well as the
 data allow, and whether 90 % intervals hold the truth nine times in ten. With --workdir they keep every study's
 outcome, and the same command continues after an interruption. Suite prior tells what the joint fit owes to the numbers
-of its prior. Suite scalebench fits public tables, which are not in this repository, and predicts their test splits.
+of its prior. Suites scalebench and regmix fit public tables, which are not in this repository, and predict their test
+splits and unseen mixtures.
 """
 
 import importlib.metadata
@@ -29,7 +31,7 @@ from absl import flags
 
 from checked.files import write_atomically
 from experiments import _app
-from experiments.benchmarks import attention, coverage, decode, fit, prior, recovery, scalebench, serve
+from experiments.benchmarks import attention, coverage, decode, fit, prior, recovery, regmix, scalebench, serve
 from experiments.benchmarks.timing import cores
 
 _SUITES = {
@@ -39,6 +41,7 @@ _SUITES = {
     "fit": fit.run,
     "memory": lambda: attention.memory(_LENGTHS.value),
     "prior": lambda: prior.run(_TABLE.value),
+    "regmix": lambda: regmix.run(_TABLE.value, _WORKDIR.value),
     "scalebench": lambda: scalebench.run(_TABLE.value, _WORKDIR.value),
     "recovery": lambda: recovery.run(_WORKDIR.value),
     "serve": serve.run,
@@ -52,10 +55,11 @@ _LENGTHS = flags.DEFINE_multi_integer(
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     "",
-    "decode: keeps the trained pair for the next time; recovery, coverage: every study's outcome; scalebench: figure",
+    "decode: keeps the trained pair for the next time; recovery, coverage: every study's outcome; scalebench, regmix: "
+    "figures",
 )
 _TABLE = flags.DEFINE_string(
-    "table", "", "prior: runs table, default a simulated one; scalebench: folder of its tables"
+    "table", "", "prior: runs table, default a simulated one; scalebench, regmix: folder of their tables"
 )
 _JSON = flags.DEFINE_string("json", "", "file for the result as JSON")
 
