@@ -1,4 +1,4 @@
-"""Installs ATLAS: pip install . or pip install .[cuda|tpu|test|peers|notebooks]."""
+"""Installs ATLAS: pip install . or pip install .[cuda|tpu|compile|test|peers|notebooks]."""
 
 import pathlib
 import re
@@ -46,6 +46,9 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
+        # To compile for TPUs and GPUs that are not here: compilers alone, without NVIDIA's libraries. Beside a run on a
+        # CPU libtpu complains unless JAX_PLATFORMS=cpu, so this is no part of the default.
+        "compile": ["jax[tpu]>=0.10,<0.13", "jax-cuda12-plugin>=0.10,<0.13"],
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.*", "mypy==2.4.*"],
         # What ours is compared with: off-the-shelf models, assisted generation. On Linux torch comes
         # from PyPI with CUDA, a download of 3 GB; the CPU build, 0.2 GB, is enough if it is installed first:

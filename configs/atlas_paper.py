@@ -1,6 +1,7 @@
 r"""The plan of the ATLAS paper on MADLAD-400 (arXiv 2510.22037, Table B.1): 774 runs in nine groups.
 
     python -m experiments.sweep --config=configs/atlas_paper.py --list
+    python -m experiments.compile --config=configs/atlas_paper.py:46 --topology=v5p:4x4x4
     python -m experiments.sweep --config=configs/atlas_paper.py --workdir=DIR \
         --config.data.input=gs://BUCKET/madlad-400 --shard=0/774
 
@@ -23,6 +24,7 @@ from atlas.data import DataConfig
 from atlas.scaling import published
 from atlas.training import RunConfig, Study, TrainConfig, align, chain, cross, each
 from atlas.training.overlays import Overlay
+from checked import UserError, overlay
 from models import ModelConfig, count_params, shape
 
 FULL = (0, 1, 2, 4, 6, 8, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 42, 46)
@@ -39,17 +41,18 @@ TARGET_PAIRS += [("es", "pt"), ("fr", "zh"), ("hi", "ru"), ("de", "ja"), ("hi", 
 BATCH_SIZES = ((150e6, 256), (1e9, 512), (2e9, 1024), (float("inf"), 2048))
 
 
-def get_config() -> RunConfig:
-    """The base run: scale 0 on the UniMax mixture of the 50 evaluation languages."""
+def get_config(scale: str = "0") -> RunConfig:
+    """The base run: a scale, `atlas_paper.py:46`, on the UniMax mixture of the 50 evaluation languages."""
+    if not scale.isdecimal():
+        raise UserError(f"configs/atlas_paper.py:{scale}: give the number of a scale, as in atlas_paper.py:46")
     mixtures = _capacity_mixtures()
     languages = tuple(sorted({*itertools.chain(*mixtures.values(), MONOLINGUAL, PAIRS)}))
-    return RunConfig(
+    base = RunConfig(
         name="atlas_paper",
         mixture=f"unimax({','.join(mixtures['50v0'])};epochs=10)",
         data=DataConfig(
             source="madlad", input="gs://BUCKET/madlad-400", languages=languages, tokenizer="unigram", window=2048
         ),
-        model=ModelConfig(**shape(0)),
         train=TrainConfig(
             steps=(3_000, 10_000, 30_000),
             warmup_steps=1000,
@@ -59,6 +62,7 @@ def get_config() -> RunConfig:
             evaluation_windows=10_000,
         ),
     )
+    return overlay(base, {**_scale(int(scale)), "name": base.name})
 
 
 def get_sweep(base: RunConfig) -> Study:

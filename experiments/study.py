@@ -13,6 +13,7 @@ from absl import flags
 
 from atlas.studies.analysis import analyse_into
 from atlas.studies.scaling_study import run_study
+from atlas.training import initialize_distributed
 from experiments import _app
 
 _CONFIG = _app.define_config()
@@ -31,6 +32,7 @@ def main(_: Sequence[str]) -> None:
     if _RUNS.value:
         print(analyse_into(workdir, _RUNS.value, pathlib.Path(_RUNS.value).stem, columns=_COLUMNS()))
         return
+    initialize_distributed()
     print(run_study(_CONFIG.study(_POPULATION.value), workdir, _app.command()))
 
 

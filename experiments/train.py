@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from absl import flags
 
 from atlas.training import initialize_distributed, run_id, run_sweep, runs_table
+from checked import UserError
 from checked.files import write_atomically
 from experiments import _app
 
 _CONFIG = _app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory for the corpus, the run and its checkpoints")
+
+_PROFILE = flags.DEFINE_list("profile_steps", [], "first and last step of a trace for xprof, left in WORKDIR/profile")
 
 
 def main(_: Sequence[str]) -> None:
@@ -24,12 +27,24 @@ def main(_: Sequence[str]) -> None:
     _app.require(config=_CONFIG.base, workdir=_WORKDIR.value)
     config, workdir = _CONFIG.base, pathlib.Path(_WORKDIR.value)
     initialize_distributed()
-    run_sweep([config], workdir, shard="0/1")
+    run_sweep([config], workdir, shard="0/1", profile=_profile())
     table = runs_table([config], workdir)
     write_atomically(workdir / "runs.csv", table.to_csv(index=False))
     last = table[table["step"] == table["step"].max()]
     print(last[["language", "loss", "nats_per_token", "step"]].to_string(index=False))
     print(f"run {run_id(config)}: {workdir / 'runs' / run_id(config)}")
+
+
+def _profile() -> tuple[int, int] | None:
+    if not _PROFILE.value:
+        return None
+    try:
+        first, last = (int(text) for text in _PROFILE.value)
+    except ValueError as error:
+        raise UserError(
+            f"--profile_steps={','.join(_PROFILE.value)}: give the first and the last step, as 10,12"
+        ) from error
+    return first, last
 
 
 if __name__ == "__main__":

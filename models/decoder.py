@@ -10,15 +10,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models import sharding
 from models.attention import Attention, RunningVariance
 from models.attention.cache import Cache, LayerCache
 from models.attention.module import Metrics
 from models.config import ModelConfig
 from models.layers import FeedForward, Rotation, View, make_rotation, norm_scale, rms_norm, scaled_norm, weight
+from models.sharding import whole
 
 _LayerState = nnx.State
 _LayerInputs = tuple[_LayerState, _LayerState, jax.Array]
 _LayerStep = Callable[[jax.Array, _LayerInputs], tuple[jax.Array, tuple[Metrics, jax.Array | None]]]
+
+# What leads from a part of a matrix to the matrix in a product. No residuals: every layer's would be the whole model.
+_OF_WEIGHTS = ("all_gather", "reshape", "transpose", "convert_element_type", "squeeze")
 
 _NO_WINDOW = jnp.iinfo(jnp.int32).max
 
@@ -97,7 +102,7 @@ class SequentialBlock(Block):
 
 def _largest(x_BTM: jax.Array, segments_BT: jax.Array) -> Metrics:
     largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x_BTM)), initial=0, where=(segments_BT >= 0)[..., None])
-    return {"largest_activation": largest.astype(jnp.float32)}
+    return {"largest_activation": sharding.largest(largest.astype(jnp.float32))}
 
 
 class Decoder(nnx.Module):
@@ -200,19 +205,26 @@ class Decoder(nnx.Module):
         decoder.scan_layers = False
         return decoder
 
-    def logits(self, x_BTM: jax.Array) -> jax.Array:
-        """Float32 logits [B, T, V] of hidden states [B, T, M]."""
+    def logits(self, x_BTM: jax.Array, head_VM: jax.Array | None = None) -> jax.Array:
+        """Float32 logits [B, T, V] of hidden states [B, T, M]; head: `whole_head()`, for who calls this in a loop."""
         B, T, M = x_BTM.shape
-        head = self.embedding if self.head is None else self.head
-        head_MV = head[...].astype(x_BTM.dtype).T
+        head_MV = (self.whole_head() if head_VM is None else head_VM).astype(x_BTM.dtype).T
         logits_NV = jnp.matmul(x_BTM.reshape(B * T, M), head_MV, preferred_element_type=_at_least_float32(self.dtype))
         logits_NV = logits_NV / self.architecture.logit_scale
         if cap := self.architecture.logit_softcap:
             logits_NV = cap * jnp.tanh(logits_NV / cap)
         return logits_NV.reshape(B, T, -1)
 
+    def whole_head(self) -> jax.Array:
+        """The matrix [V, M] that gives the logits, gathered if it is split."""
+        return self._table(self.embedding if self.head is None else self.head)
+
+    def _table(self, parameter: nnx.Param) -> jax.Array:
+        # In the parameter's own type, so that the gradients of a token's many places are added up in float32.
+        return whole(parameter, self.dtype).astype(parameter[...].dtype)
+
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
-        x_BTM = self.embedding[...].astype(self.dtype)[tokens_BT]
+        x_BTM = self._table(self.embedding)[tokens_BT].astype(self.dtype)
         # The factor is rounded to the dtype first, as in the models that were trained so.
         a = self.architecture
         scale = x_BTM.shape[-1] ** 0.5 if a.fixed.gemma else a.embedding_scale
@@ -337,9 +349,13 @@ def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def _with_remat(step: _LayerStep, remat: str, scanned: bool) -> _LayerStep:
-    if remat == "none":
-        return step
     policies = jax.checkpoint_policies
-    policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else policies.nothing_saveable
+    if remat == "none" and not sharding.gathers():
+        return step
+    policy = {
+        "none": lambda operation, *_, **__: operation.name not in _OF_WEIGHTS,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "full": policies.nothing_saveable,
+    }[remat]
     # A scan's body is compiled apart from its surroundings, so nothing there could undo the recomputation.
     return jax.checkpoint(step, policy=policy, prevent_cse=not scanned)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.config import Architecture, ModelConfig, RopeScaling
+from models.sharding import whole
 
 _UNSCALED = RopeScaling()
 
@@ -51,7 +52,7 @@ def linear(x: jax.Array, w: nnx.Param, inputs: int = 1, preferred_element_type: 
     where a weight's gradient contracts two dimensions.
     """
     B, T = x.shape[:2]
-    w_IO = w[...].astype(x.dtype)
+    w_IO = whole(w, x.dtype)
     out_shape = w_IO.shape[inputs:]
     w_IO = w_IO.reshape(math.prod(w_IO.shape[:inputs]), math.prod(out_shape))
     y_NO = jnp.matmul(x.reshape(B * T, -1), w_IO, preferred_element_type=preferred_element_type)

@@ -42,15 +42,15 @@ def document_segments(inputs_BT: jax.Array, separator: int, padding: int) -> jax
     return jnp.where(inputs_BT == padding, -1, segments_BT)
 
 
-def _losses(model: Decoder, x_BTM: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    logits_BTV = model.logits(x_BTM)
+def _losses(model: Decoder, x_BTM: jax.Array, targets_BT: jax.Array, head_VM: jax.Array | None = None) -> jax.Array:
+    logits_BTV = model.logits(x_BTM, head_VM)
     target_logit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits_BTV, axis=-1) - target_logit_BT
 
 
 def _chunked_losses(model: Decoder, x_BTM: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    # Chunks are cut in time, not across rows: rows may live on different devices.
     B, T, M = x_BTM.shape
+    head_VM = model.whole_head()
     width = min(T, max(1, model.loss_chunk // B))
     chunks = -(-T // width)
     extra = ((0, 0), (0, chunks * width - T))
@@ -59,7 +59,7 @@ def _chunked_losses(model: Decoder, x_BTM: jax.Array, targets_BT: jax.Array) -> 
 
     @jax.checkpoint
     def chunk_losses(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return _losses(model, *chunk)
+        return _losses(model, *chunk, head_VM)
 
     losses_CBW = jax.lax.map(chunk_losses, (x_BCWM.swapaxes(0, 1), targets_BCW.swapaxes(0, 1)))
     return losses_CBW.swapaxes(0, 1).reshape(B, chunks * width)[:, :T]

@@ -20,14 +20,17 @@ _IDLE_SECONDS = 60.0  # longer gaps between log lines are interruptions, not tra
 def run_study(study: Study, workdir: pathlib.Path, command: str = "") -> str:
     """Trains what is not trained yet, analyses all of it and leaves the results in `workdir`, see `analyse_into`.
 
-    Finished studies return at once; interrupted ones continue. command: how it was started, for the report.
+    Finished studies return at once; interrupted ones continue. Every process of several calls this; the first analyses.
+    command: how it was started, for the report.
 
     Returns:
       The summary in words: law, transfer matrix, held-out scores and the path of the report.
     """
     run_sweep(study.runs, workdir, study.population, shard="0/1")
-    frame = runs_table(study.runs, workdir)
     known = prepare_corpus(study.base.data, workdir).relatedness
+    if jax.process_index():
+        return "trained with the others; process 0 analyses"
+    frame = runs_table(study.runs, workdir)
     return analyse_into(workdir, frame, study.title, known, _facts(study, frame, workdir, command))
 
 

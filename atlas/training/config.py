@@ -39,6 +39,7 @@ class TrainConfig(Checked, section="train"):
     """
 
     batch_size: int = field(16, "of a step, over all devices", unit="windows", least=1)
+    microbatches: int = field(1, "parts of a batch whose gradients are added up, to save memory", least=1)
     steps: tuple[int, ...] = field((500,), "ends of the cooldown branches, ascending", unit="steps", least=1)
     warmup_steps: int = field(20, "linear rise of the learning rate", unit="steps", least=0)
     cooldown_fraction: float = field(0.2, "share of a branch's steps in its linear decay to 0", least=0, below=1)
@@ -96,7 +97,7 @@ class RunConfig(Checked):
 
 
 # What changes no number of a run: labels, how it is executed, and the vocabulary, which is the tokenizer's.
-_NOT_IDENTITY = ("name", "group", "mesh.", "train.checkpoint_every", "model.vocab_size", "data.")
+_NOT_IDENTITY = ("name", "group", "mesh.", "train.checkpoint_every", "train.microbatches", "model.vocab_size", "data.")
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import json
 import pathlib
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +19,14 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from atlas.data import Corpus, Sampler, mixtures
 from atlas.training import metrics
 from atlas.training.config import RunConfig, population_name, run_id
 from atlas.training.evaluation import EvaluationSet, evaluation_set
 from atlas.training.mesh import make_mesh
+from atlas.training.meter import Meter, in_words
 from atlas.training.program import Program, make_program
 from atlas.training.step import NO_COOLDOWN, Arrays, Cooldown, TrainState
 from checked import UserError
@@ -33,7 +36,7 @@ from models.run import MODEL, model_config
 
 TRUNK, COOLDOWN = "trunk", "cooldown"
 DONE, METRICS, EVALUATIONS = "done.json", "metrics.jsonl", "evaluations.jsonl"
-Progress = Callable[[int, float], None]
+Progress = Callable[[int, str], None]
 
 _GROUP = 100  # log lines of a run that are written at once: opening a file costs more than a small step
 
@@ -58,23 +61,35 @@ class Segment:
 
 
 def train(
-    configs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path, progress: Progress = lambda tokens, loss: None
+    configs: Sequence[RunConfig],
+    corpus: Corpus,
+    workdir: pathlib.Path,
+    progress: Progress = lambda tokens, words: None,
+    profile: tuple[int, int] | None = None,
 ) -> None:
     """Trains runs of one shape together and leaves `workdir/runs/<run id>/` for each.
 
     configs: R runs that differ in seed and mixture only. workdir: holds `runs` and `checkpoints`. progress(tokens,
-    loss) is called after every step with the tokens of all runs and their mean loss in nats.
+    words) is called after every step with the tokens of all runs, and with what to say of it; also where there is only
+    something to say. profile: the first and the last step of the trunk that a trace for xprof in `workdir/profile`
+    covers.
 
     Raises UserError for a mixture, batch or mesh that does not fit, and KeyboardInterrupt once the state is saved.
     """
-    Population(configs, corpus, workdir, progress).train()
+    Population(configs, corpus, workdir, progress, profile).train()
 
 
 class Population:
     """R runs of one shape in training; see `train`."""
 
-    def __init__(self, configs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path, progress: Progress):
+    def __init__(
+        self, configs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path, progress: Progress,
+        profile: tuple[int, int] | None = None,
+    ):  # fmt: skip
         self._config, self._corpus, self._progress = configs[0], corpus, progress
+        # A trunk that ends earlier ends the trace, and none is asked for by steps that never come.
+        trunk = self._config.train.branch_step(self._config.train.steps[-1])
+        self._profile = (profile[0], min(profile[1], trunk - 1)) if profile else (-1, -1)
         self._configs, self._mesh = configs, make_mesh(configs[0].mesh)
         self._ids = [run_id(config) for config in configs]
         settings = self._config.train
@@ -90,6 +105,9 @@ class Population:
         self._directories = [workdir / "runs" / name for name in self._ids]
         self._checkpoints = workdir / "checkpoints" / population_name(self._ids)
         self._workdir, self._lines = workdir, [[] for _ in configs]
+        model = dataclasses.replace(self._config.model, vocab_size=corpus.tokenizer.vocab_size)
+        self._counts, self._tokens = count_params(model), len(configs) * settings.batch_size * corpus.window
+        self._meter = Meter(self._tokens, 6.0 * self._counts["non_embedding"] * self._tokens)
 
     def train(self) -> None:
         """Runs every segment that is not done yet."""
@@ -98,12 +116,12 @@ class Population:
         with jax.set_mesh(self._mesh), _stop_requests() as self._stop_requested:
             self._write_configs()
             position, state = checkpoint.restore(self._checkpoints / TRUNK, self._program.like) or (0, None)
-            self._report(position)
+            self._resume(TRUNK, 0, position)
             *earlier, last = self._config.train.steps
             for end in (*earlier, last):
                 branch = Segment(COOLDOWN, self._config.train.branch_step(end), end)
                 if end != last and position >= branch.start and self._evaluated(end):
-                    self._report(branch.stop - branch.start)
+                    self._progress(self._tokens * (branch.stop - branch.start), "")
                     continue
                 if position > branch.start:
                     lost = f"{EVALUATIONS} of {self._ids[0]} lacks step {end}, which its checkpoint has passed"
@@ -113,6 +131,13 @@ class Population:
                 position = branch.start
                 final = self._branch(state, branch)
             self._finish(final)
+
+    def _resume(self, phase: str, start: int, step: int) -> None:
+        """Says where a segment continues, if it does, and what its first step waits for."""
+        if step > start and _writes():
+            others = f" and {len(self._ids) - 1} others" if len(self._ids) > 1 else ""
+            tqdm.write(f"{self._ids[0]}{others}: continues from step {step} of its {phase}", file=sys.stderr)
+        self._progress(self._tokens * (step - start), "compiling" if self._meter.is_new else "")
 
     def _initial(self) -> TrainState:
         if not self._config.initialize:
@@ -126,7 +151,7 @@ class Population:
     def _branch(self, trunk: TrainState, segment: Segment) -> TrainState:
         directory = self._checkpoints / segment.name
         step, state = checkpoint.restore(directory, self._program.like) or (segment.start, None)
-        self._report(step - segment.start)
+        self._resume(segment.name, segment.start, step)
         # The step donates its state, and the trunk's is needed again.
         state = jax.tree.map(lambda leaf: leaf.copy(), trunk) if state is None else state
         state = self._advance(state, segment, step)
@@ -143,10 +168,16 @@ class Population:
         cooldown = tuple(np.int32(bound) for bound in segment.cooldown)
         directory = self._checkpoints / segment.name
         self._forget(segment, start)
+        self._meter.begin()
         pending: Arrays | None = None
         steps = range(start, segment.stop)
         for step, batch in zip(steps, self._program.batches(self._shape, self._samplers, steps), strict=True):
+            if segment.phase == TRUNK and step == self._profile[0]:
+                jax.profiler.start_trace(str(self._workdir / "profile"))
             state, now = self._program.step(state, *batch, cooldown)
+            if segment.phase == TRUNK and step == self._profile[1] >= self._profile[0]:
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
             self._log(segment, step - 1, pending)
             pending, done = now, step + 1
             if settings.evaluate_every and segment.phase == TRUNK and done % settings.evaluate_every == 0:
@@ -173,8 +204,9 @@ class Population:
         if values is None:
             return
         values = jax.device_get(values)
-        self._report(1, float(np.mean(values["loss"])))
-        fixed = {"phase": segment.name, "step": step + 1, "time": round(time.time(), 3)}
+        speed = self._meter.tick()
+        self._progress(self._tokens, in_words(float(np.mean(values["loss"])), speed))
+        fixed = {"phase": segment.name, "step": step + 1, "time": round(time.time(), 3), "speed": speed}
         for run, lines in enumerate(self._lines):
             lines.append(fixed | {key: float(value[run]) for key, value in values.items()})
         if len(self._lines[0]) >= _GROUP:
@@ -185,10 +217,6 @@ class Population:
             if _writes() and lines:
                 metrics.append(directory / METRICS, *lines)
             lines.clear()
-
-    def _report(self, steps: int, loss: float = float("nan")) -> None:
-        runs, rows, width = self._shape
-        self._progress(steps * runs * rows * (width - 1), loss)
 
     def _forget(self, segment: Segment, start: int) -> None:
         """Drops what the coming steps will write again."""
@@ -220,13 +248,12 @@ class Population:
     def _write_configs(self) -> None:
         if not _writes():
             return
-        counts = count_params(dataclasses.replace(self._config.model, vocab_size=self._corpus.tokenizer.vocab_size))
         for config, weights, directory in zip(self._configs, self._weights, self._directories, strict=True):
             description = {
                 "config": dataclasses.asdict(config),
                 "weights": weights,
-                "num_params": counts["non_embedding"],
-                "num_params_total": counts["total"],
+                "num_params": self._counts["non_embedding"],
+                "num_params_total": self._counts["total"],
                 "unique_tokens": self._corpus.unique_tokens,
                 "corpus": self._corpus.fingerprint,
             }

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -10,16 +10,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from atlas.training.config import MeshConfig
+from atlas.training.config import MeshConfig, RunConfig
 from checked import UserError
+from models.sharding import mesh_axes
 
 T = TypeVar("T")
+PyTree = Any
 
 AXES = ("run", "data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
-
-# Logical parameter axis → mesh axis. What is absent is replicated.
-RULES = {"embed": "fsdp", "vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
 
 
 def initialize_distributed() -> None:
@@ -51,7 +49,11 @@ def first_process_first(make: Callable[[], T]) -> T:
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """The mesh run × data × fsdp × tensor over `devices` (default: all of them).
 
-    Axis types are Auto: jit propagates shardings, as pjit did. Raises UserError if the sizes do not fill the devices.
+    Between slices, or hosts of GPUs that JAX calls so, the network is slow: data is split over them first, all else
+    lies within. Axis types are Auto: jit propagates shardings, as pjit did.
+
+    Raises:
+      UserError: the sizes do not fill the devices, or data does not divide over the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in AXES]
@@ -63,23 +65,51 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         raise UserError(
             f"mesh {shape} needs {int(np.prod(sizes))} devices, there are {len(devices)}; change config.mesh"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    slices: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    data = AXES.index("data")
+    if sizes[data] % len(slices):
+        raise UserError(
+            f"mesh.data={sizes[data]} must be a multiple of the {len(slices)} slices: it alone may span them"
+        )
+    sizes[data] //= len(slices)
+    parts = [jax.make_mesh(sizes, AXES, devices=slices[number]).devices for number in sorted(slices)]
+    return Mesh(np.concatenate(parts, axis=data), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def parameter_sharding(mesh: Mesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
-    """The sharding of a population's parameter [R, (layers,) *axes] by RULES; an axis that does not divide is
-    replicated."""
-    names = ["run"] + [None] * (len(shape) - 1 - len(axes)) + [RULES.get(axis) for axis in axes]
+    """The sharding of a population's parameter [R, (layers,) *axes]; an axis that does not divide is replicated."""
+    names = ["run"] + [None] * (len(shape) - 1 - len(axes)) + list(mesh_axes(axes))
     fits = [n if n and size % mesh.shape[n] == 0 else None for n, size in zip(names, shape, strict=True)]
     return NamedSharding(mesh, P(*fits))
 
 
-def check_divisible(mesh: Mesh, batch_size: int, population: int) -> None:
-    """Raises UserError where a batch or a population does not divide over its mesh axes."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % parts:
-        raise UserError(
-            f"train.batch_size={batch_size} does not divide over data × fsdp = {parts} devices; use a multiple"
-        )
+def over_devices(function: Callable, mesh: Mesh, in_specs: PyTree, out_specs: PyTree) -> Callable:
+    """`jax.shard_map` of a function in which every device computes its own runs and windows; see `models.sharding`.
+
+    Specs may name any axis. Splitting by tensor is left to XLA, inside the function too; where there is none, XLA has
+    nothing to split.
+    """
+    manual = set(AXES) if mesh.shape["tensor"] == 1 else set(AXES) - {"tensor"}
+
+    def own(spec: P) -> P:
+        return P(*(axis if axis is None or manual.issuperset(np.atleast_1d(axis)) else None for axis in spec))
+
+    in_specs, out_specs = (
+        jax.tree.map(own, specs, is_leaf=lambda leaf: isinstance(leaf, P)) for specs in (in_specs, out_specs)
+    )
+    options = {"in_specs": in_specs, "out_specs": out_specs, "axis_names": manual, "check_vma": False}
+    return jax.shard_map(function, mesh=mesh, **options)
+
+
+def check_divisible(mesh: Mesh, config: RunConfig, population: int) -> None:
+    """Raises UserError where a batch, a model or a population does not divide over its mesh axes."""
+    parts, train, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], config.train, mesh.shape["fsdp"]
+    if train.batch_size % (parts * train.microbatches):
+        many = f"data × fsdp = {parts} devices" + f" × {train.microbatches} microbatches" * (train.microbatches > 1)
+        raise UserError(f"train.batch_size={train.batch_size} does not divide over {many}; use a multiple")
+    if config.model.d_model % fsdp:
+        raise UserError(f"model.d_model={config.model.d_model} does not divide over mesh.fsdp={fsdp}; use a divisor")
     if population % mesh.shape["run"]:
         raise UserError(f"a population of {population} runs does not divide over mesh.run={mesh.shape['run']}")

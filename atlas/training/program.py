@@ -13,9 +13,10 @@ from jax.sharding import PartitionSpec as P
 
 from atlas.data import Corpus, Sampler
 from atlas.training.config import RunConfig, shape_of
-from atlas.training.mesh import BATCH_AXES, check_divisible, parameter_sharding
-from atlas.training.step import Skeleton, TrainState, TrainStep
+from atlas.training.mesh import check_divisible, over_devices, parameter_sharding
+from atlas.training.step import Arrays, Cooldown, Skeleton, TrainState, TrainStep
 from models import ModelConfig
+from models.sharding import BATCH_AXES
 
 Shape = tuple[int, int, int]  # runs, rows, tokens of a row
 
@@ -67,14 +68,15 @@ class Program:
 
 def make_program(config: RunConfig, corpus: Corpus, population: int, mesh: Mesh) -> Program:
     """The program of `population` runs shaped like `config`; equal shapes share one compilation."""
-    check_divisible(mesh, config.train.batch_size, population)
     tokenizer = corpus.tokenizer
     ids = (tokenizer.separator, tokenizer.padding, tokenizer.vocab_size)
-    return _make_program(shape_of(config), ids, len(corpus.languages), population, mesh)
+    return program_of(shape_of(config), ids, len(corpus.languages), population, mesh)
 
 
 @functools.lru_cache(maxsize=_CACHE_SIZE)
-def _make_program(shape: RunConfig, ids: tuple[int, int, int], languages: int, population: int, mesh: Mesh) -> Program:
+def program_of(shape: RunConfig, ids: tuple[int, int, int], languages: int, population: int, mesh: Mesh) -> Program:
+    """The program of runs of a shape; ids: the tokenizer's separator, padding and number of tokens."""
+    check_divisible(mesh, shape, population)
     separator, padding, vocab_size = ids
     model: ModelConfig = dataclasses.replace(shape.model, vocab_size=vocab_size)
     one = TrainStep(Skeleton(model), shape.train, separator, padding, languages)
@@ -82,18 +84,28 @@ def _make_program(shape: RunConfig, ids: tuple[int, int, int], languages: int, p
     abstract = jax.eval_shape(over_runs(one.init), jax.ShapeDtypeStruct((population,), jnp.int32))
     shardings = _state_shardings(abstract, one.skeleton, mesh)
     like = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), abstract, shardings)
+    by_run, by_row = P("run"), P("run", BATCH_AXES)
+    specs = {name: leaf.sharding.spec for name, leaf in like.params.items()}
+    own_rows = functools.partial(over_devices, mesh=mesh)
+    gradients = own_rows(jax.vmap(one.gradients), in_specs=(specs, by_run, by_row), out_specs=(specs, by_run, by_run))
+    evaluate = own_rows(
+        jax.vmap(one.evaluate, (0, 0, None)), in_specs=(specs, by_run, P(None, BATCH_AXES)), out_specs=by_run
+    )
+    update = over_runs(one.update, in_axes=(0, 0, 0, None))
+
+    def step(
+        state: TrainState, tokens_RBS: jax.Array, language_RB: jax.Array, cooldown: Cooldown
+    ) -> tuple[TrainState, Arrays]:
+        return update(state, gradients(state.params, state.buffers, tokens_RBS), language_RB, cooldown)
+
     return Program(
         init=jax.jit(over_runs(one.init), out_shardings=shardings),
         start=jax.jit(over_runs(one.start), out_shardings=shardings),
         # Output shardings equal to the input's keep XLA from choosing others and compiling the second step anew.
-        step=jax.jit(
-            over_runs(one, in_axes=(0, 0, 0, None)),
-            out_shardings=(shardings, NamedSharding(mesh, P())),
-            donate_argnums=0,
-        ),
-        evaluate=jax.jit(over_runs(one.evaluate, in_axes=(0, 0, None)), out_shardings=NamedSharding(mesh, P())),
+        step=jax.jit(step, out_shardings=(shardings, NamedSharding(mesh, P())), donate_argnums=0),
+        evaluate=jax.jit(evaluate, out_shardings=NamedSharding(mesh, P())),
         like=like,
-        batch_sharding=NamedSharding(mesh, P("run", BATCH_AXES)),
+        batch_sharding=NamedSharding(mesh, by_row),
         evaluation_sharding=NamedSharding(mesh, P(None, BATCH_AXES, None)),
     )
 

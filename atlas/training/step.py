@@ -9,11 +9,12 @@ import optax
 from flax import nnx
 
 from atlas.training.config import TrainConfig
-from models import Decoder, ModelConfig, token_losses
+from models import Decoder, ModelConfig, document_segments, sharding, token_losses
 from models.decoder import named_variables
 
 Arrays = dict[str, jax.Array]
 Cooldown = tuple[jax.Array, jax.Array]
+Gradients = tuple[Arrays, Arrays, Arrays]  # by parameter; the buffers after the step; metrics
 
 NO_COOLDOWN = (2**31 - 2, 2**31 - 1)
 
@@ -126,9 +127,13 @@ class TrainStep:
     ) -> tuple[TrainState, Arrays]:
         """One step on tokens int32 [B, T+1] of languages int32 [B]; an update that is not finite is skipped and
         counted."""
-        (_, (metrics, buffers)), gradients = jax.value_and_grad(self._loss, has_aux=True)(
-            state.params, state.buffers, tokens_BS
-        )
+        return self.update(state, self.gradients(state.params, state.buffers, tokens_BS), language_B, cooldown)
+
+    def update(
+        self, state: TrainState, learnt: Gradients, language_B: jax.Array, cooldown: Cooldown
+    ) -> tuple[TrainState, Arrays]:
+        """The second half of a step: the state after what `gradients` found, and all metrics."""
+        gradients, buffers, metrics = learnt
         rate, norm = learning_rate(self.config, state.step, cooldown), optax.tree.norm(gradients)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.params)
         params = jax.tree.map(lambda value, update: value + rate * update, state.params, updates)
@@ -150,7 +155,7 @@ class TrainStep:
         def chunk(tokens_BS: jax.Array) -> tuple[jax.Array, Arrays]:
             model = self.skeleton.merge(params, buffers)
             nats_BT, weights_BT, metrics = token_losses(model, tokens_BS, self.separator, self.padding, measure=True)
-            return jnp.sum(nats_BT * weights_BT), metrics
+            return sharding.total(jnp.sum(nats_BT * weights_BT)), metrics
 
         nats_C, metrics_C = jax.lax.map(chunk, tokens_CBS)
         return nats_C, jax.tree.map(jnp.mean, metrics_C)
@@ -159,8 +164,51 @@ class TrainStep:
     def _optimizer(self) -> optax.GradientTransformation:
         return make_optimizer(self.config, self.skeleton)
 
-    def _loss(self, params: Arrays, buffers: Arrays, tokens_BS: jax.Array) -> tuple[jax.Array, tuple[Arrays, Arrays]]:
+    def gradients(self, params: Arrays, buffers: Arrays, tokens_BS: jax.Array) -> Gradients:
+        """The first half of a step: gradients, the buffers after it, and the model's metrics.
+
+        Under `jax.shard_map` a device has its own rows and its parts of the matrices; metrics are those of all rows.
+        With `microbatches` the rows come in so many parts, whose gradients are added up: activations of one part exist
+        at a time, and the result is that of one batch.
+        """
+        differentiate = jax.value_and_grad(self._loss, has_aux=True)
+        counts = self._counts(self.skeleton.merge(params, buffers), tokens_BS)
+
+        def part(tokens_bS: jax.Array) -> Gradients:
+            (_, (moves, metrics)), gradients = differentiate(params, buffers, tokens_bS, counts)
+            return gradients, moves, metrics
+
+        def add(sums: Gradients, tokens_bS: jax.Array) -> tuple[Gradients, None]:
+            new = part(tokens_bS)
+            largest = jnp.maximum(sums[2]["largest_activation"], new[2]["largest_activation"])
+            gradients, moves, metrics = jax.tree.map(jnp.add, sums, new)
+            return (gradients, moves, metrics | {"largest_activation": largest}), None
+
+        if (parts := self.config.microbatches) == 1:
+            gradients, moves, metrics = part(tokens_BS)
+        else:
+            tokens_PbS = tokens_BS.reshape(parts, -1, tokens_BS.shape[1])
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part, tokens_PbS[0]))
+            (gradients, moves, metrics), _ = jax.lax.scan(add, zeros, tokens_PbS)
+        gradients = {name: sharding.total_gradient(g, self.skeleton.axes[name]) for name, g in gradients.items()}
+        return gradients, jax.tree.map(jnp.add, buffers, moves), metrics
+
+    def _counts(self, model: Decoder, tokens_BS: jax.Array) -> tuple[jax.Array, ...]:
+        """What means are taken over: targets, tokens read, and queries that a running variance rests on."""
+        segments_BT = document_segments(tokens_BS[:, :-1], self.separator, self.padding)
+        targets, tokens = (jnp.sum(tokens_xx != self.padding) for tokens_xx in (tokens_BS[:, 1:], tokens_BS[:, :-1]))
+        return sharding.total(targets), sharding.total(tokens), model.layers.attention.variance_weight(segments_BT)
+
+    def _loss(
+        self, params: Arrays, buffers: Arrays, tokens_BS: jax.Array, counts: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, tuple[Arrays, Arrays]]:
+        """What rows add to the loss of a batch with these counts; also to how its buffers move, and to its metrics."""
         model = self.skeleton.merge(params, buffers)
+        own = self._counts(model, tokens_BS)
+        targets, of_tokens, of_variance = (a / jnp.maximum(b, 1) for a, b in zip((1, *own[1:]), counts, strict=True))
         nats_BT, weights_BT, aux = token_losses(model, tokens_BS, self.separator, self.padding, train=True)
-        nats = jnp.sum(nats_BT * weights_BT) / jnp.maximum(jnp.sum(weights_BT), 1.0)
-        return nats + aux["indexer_loss"], ({"loss": nats} | aux, self.skeleton.split(model)[1])
+        nats = sharding.total(jnp.sum(nats_BT * weights_BT)) * targets
+        metrics = {name: value if name == "largest_activation" else of_tokens * value for name, value in aux.items()}
+        after = self.skeleton.split(model)[1]
+        moves = jax.tree.map(lambda after, before: of_variance * (after - before), after, buffers)
+        return nats + metrics["indexer_loss"], (moves, {"loss": nats} | metrics)

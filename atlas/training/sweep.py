@@ -50,11 +50,14 @@ def shard_of(units: Sequence[list[RunConfig]], shard: str) -> list[list[RunConfi
     return list(units[index::count])
 
 
-def run_sweep(runs: Sequence[RunConfig], workdir: pathlib.Path, population: int = 1, shard: str = "") -> None:
+def run_sweep(
+    runs: Sequence[RunConfig], workdir: pathlib.Path, population: int = 1, shard: str = "",
+    profile: tuple[int, int] | None = None,
+) -> None:  # fmt: skip
     """Prepares the corpora and trains every run of the shard that is not done; killed at any moment, it continues.
 
-    population: runs of one shape trained as one vmapped step. Raises UserError for what a user can mend, before the
-    first run trains.
+    population: runs of one shape trained as one vmapped step. profile: see `loop.train`. Raises UserError for what a
+    user can mend, before the first run trains.
     """
     check_runs(runs, population, workdir)
     first_process_first(lambda: claim(workdir, runs))
@@ -66,13 +69,13 @@ def run_sweep(runs: Sequence[RunConfig], workdir: pathlib.Path, population: int 
     quiet = not todo or jax.process_index() != 0
     with tqdm(total=total, unit="tok", unit_scale=True, smoothing=0.05, disable=quiet, mininterval=0.5) as bar:
 
-        def progress(tokens: int, loss: float) -> None:
-            bar.set_postfix_str(f"loss {loss:.3f} nats", refresh=False)
+        def progress(tokens: int, words: str) -> None:
+            bar.set_postfix_str(words, refresh=not tokens)
             bar.update(tokens)
 
         for unit in todo:
             bar.set_description(f"runs {finished + 1}–{finished + len(unit)} of {count}")
-            train(unit, corpora[unit[0].data], workdir, progress=progress)
+            train(unit, corpora[unit[0].data], workdir, progress, profile)
             finished += len(unit)
 
 
@@ -104,7 +107,7 @@ def check_runs(runs: Sequence[RunConfig], population: int = 1, workdir: pathlib.
                     _check_parent(run, before, workdir)
                 before.append(run)
         with naming(unit[0].name):
-            check_divisible(make_mesh(unit[0].mesh), unit[0].train.batch_size, len(unit))
+            check_divisible(make_mesh(unit[0].mesh), unit[0], len(unit))
 
 
 def _check_parent(run: RunConfig, before: Sequence[RunConfig], workdir: pathlib.Path | None) -> None:
@@ -171,8 +174,15 @@ def _rows(config: RunConfig, directory: pathlib.Path) -> Iterator[dict]:
 def _shard_of_environment() -> str:
     environment = os.environ
     if "SLURM_ARRAY_TASK_ID" in environment:
-        first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
-        return f"{int(environment['SLURM_ARRAY_TASK_ID']) - first}/{environment['SLURM_ARRAY_TASK_COUNT']}"
+        names = ("ID", "MIN", "MAX", "STEP", "COUNT")
+        try:
+            task, first, last, step, count = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in names)
+        except (KeyError, ValueError) as error:
+            raise UserError(f"SLURM_ARRAY_TASK_ID is set, but {error} is no number; give --shard=i/n") from None
+        # Of a list, or of one task that is repeated, SLURM does not tell the whole that this is a part of.
+        if count == 1 or (last - first) // step + 1 != count:
+            raise UserError(f"array task {task} is one of a list: say of how many, as --shard={task}/n, counted from 0")
+        return f"{(task - first) // step}/{count}"
     if "JOB_COMPLETION_INDEX" in environment and "JOB_COMPLETIONS" in environment:
         return f"{environment['JOB_COMPLETION_INDEX']}/{environment['JOB_COMPLETIONS']}"
     return "0/1"

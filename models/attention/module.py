@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.attention import cache, oracle, streamed
+from models import sharding
+from models.attention import cache, fused, oracle, streamed
 from models.attention import measure as measuring
 from models.attention.indexer import Indexer
 from models.attention.keys import Attended, Reads, Selection, document_start, in_documents, in_window
@@ -104,7 +105,7 @@ class Attention(nnx.Module):
         q_BTHE, k_BSGE, v_BSGE, gate_BSGE = self._project(x_BTM, rotation)
         document = in_documents(segments_BT)
         reads = self._reads(x_BTM, in_window(document, window))
-        attended = self._attend(q_BTHE, k_BSGE, v_BSGE, reads)
+        attended = self._attend(q_BTHE, k_BSGE, v_BSGE, reads, window)
         metrics = {"indexer_loss": jnp.zeros((), jnp.float32)}
         if self.selection is not None:
             of_selection = {"indexer_loss": attended.indexer_loss, "mean_k": attended.selected}
@@ -201,7 +202,14 @@ class Attention(nnx.Module):
         running = jnp.zeros(()) if self.running_variance is None else self.running_variance[...]
         return reads._replace(index=self.indexer(x_BTM), running_variance=running)
 
-    def _attend(self, q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, reads: Reads) -> Attended:
+    def _attend(
+        self, q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, reads: Reads, window: jax.Array | None
+    ) -> Attended:
+        # Layers of one scanned body differ in a window, which the kernels want to know beforehand.
+        if self.selection is None and window is None:
+            attend = fused.kernel(q_BTHE, self.architecture.attention_softcap)
+            if attend is not None:
+                return attend(q_BTHE, k_BSGE, v_BSGE, reads)
         if self.chunk or (self.selection is not None and self.selection.block):
             return streamed.attend(q_BTHE, k_BSGE, v_BSGE, reads, self.selection, chunk=self.chunk)
         return oracle.attend(q_BTHE, k_BSGE, v_BSGE, reads, self.selection, self.architecture.attention_softcap)
@@ -211,15 +219,23 @@ class Attention(nnx.Module):
         return None if self.running_variance is None else self.running_variance[...]
 
     def _next_variance(self, variance_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-        # The first token of a document sees one score, whose variance says nothing.
-        counted_BT = (segments_BT >= 0) & ~document_start(segments_BT)
-        if self.selection.block:
-            # The list of a tile rests on its first query.
-            counted_BT &= jnp.arange(segments_BT.shape[1]) % self.selection.block == 0
+        counted_BT = self._counted(segments_BT)
         running = self.running_variance[...]
         now = jax.lax.stop_gradient(_mean(variance_BT, counted_BT))
         moved = running + (1 - self.variance_decay) * (now - running)
-        return jnp.where(jnp.any(counted_BT), jnp.where(running > 0, moved, now), running)
+        return jnp.where(self.variance_weight(segments_BT) > 0, jnp.where(running > 0, moved, now), running)
+
+    def _counted(self, segments_BT: jax.Array) -> jax.Array:
+        # The first token of a document sees one score, whose variance says nothing.
+        counted_BT = (segments_BT >= 0) & ~document_start(segments_BT)
+        if self.selection is not None and self.selection.block:
+            # The list of a tile rests on its first query.
+            counted_BT &= jnp.arange(segments_BT.shape[1]) % self.selection.block == 0
+        return counted_BT
+
+    def variance_weight(self, segments_BT: jax.Array) -> jax.Array:
+        """Of how many queries a running variance takes the mean, over the devices that share the batch."""
+        return sharding.total(jnp.sum(self._counted(segments_BT)))
 
 
 def _selection(config: ModelConfig) -> Selection:
@@ -232,8 +248,8 @@ def _selection(config: ModelConfig) -> Selection:
 def _mean(value_BT: jax.Array, counted_BT: jax.Array) -> jax.Array:
     # Flags and whole numbers too: only float64 stays what it is.
     dtype = value_BT.dtype if value_BT.dtype == jnp.float64 else jnp.float32
-    total = jnp.sum(jnp.where(counted_BT, value_BT, 0).astype(dtype))
-    return total / jnp.maximum(jnp.sum(counted_BT), 1)
+    sum_ = sharding.total(jnp.sum(jnp.where(counted_BT, value_BT, 0).astype(dtype)))
+    return sum_ / jnp.maximum(sharding.total(jnp.sum(counted_BT)), 1)
 
 
 def _gate_mean(gate_BTHE: jax.Array, valid_BT: jax.Array) -> jax.Array:

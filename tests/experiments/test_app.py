@@ -25,8 +25,11 @@ MISTAKES = [
     (["sweep", QUICKSTART, "--config.model.k_base=99", "--list"], "model.k_base=99 must lie"),
     (["study", "--config=configs/smoke.py", "--config.train.steps=1.5", "--workdir=x"], "train.steps"),
     (["compare_attention", "--config=configs/attention_comparison.py", "--config.data.tasks=()"], "name the languages"),
+    (["compile", TRAIN], "--topology is missing"),
+    (["compile", TRAIN, "--topology=v5p"], "topology 'v5p' is not chip:count"),
+    (["compile", TRAIN, "--topology=v9:2x2"], "unknown chip 'v9'"),
 ]
-WITH_CONFIG = ["train", "sweep", "study", "compare_attention"]
+WITH_CONFIG = ["train", "sweep", "study", "compare_attention", "compile"]
 WITHOUT = ["prepare", "fit", "plan"]
 
 
@@ -70,7 +73,7 @@ def test_help_shows_the_flags_and_the_settings_of_the_config(done, name):
     result = done[f"{name} --help"]
     assert result.returncode == 0
     assert f"python -m experiments.{name}" in result.stdout
-    assert "--workdir" in result.stdout or name == "plan"
+    assert "--workdir" in result.stdout or name in ("plan", "compile")
     if name in WITH_CONFIG:
         assert all(f"  --config.{line}\n" in result.stdout for line in describe(RunConfig()))
     if name == "prepare":

@@ -16,7 +16,7 @@ def outcome(workdir: pathlib.Path, changes: dict) -> dict:
     metrics = logs.read(directory / "metrics.jsonl")
     return {
         "done": json.loads((directory / "done.json").read_text()),
-        "metrics": sorted(({k: v for k, v in r.items() if k != "time"} for r in metrics), key=str),
+        "metrics": sorted(({k: v for k, v in r.items() if k not in ("time", "speed")} for r in metrics), key=str),
         "evaluations": sorted(logs.read(directory / "evaluations.jsonl"), key=str),
     }
 

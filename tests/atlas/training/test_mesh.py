@@ -4,7 +4,7 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from atlas.training.config import MeshConfig
+from atlas.training.config import MeshConfig, RunConfig, TrainConfig
 from atlas.training.mesh import AXES, check_divisible, initialize_distributed, make_mesh, parameter_sharding
 from checked import UserError
 
@@ -33,7 +33,30 @@ def test_rules_shard_what_divides_and_replicate_what_does_not():
 @pytest.mark.parametrize(("batch", "population", "message"), [(6, 2, "batch_size=6"), (8, 3, "population of 3")])
 def test_batches_and_populations_must_divide(batch, population, message):
     with pytest.raises(UserError, match=message):
-        check_divisible(mesh_of(2, 2, 2, 1), batch, population)
+        check_divisible(mesh_of(2, 2, 2, 1), RunConfig(train=TrainConfig(batch_size=batch)), population)
+
+
+def test_microbatches_and_widths_must_divide():
+    mesh = mesh_of(1, 2, 3, 1)
+    with pytest.raises(UserError, match=r"6 devices × 4 microbatches"):
+        check_divisible(mesh, RunConfig(train=TrainConfig(batch_size=12, microbatches=4)), 1)
+    with pytest.raises(UserError, match=r"d_model=64 does not divide over mesh\.fsdp=3"):
+        check_divisible(mesh, RunConfig(train=TrainConfig(batch_size=12)), 1)
+
+
+def test_only_data_spans_slices():
+    class Chip:
+        platform = device_kind = "fake"
+
+        def __init__(self, number: int):
+            self.id, self.slice_index = number, number % 2
+
+    chips = [Chip(number) for number in range(8)]
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2), chips)
+    assert {tuple(chip.slice_index for chip in row) for row in mesh.devices.reshape(4, 2)} == {(0, 0), (1, 1)}
+    assert [chip.slice_index for chip in mesh.devices[0, :, 0, 0]] == [0, 0, 1, 1]
+    with pytest.raises(UserError, match=r"mesh\.data=1 must be a multiple of the 2 slices"):
+        make_mesh(MeshConfig(data=1, fsdp=8), chips)
 
 
 def test_half_given_environment_is_named(monkeypatch):

@@ -38,11 +38,36 @@ def test_bad_shards(shard):
         sweep.shard_of([], shard)
 
 
-def test_shard_from_the_scheduler(monkeypatch):
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "4")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
-    assert sweep.shard_of([["a"], ["b"], ["c"]], "") == [["b"]]
+def set_array(monkeypatch, **values: int | str) -> None:
+    for name, value in values.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+
+
+@pytest.mark.parametrize(
+    ("array", "units"),
+    [
+        ({"ID": 5, "MIN": 4, "MAX": 5, "STEP": 1, "COUNT": 2}, [["b"]]),  # --array=4-5
+        ({"ID": 7, "MIN": 1, "MAX": 7, "STEP": 2, "COUNT": 4}, [["d"]]),  # --array=1-7:2
+    ],
+)
+def test_shard_from_the_scheduler(monkeypatch, array, units):
+    set_array(monkeypatch, **array)
+    assert sweep.shard_of([["a"], ["b"], ["c"], ["d"]][: 2 * array["STEP"]], "") == units
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        {"ID": 3, "MIN": 3, "MAX": 3, "STEP": 1, "COUNT": 1},  # --array=3: one task repeated
+        {"ID": 3, "MIN": 0, "MAX": 7, "STEP": 1, "COUNT": 3},  # --array=0,3,7
+        {"ID": 3},
+        {"ID": 3, "MIN": 0, "MAX": 7, "STEP": "x", "COUNT": 8},
+    ],
+)
+def test_part_of_an_array_that_slurm_does_not_tell_is_asked_for(monkeypatch, array):
+    set_array(monkeypatch, **array)
+    with pytest.raises(UserError, match="--shard="):
+        sweep.shard_of([["a"]], "")
 
 
 def test_sweep_trains_once_and_tabulates(tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def main(workdir: pathlib.Path, changes: dict, die_at: int, die_by: int) -> None
     initialize_distributed()
     steps = 0
 
-    def progress(tokens: int, loss: float) -> None:
+    def progress(tokens: int, words: str) -> None:
         nonlocal steps
         steps += 1
         if steps == die_at:

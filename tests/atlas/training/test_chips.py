@@ -1,0 +1,31 @@
+import importlib.util
+
+import pytest
+
+from atlas.training import chips
+from checked import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5p", "is not chip:count; give v5p:4x4x4"),
+        ("v5q:2x2x1", "unknown chip 'v5q'; did you mean 'v5"),
+        ("0x:4", "unknown chip"),
+    ],
+)
+def test_topologies_that_mean_nothing(name, message):
+    with pytest.raises(UserError, match=message):
+        chips.topology(name)
+
+
+@pytest.mark.parametrize("name", ["v5p:2x2x1", "h100:8"])
+def test_missing_extra_is_named(monkeypatch, name):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"needs the extra compile: pip install"):
+        chips.topology.__wrapped__(name)
+
+
+def test_names_that_jax_gives():
+    kinds = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "NVIDIA H100 80GB HBM3": "h100"}
+    assert {kind: chips.chip_of(kind) for kind in kinds} == {kind: chips.CHIPS[name] for kind, name in kinds.items()}
