@@ -22,6 +22,7 @@ import numbers
 import operator
 import re
 import typing
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -40,16 +41,19 @@ class UserError(ValueError):
     """A mistake of the user's: one line that names the thing and the fix; binaries print it and exit with code 2."""
 
 
-def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """An error for a name that does not exist, offering the nearest valid one.
 
     >>> str(unknown("language", "frr", ["fr", "de"]))
     "unknown language 'frr'; did you mean 'fr'? valid: de, fr"
     """
-    names = sorted(valid)
+    names = sorted(choices)
     near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return UserError(f"unknown {kind} {name!r}{hint} valid: {', '.join(names)}")
+    # Letters with accents are written in two ways that look alike.
+    show = ascii if near and unicodedata.normalize("NFC", near[0]) == unicodedata.normalize("NFC", str(name)) else repr
+    hint = f"; did you mean {show(near[0])}?" if near else ";"
+    valid = f"valid: {', '.join(names)}" if names else "there is none"
+    return UserError(f"unknown {kind} {show(name)}{hint} {valid}")
 
 
 def field(

@@ -4,11 +4,9 @@ Orbax loads a file with a flipped bit without a word; here every leaf's checksum
 restore.
 """
 
-import errno
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import shutil
 from collections.abc import Iterable
@@ -20,11 +18,13 @@ import numpy as np
 from orbax.checkpoint import v1 as orbax
 
 from checked import UserError
+from checked.files import disk_errors
 
 PyTree = Any
 Manifest = dict[str, list[int]]
 
 _LOG = logging.getLogger(__name__)
+_REASON = 200  # characters of a library's own words
 
 
 @jax.jit
@@ -51,14 +51,8 @@ def manifest_of(tree: PyTree) -> Manifest:
 def save(directory: pathlib.Path, step: int, tree: PyTree) -> None:
     """Writes `directory/<step>` atomically: arrays and their checksums; raises UserError where the disk is full."""
     arrays, manifest = _plain(tree), manifest_of(tree)
-    try:
+    with disk_errors(directory):
         orbax.save(_path(directory, step), arrays, overwrite=True, custom_metadata={"checksums": manifest})
-    except Exception as error:
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise UserError(
-            f"no space left on the disk of {directory}; free some and run the same command again"
-        ) from error
 
 
 def steps(directory: pathlib.Path) -> list[int]:
@@ -78,7 +72,7 @@ def restore(directory: pathlib.Path, like: PyTree) -> tuple[int, PyTree] | None:
         try:
             return step, _load(_path(directory, step), like)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:_REASON]
             _LOG.warning("checkpoint %s is damaged (%s); falling back to an older one", _path(directory, step), reason)
     return None
 
@@ -89,10 +83,14 @@ def load(directory: pathlib.Path, step: int) -> dict[str, dict[str, np.ndarray]]
     Raises UserError if one is damaged.
     """
     path, here = _path(directory, step), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    stored = orbax.metadata(path).metadata
-    abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in stored.items()}
-    arrays = orbax.load(path, abstract)
-    _compare(path, manifest_of(arrays))
+    try:
+        stored = orbax.metadata(path).metadata
+        abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in stored.items()}
+        arrays = orbax.load(path, abstract)
+        _compare(path, manifest_of(arrays))
+    except Exception as error:  # Orbax raises what its many readers raise
+        reason = " ".join(str(error).split())[:_REASON]
+        raise UserError(f"{path} is damaged ({reason}); delete it and train again") from error
     nested: dict[str, dict[str, np.ndarray]] = {}
     for name, leaf in arrays.items():
         first, rest = name.split(".", 1)
@@ -120,7 +118,7 @@ def _load(path: pathlib.Path, like: PyTree) -> PyTree:
 def _compare(path: pathlib.Path, found: Manifest) -> None:
     expected = orbax.metadata(path).custom_metadata["checksums"]
     if wrong := [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]:
-        raise UserError(f"{path} is damaged: the checksum of {sorted(wrong)[0]} differs; delete it and train again")
+        raise ValueError(f"the checksum of {sorted(wrong)[0]} differs")
 
 
 def _path(directory: pathlib.Path, step: int) -> pathlib.Path:

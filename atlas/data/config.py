@@ -8,7 +8,7 @@ from checked import Checked, UserError, field, unknown
 
 SOURCES = ("synthetic", "jsonl", "madlad", "text", "tfds")
 TRAINED_TOKENIZERS = ("bpe", "unigram")
-_NAME = r"[\w.-]+"
+NAME = r"\w[\w.-]{0,99}"  # of a language: part of mixtures, columns and paths
 _LEAST_VOCABULARY = 257  # 256 byte symbols must always fit, or some text could not be encoded
 
 
@@ -25,7 +25,7 @@ class DataConfig(Checked, section="data"):
 
     source: str = field("synthetic", "where text comes from", choices=SOURCES)
     input: str = field("", "directory, fsspec path or TFDS name; none for synthetic")
-    languages: tuple[str, ...] = field((), "names; none takes all that the source has", pattern=_NAME)
+    languages: tuple[str, ...] = field((), "names; none takes all that the source has", pattern=NAME)
     tokenizer: str = field("bytes", "bytes, bpe, unigram, or the path of a tokenizer.json")
     vocab_size: int = field(64_000, "of a trained tokenizer, before padding and rounding", unit="tokens", least=1)
     tokenizer_temperature: float = field(100.0, "of its training mixture: 1 as sizes are, large uniform", least=1)

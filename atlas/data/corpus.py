@@ -1,6 +1,5 @@
 """Corpora: building one out of a config, and reading what was built."""
 
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -18,7 +17,7 @@ from atlas.data.config import TRAINED_TOKENIZERS, DataConfig
 from atlas.data.tokenizers import Tokenizer
 from atlas.data.windows import WindowSource
 from checked import UserError
-from checked.files import read_json, write_atomically
+from checked.files import disk_errors, locked, read_sealed, write_sealed
 
 _LOG = logging.getLogger(__name__)
 _FILE = "corpus.json"
@@ -70,9 +69,9 @@ class Corpus:
             read = windows.read(self.directory, language, split, in_memory)
             if len(read) != expected:
                 raise ValueError(f"{len(read)} of {expected} in {split}")
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # TFDS and ArrayRecord raise what their many readers raise
             raise UserError(
-                f"{self.directory}: the windows of {language} cannot be read ({' '.join(str(error).split())}); "
+                f"{self.directory}: the windows of {language} cannot be read ({' '.join(str(error).split())[:200]}); "
                 "delete the directory and build the corpus again"
             ) from error
         return read
@@ -119,21 +118,17 @@ def prepare(config: DataConfig, directory: Path | str) -> Corpus:
       UserError: for a bad text, or a directory that holds another corpus.
     """
     directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{directory} cannot be a directory ({error}); give another --workdir") from error
     bar = tqdm(unit="B", unit_scale=True, delay=0.5, disable=None)
-    with open(directory / ".lock", "w") as lock, bar:
-        # One process at a time builds; those that waited find it built.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # One process at a time builds; those that waited find it built.
+    with locked(directory / ".lock", f"corpus {directory}", wait=True), bar:
         source = sources.open_source(config, on_read=bar.update)
         identity = _identity(config, source)
         description = _description(directory) or {"identity": identity, "statistics": {}}
         _check_same(description["identity"], identity, directory)
         if "fingerprint" not in description:
             bar.reset(sum(source.work.values()))
-            _build(config, source, directory, description, bar)
+            with disk_errors(directory):
+                _build(config, source, directory, description, bar)
     return load(directory)
 
 
@@ -271,8 +266,8 @@ def _digest(value: object) -> str:
 
 def _description(directory: Path) -> dict | None:
     file = directory / _FILE
-    return read_json(file, "corpus", "delete its directory and build it again") if file.exists() else None
+    return read_sealed(file, "corpus", "delete its directory and build it again") if file.exists() else None
 
 
 def _write(directory: Path, description: dict) -> None:
-    write_atomically(directory / _FILE, json.dumps(description, indent=1, ensure_ascii=False))
+    write_sealed(directory / _FILE, description)

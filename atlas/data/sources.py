@@ -1,11 +1,12 @@
 """Where text comes from: documents by language and split, of files, TFDS data sets or synthetic ones."""
 
+import contextlib
 import fnmatch
 import functools
 import gzip
 import hashlib
 import importlib
-import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 import fsspec
 
 from atlas.data import synthetic, tasks
-from atlas.data.config import DataConfig
+from atlas.data.config import NAME, DataConfig
 from checked import UserError, unknown
+from checked.files import parse_json
 
 SPLITS = ("train", "validation", "test")
 # MADLAD-400's rule (ATLAS, section 6): test = min(20M tokens, 20 %), here at 4 bytes a token; validation is
@@ -96,7 +98,9 @@ class _Files:
                 f"data.input={config.input!r} cannot be opened ({reason}); give a directory with one for each language"
             ) from error
         directories = {
-            _name(entry): entry for entry in sorted(self._fs.ls(root, detail=False)) if self._fs.isdir(entry)
+            _name(entry): entry
+            for entry in sorted(self._fs.ls(root, detail=False))
+            if not _name(entry).startswith(".") and self._fs.isdir(entry)  # editors and notebooks leave theirs there
         }
         for language in config.languages:
             if language not in directories:
@@ -104,6 +108,11 @@ class _Files:
         found = {language: self._list(directories[language]) for language in config.languages or directories}
         if not config.languages:
             found = {language: files for language, files in found.items() if files}
+        if wrong := [language for language in found if not re.fullmatch(NAME, language)]:
+            raise UserError(
+                f"{config.input}/{wrong[0]} cannot be the name of a language in mixtures and tables: rename it to "
+                f"letters, digits, '_', '.' and '-', or name those to read in data.languages"
+            )
         lacking = [language for language, files in found.items() if not files] if found else ["<language>"]
         if lacking:
             pattern = _FILES[config.source]
@@ -113,7 +122,8 @@ class _Files:
     def _list(self, directory: str) -> dict[str, dict[str, Any]]:
         """What the file system says of each file of the layout, by name."""
         entries = {_name(entry["name"]): entry for entry in self._fs.ls(directory, detail=True)}
-        return {name: entries[name] for name in sorted(fnmatch.filter(entries, _FILES[self._layout]))}
+        names = (name for name in sorted(fnmatch.filter(entries, _FILES[self._layout])) if not name.startswith("."))
+        return {name: entries[name] for name in names if entries[name]["type"] != "directory"}
 
     def source(self) -> Source:
         # A file is read once a split where splits are made by hash.
@@ -141,13 +151,16 @@ class _Files:
     def _stamp(self, file: dict[str, Any]) -> str:
         """What tells another content of the same size; unlike a time it survives copying."""
         # A gzip file ends in the checksum and length of its text, so that large files need not be read.
-        if file["name"].endswith(".gz"):
-            return self._fs.read_block(file["name"], max(0, file["size"] - 8), 8).hex()
-        return _digest(self._fs.cat_file(file["name"]))
+        with _reading(file):
+            if file["name"].endswith(".gz"):
+                return self._fs.read_block(file["name"], max(0, file["size"] - 8), 8).hex()
+            return _digest(self._fs.cat_file(file["name"]))
 
     def _read_text(self, file: dict[str, Any]) -> Iterator[str]:
         try:
-            yield self._fs.cat_file(file["name"]).decode()
+            with _reading(file):
+                data = self._fs.cat_file(file["name"])
+            yield data.decode()
         except UnicodeDecodeError as error:
             raise UserError(f"{file['name']} is not UTF-8 ({error}); convert it, for instance with iconv") from error
         self._on_read(file["size"])
@@ -160,7 +173,7 @@ class _Files:
         """Texts of a gzipped file of one JSON object a line; UserError names the line that is none."""
         path, number = file["name"], 0
         try:
-            with self._fs.open(path, "rb") as raw, gzip.open(raw, "rb") as lines:
+            with _reading(file), self._fs.open(path, "rb") as raw, gzip.open(raw, "rb") as lines:
                 for number, line in enumerate(lines, start=1):
                     if line.strip():
                         yield _text(line, path, number)
@@ -170,6 +183,19 @@ class _Files:
         if not number:
             raise UserError(f"{path} is empty; a split needs at least one document")
         self._on_read(file["size"])
+
+
+@contextlib.contextmanager
+def _reading(file: dict[str, Any]) -> Iterator[None]:
+    """Names the file that the system will not read."""
+    try:
+        yield
+    except gzip.BadGzipFile:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{file['name']} cannot be read ({error.strerror or error}); mend it, or take it out of there"
+        ) from error
 
 
 def split_by_hash(texts: Iterable[str], split: str, held_out: Iterable[str] = tuple(_HELD_OUT_SHARES)) -> Iterator[str]:
@@ -206,9 +232,9 @@ def _split_of(data: bytes, room: dict[str, int]) -> str:
 
 def _text(line: bytes, path: str, number: int) -> str:
     try:
-        document = json.loads(line)
+        document = parse_json(line)
     except ValueError as error:
-        reason = getattr(error, "msg", "not UTF-8")
+        reason = getattr(error, "msg", error)
         raise UserError(f"{path} line {number} is not JSON ({reason}); each line is an object with a text") from error
     text = document.get("text") if isinstance(document, dict) else None
     if not isinstance(text, str):

@@ -21,7 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from atlas.data import mixtures
 from checked import UserError
-from checked.files import write_atomically
+from checked.files import parse_json, write_atomically
 from checked.tokenizer_json import TokenizerJson, separator_and_padding
 
 _ROUND_TO = 32
@@ -61,7 +61,7 @@ class JsonTokenizer:
     def __init__(self, json_text: str, name: str = FILE):
         """Raises UserError where the text is no tokenizer."""
         try:
-            file = TokenizerJson(json.loads(json_text), name)
+            file = TokenizerJson(parse_json(json_text), name)
         except ValueError as error:
             raise UserError(f"{name} is not a tokenizer.json ({error}); write one with Tokenizer.save") from error
         self._json, self._backend = json.dumps(file.without_space(), ensure_ascii=False), file.continuing()

@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -90,6 +91,9 @@ def write(directory: Path, name: str, window: int, splits: Mapping[str, Iterable
         quiet.callback(logging.set_verbosity, logging.get_verbosity())
         quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
         logging.set_verbosity(logging.ERROR)
+        # A builder makes a temporary directory for what it might download, and leaves it.
+        quiet.callback(setattr, tempfile, "tempdir", tempfile.tempdir)
+        tempfile.tempdir = quiet.enter_context(tempfile.TemporaryDirectory(prefix=".tfds-", dir=directory))
         builder = Builder(
             name="windows",
             config=name,

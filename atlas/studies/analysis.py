@@ -14,7 +14,7 @@ import pandas as pd
 from atlas import report, scaling
 from atlas.scaling import JointFit, Runs
 from checked import UserError
-from checked.files import read_json, write_atomically
+from checked.files import digest_of_file, read_sealed, write_atomically, write_sealed
 
 SUMMARY = "summary.txt"
 LAWS = ("atlas", "chinchilla_own", "chinchilla_total", "data_constrained")
@@ -36,8 +36,8 @@ def analyse_into(
 ) -> str:
     """Analyses a runs table and leaves the results in `workdir`, at once where they stand there already.
 
-    Results stand as long as the table, the title, the relatedness and the code that makes them are the same and no
-    file is missing.
+    Results stand as long as the table, the title, the relatedness and the code that makes them are the same and every
+    file is as it was left.
 
     Args:
       workdir: receives runs.csv, fit.json, transfer.csv, heldout.csv, report.html with its figures, summary.txt and,
@@ -60,7 +60,8 @@ def analyse_into(
     if isinstance(source, pd.DataFrame) or path.resolve() != pathlib.Path(source).resolve():
         write_atomically(path, table.to_csv(index=False))
     text, outputs = write_analysis(analyse(scaling.load_runs(table), title, relatedness, facts), workdir)
-    write_atomically(workdir / _STAMP, json.dumps({"stamp": stamp, "outputs": ["runs.csv", *outputs]}))
+    left = {name: digest_of_file(workdir / name) for name in ("runs.csv", *outputs)}
+    write_sealed(workdir / _STAMP, {"stamp": stamp, "outputs": left})
     return text
 
 
@@ -124,7 +125,8 @@ def write_analysis(summary: report.StudySummary, workdir: pathlib.Path) -> tuple
     files[SUMMARY] = f"{describe(summary)}\nreport: {path}\n"
     for name, content in files.items():
         write_atomically(workdir / name, content)
-    return files[SUMMARY], [*files, path.name]
+    figures = sorted(figure.relative_to(workdir).as_posix() for figure in (workdir / "figures").glob("*.png"))
+    return files[SUMMARY], [*files, path.name, *figures]
 
 
 def transfer_table(fit: JointFit) -> pd.DataFrame:
@@ -217,8 +219,9 @@ def _code() -> list[pathlib.Path]:
 
 
 def _stands(workdir: pathlib.Path, stamp: str) -> bool:
-    path = workdir / _STAMP
-    if not path.exists():
+    try:
+        found = read_sealed(workdir / _STAMP, "record of a study", "analyse its runs again")
+        left = found["outputs"].items()
+        return found["stamp"] == stamp and all(digest_of_file(workdir / name) == digest for name, digest in left)
+    except (UserError, OSError):
         return False
-    found = read_json(path, "record of a study", "delete it")
-    return found.get("stamp") == stamp and all((workdir / name).exists() for name in found["outputs"])

@@ -17,11 +17,12 @@ from atlas.studies.scaling_study import machine, training_seconds
 from atlas.training import RunConfig, Study, load_model, metrics, run_id, run_sweep, runs_table, stability
 from atlas.training.config import shape_of
 from atlas.training.evaluation import evaluation_set, exact_matches, read
-from atlas.training.loop import COOLDOWN, METRICS, TRUNK
+from atlas.training.finished import METRICS
+from atlas.training.loop import COOLDOWN, TRUNK
 from atlas.training.metrics import Record
 from atlas.training.step import Skeleton
 from atlas.training.sweep import prepare_corpus
-from checked.files import write_atomically
+from checked.files import read_sealed, write_atomically, write_sealed
 
 RATES = "learning_rates"  # the group of a comparison's short runs
 
@@ -102,8 +103,8 @@ def _measure(runs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path) -
         shape = shape_of(run)
         if shape not in readers:
             readers = {shape: _reader(run, corpus)}
-        write_atomically(files[run], json.dumps(readers[shape](load_model(workdir, run_id(run)))))
-    return {run: json.loads(file.read_text()) for run, file in files.items()}
+        write_sealed(files[run], readers[shape](load_model(workdir, run_id(run))))
+    return {run: read_sealed(file, "record of measurements", "delete it") for run, file in files.items()}
 
 
 def _reader(run: RunConfig, corpus: Corpus) -> Callable[[dict], Record]:

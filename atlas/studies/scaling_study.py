@@ -11,7 +11,7 @@ import pandas as pd
 
 from atlas.studies.analysis import analyse_into
 from atlas.training import Study, metrics, run_sweep, runs_table
-from atlas.training.loop import METRICS
+from atlas.training.finished import METRICS
 from atlas.training.sweep import prepare_corpus
 
 _IDLE_SECONDS = 60.0  # longer gaps between log lines are interruptions, not training

@@ -1,7 +1,8 @@
 """Training: mesh and sharding, the train step, the loop, checkpoints, metrics, evaluation, sweeps."""
 
 from atlas.training.config import MeshConfig, RunConfig, TrainConfig, run_id
-from atlas.training.loop import load_model, train
+from atlas.training.finished import load_model
+from atlas.training.loop import train
 from atlas.training.mesh import initialize_distributed, make_mesh
 from atlas.training.overlays import Study, align, chain, cross, each
 from atlas.training.sweep import check_runs, run_sweep, runs_table, status

@@ -79,7 +79,9 @@ class RunConfig(Checked):
     group: str = field("", "label in listings")
     seed: int = field(0, "of the initial parameters and the order of the data", least=0, below=2**31)
     mixture: str = field("uniform(*)", "shares of the languages, see atlas.data.mixtures")
-    initialize: str = field("", "run that this one continues with a fresh schedule: an id, or a name in the sweep")
+    initialize: str = field(
+        "", "run that this one continues with a fresh schedule: an id, or a name in the sweep", pattern=r"(\w[\w.-]*)?"
+    )
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

@@ -8,13 +8,14 @@ before they are written again.
 import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -25,19 +26,21 @@ from atlas.data import Corpus, Sampler, mixtures
 from atlas.training import metrics
 from atlas.training.config import RunConfig, population_name, run_id
 from atlas.training.evaluation import EvaluationSet, evaluation_set
+from atlas.training.finished import CONFIG, DONE, EVALUATIONS, METRICS, MODEL, is_done, load_model, mark
 from atlas.training.mesh import make_mesh
 from atlas.training.meter import Meter, in_words
 from atlas.training.program import Program, make_program
 from atlas.training.step import NO_COOLDOWN, Arrays, Cooldown, TrainState
 from checked import UserError
-from checked.files import write_atomically
-from models import ModelConfig, checkpoint, count_params
-from models.run import MODEL, model_config
+from checked.files import locked, write_atomically
+from models import checkpoint, count_params
 
 TRUNK, COOLDOWN = "trunk", "cooldown"
-DONE, METRICS, EVALUATIONS = "done.json", "metrics.jsonl", "evaluations.jsonl"
 Progress = Callable[[int, str], None]
 
+_LOG = logging.getLogger(__name__)
+# A run that skips more than this share of its steps learns little, whatever it costs; the first few may.
+_SKIPPED_SHARE, _SKIPPED_FIRST = 0.5, 5
 _GROUP = 100  # log lines of a run that are written at once: opening a file costs more than a small step
 
 
@@ -111,21 +114,21 @@ class Population:
 
     def train(self) -> None:
         """Runs every segment that is not done yet."""
-        if all((directory / DONE).exists() for directory in self._directories):
-            return
-        with jax.set_mesh(self._mesh), _stop_requests() as self._stop_requested:
-            self._write_configs()
-            position, state = checkpoint.restore(self._checkpoints / TRUNK, self._program.like) or (0, None)
+        with jax.set_mesh(self._mesh), _stop_requests() as self._stop_requested, self._held():
+            if all(map(is_done, self._directories)):
+                return
+            self._begin()
+            position, state = self._restore(Segment(TRUNK, 0, self._config.train.steps[-1]))
             self._resume(TRUNK, 0, position)
             *earlier, last = self._config.train.steps
             for end in (*earlier, last):
                 branch = Segment(COOLDOWN, self._config.train.branch_step(end), end)
-                if end != last and position >= branch.start and self._evaluated(end):
+                if end != last and position >= branch.start and self._logged(branch, end, [end]):
                     self._progress(self._tokens * (branch.stop - branch.start), "")
                     continue
                 if position > branch.start:
-                    lost = f"{EVALUATIONS} of {self._ids[0]} lacks step {end}, which its checkpoint has passed"
-                    raise UserError(f"{lost}; delete {self._checkpoints} to train it again")
+                    _LOG.warning("logs of %s lack its branch to step %d: it begins anew", self._ids[0], end)
+                    position, state = 0, None
                 state = self._initial() if state is None else state
                 state = self._advance(state, Segment(TRUNK, 0, branch.start), position)
                 position = branch.start
@@ -148,9 +151,37 @@ class Population:
         arrays = jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), stacked, like)
         return self._program.start(arrays["params"], arrays["buffers"])
 
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Holds all runs for this process, or for the processes that it leads."""
+        with contextlib.ExitStack() as held:
+            for name, directory in zip(self._ids, self._directories if _writes() else (), strict=False):
+                held.enter_context(locked(directory / ".lock", f"run {name}"))
+            yield
+
+    def _restore(self, segment: Segment) -> tuple[int, TrainState | None]:
+        """The newest sound state of a segment with its step; its start and None where there is none, or where the logs
+        lack what led to it."""
+        found = checkpoint.restore(self._checkpoints / segment.name, self._program.like)
+        every = self._config.train.evaluate_every if segment.phase == TRUNK else 0
+        if found and self._logged(segment, found[0], range(every, found[0] + 1, every) if every else ()):
+            return found
+        if found:
+            _LOG.warning("logs of %s lack steps before %d: its %s begins anew", self._ids[0], found[0], segment.name)
+        return segment.start, None
+
+    def _logged(self, segment: Segment, step: int, evaluated: Iterable[int]) -> bool:
+        """Whether the logs of all runs hold every step of a segment up to one, and these evaluations."""
+        wanted = {METRICS: (segment.name, range(segment.start + 1, step + 1)), EVALUATIONS: (segment.phase, evaluated)}
+        return all(
+            {r["step"] for r in metrics.read(directory / file) if r["phase"] == phase}.issuperset(steps)
+            for directory in self._directories
+            for file, (phase, steps) in wanted.items()
+        )
+
     def _branch(self, trunk: TrainState, segment: Segment) -> TrainState:
         directory = self._checkpoints / segment.name
-        step, state = checkpoint.restore(directory, self._program.like) or (segment.start, None)
+        step, state = self._restore(segment)
         self._resume(segment.name, segment.start, step)
         # The step donates its state, and the trunk's is needed again.
         state = jax.tree.map(lambda leaf: leaf.copy(), trunk) if state is None else state
@@ -209,6 +240,11 @@ class Population:
         fixed = {"phase": segment.name, "step": step + 1, "time": round(time.time(), 3), "speed": speed}
         for run, lines in enumerate(self._lines):
             lines.append(fixed | {key: float(value[run]) for key, value in values.items()})
+            if values["skipped"][run] > max(_SKIPPED_FIRST, _SKIPPED_SHARE * (step + 1)):
+                raise UserError(
+                    f"run {self._ids[run]} skipped {int(values['skipped'][run])} of its first {step + 1} steps, whose "
+                    "loss or gradient was not finite; lower train.learning_rate"
+                )
         if len(self._lines[0]) >= _GROUP:
             self._flush()
 
@@ -239,13 +275,8 @@ class Population:
             metrics.keep(directory / EVALUATIONS, lambda r: not at.items() <= r.items())  # noqa: B023  called at once
             metrics.append(directory / EVALUATIONS, record | {n: float(value[run]) for n, value in measured.items()})
 
-    def _evaluated(self, end: int) -> bool:
-        return all(
-            any((r["phase"], r["step"]) == (COOLDOWN, end) for r in metrics.read(directory / EVALUATIONS))
-            for directory in self._directories
-        )
-
-    def _write_configs(self) -> None:
+    def _begin(self) -> None:
+        """Writes what the runs are; from now on none of them is done."""
         if not _writes():
             return
         for config, weights, directory in zip(self._configs, self._weights, self._directories, strict=True):
@@ -257,7 +288,8 @@ class Population:
                 "unique_tokens": self._corpus.unique_tokens,
                 "corpus": self._corpus.fingerprint,
             }
-            write_atomically(directory / "config.json", json.dumps(description, indent=1))
+            (directory / DONE).unlink(missing_ok=True)
+            write_atomically(directory / CONFIG, json.dumps(description, indent=1))
 
     def _finish(self, final: TrainState) -> None:
         """Leaves every run's model, and marks it done."""
@@ -267,34 +299,14 @@ class Population:
             checkpoint.save(directory / MODEL, 0, jax.tree.map(lambda leaf: leaf[run : run + 1], model))  # noqa: B023
             if _writes():
                 self._corpus.tokenizer.save(directory / MODEL)
-                done = {
+                facts = {
                     "params_sha256": checkpoint.digest(manifest, run),
                     "skipped_steps": int(jax.device_get(final.skipped)[run]),
                     "step": int(jax.device_get(final.step)[run]),
                 }
-                write_atomically(directory / DONE, json.dumps(done, indent=1))
+                mark(directory, facts)
         if _writes():
             shutil.rmtree(self._checkpoints, ignore_errors=True)
-
-
-def load_model(workdir: pathlib.Path, name: str) -> dict[str, Arrays]:
-    """The final parameters and buffers of a run, as {"params": …, "buffers": …} of arrays without the run axis."""
-    return {"params": {}, "buffers": {}} | checkpoint.load(_trained(workdir, name) / MODEL, 0)
-
-
-def load_model_config(workdir: pathlib.Path, name: str) -> ModelConfig:
-    """What a trained run's model was made of."""
-    return model_config(_trained(workdir, name))
-
-
-def _trained(workdir: pathlib.Path, name: str) -> pathlib.Path:
-    """The directory of a run that has a model; UserError where there is none."""
-    if not checkpoint.steps(workdir / "runs" / name / MODEL):
-        done = sorted(path.parent.name for path in (workdir / "runs").glob(f"*/{MODEL}"))
-        raise UserError(
-            f"run {name!r} has no trained model in {workdir}; train it first (trained: {', '.join(done) or 'none'})"
-        )
-    return workdir / "runs" / name
 
 
 def _writes() -> bool:
@@ -303,7 +315,8 @@ def _writes() -> bool:
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[Callable[[int], bool]]:
-    """Turns SIGINT and SIGTERM into a question that the loop asks after each step, so that no step is cut in half.
+    """Turns the first SIGINT or SIGTERM into a question that the loop asks after each step, so that no step is cut in
+    half; a second one stops at once.
 
     With several processes jax's preemption service lets all of them stop after the same step.
     """
@@ -311,7 +324,13 @@ def _stop_requests() -> Iterator[Callable[[int], bool]]:
         yield multihost_utils.reached_preemption_sync_point
         return
     requested = threading.Event()
-    handlers = {number: signal.signal(number, lambda *_: requested.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(*_: object) -> None:
+        if requested.is_set():
+            raise KeyboardInterrupt
+        requested.set()
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda step: requested.is_set()
     finally:

@@ -1,36 +1,60 @@
-"""What a run writes down: files of one JSON object a line, which resume exactly."""
+"""What a run writes down: files of one JSON object a line, which resume exactly.
 
-import contextlib
+Every line ends in a checksum of the rest of it, so that damage to a log is found like damage to a checkpoint.
+"""
+
 import json
 import math
 import pathlib
+import zlib
 from collections.abc import Callable
 from typing import Any
 
-from checked.files import write_atomically
+from checked import UserError
+from checked.files import disk_errors, write_atomically
 
 Record = dict[str, Any]
 
+_SUM = ', "crc32": '
+
 
 def append(path: pathlib.Path, *records: Record) -> None:
-    """Adds records; not-finite numbers become null, because JSON has none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        for record in records:
-            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-            file.write(json.dumps(finite) + "\n")
+    """Adds records; not-finite numbers become null, because JSON has none. Raises UserError where the disk is full."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(map(_line, records))
 
 
 def read(path: pathlib.Path) -> list[Record]:
-    """All whole records, none where there is no file; a line cut short by a crash is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return records
+    """All records, none where there is no file; a last line that a crash cut short is left out.
+
+    Raises UserError for any other line that is not as it was written.
+    """
+    *lines, _cut = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    return [_record(line, path, number) for number, line in enumerate(lines, start=1)]
 
 
 def keep(path: pathlib.Path, condition: Callable[[Record], bool]) -> None:
     """Rewrites the file with only the records that meet the condition: a run that resumes writes the others again."""
     if path.exists():
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in read(path) if condition(record)))
+        write_atomically(path, "".join(_line(record) for record in read(path) if condition(record)))
+
+
+def _line(record: Record) -> str:
+    text = json.dumps({key: _finite(value) for key, value in record.items()})
+    return f"{text[:-1]}{_SUM}{zlib.crc32(text.encode())}}}\n"
+
+
+def _record(line: bytes, path: pathlib.Path, number: int) -> Record:
+    text, _, crc = line.rpartition(_SUM.encode())
+    if crc != b"%d}" % zlib.crc32(text + b"}"):
+        raise UserError(
+            f"{path} line {number} is not as training wrote it; delete the file and run the same command again, "
+            "which trains what it told"
+        )
+    return json.loads(text + b"}")
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,10 +13,11 @@ from tqdm import tqdm
 from atlas.data import Corpus, DataConfig, languages_of, mixtures, prepare
 from atlas.training import metrics
 from atlas.training.config import MeshConfig, RunConfig, corpus_key, naming, run_id, shape_of
-from atlas.training.loop import DONE, EVALUATIONS, METRICS, load_model_config, train
+from atlas.training.finished import EVALUATIONS, METRICS, describe, is_done, load_model_config
+from atlas.training.loop import train
 from atlas.training.mesh import check_divisible, first_process_first, make_mesh
 from checked import UserError
-from checked.files import write_atomically
+from checked.files import read_sealed, write_sealed
 from models import array_shapes
 
 PLAN = "sweep.json"
@@ -62,7 +62,7 @@ def run_sweep(
     check_runs(runs, population, workdir)
     first_process_first(lambda: claim(workdir, runs))
     units = shard_of(populations(runs, population), shard)
-    todo = [unit for unit in units if not all(is_done(workdir, config) for config in unit)]
+    todo = [unit for unit in units if not all(is_done(directory_of(workdir, config)) for config in unit)]
     corpora = {unit[0].data: prepare_corpus(unit[0].data, workdir) for unit in todo}
     total = sum(c.train.planned_steps * c.train.batch_size * c.data.window for unit in todo for c in unit)
     count, finished = sum(map(len, units)), sum(map(len, units)) - sum(map(len, todo))
@@ -124,41 +124,45 @@ def claim(workdir: pathlib.Path, runs: Sequence[RunConfig]) -> None:
     """Ties a workdir to a sweep; raises UserError if it belongs to another one."""
     plan = sorted(map(run_id, runs))
     path = workdir / PLAN
-    if path.exists():
-        if json.loads(path.read_text()) != plan:
-            raise UserError(
-                f"{workdir} holds the runs of another config or text; give a fresh --workdir or what it began with"
-            )
-    else:
-        write_atomically(path, json.dumps(plan, indent=1))
+    if not path.exists():
+        write_sealed(path, {"runs": plan})
+    elif read_sealed(path, "plan of a sweep", "delete it and run the same command again")["runs"] != plan:
+        raise UserError(
+            f"{workdir} holds the runs of another config or text; give a fresh --workdir or what it began with"
+        )
 
 
-def is_done(workdir: pathlib.Path, config: RunConfig) -> bool:
-    """Whether a run is complete."""
-    return (workdir / "runs" / run_id(config) / DONE).exists()
+def directory_of(workdir: pathlib.Path, config: RunConfig) -> pathlib.Path:
+    """Where a run of a workdir leaves its files."""
+    return workdir / "runs" / run_id(config)
 
 
 def status(configs: Iterable[RunConfig], workdir: pathlib.Path) -> pd.DataFrame:
-    """One row a run: run, group, state ("done", "started" or "waiting"), steps logged of steps planned."""
+    """One row a run: run, group, state ("done", "started", "waiting", or "damaged"), steps logged of steps planned, and
+    how many of them were skipped."""
     rows = []
     for config in configs:
-        directory = workdir / "runs" / run_id(config)
-        logged = len(metrics.read(directory / METRICS))
-        state = "done" if is_done(workdir, config) else "started" if logged else "waiting"
-        rows.append((run_id(config), config.group, state, logged, config.train.planned_steps))
-    return pd.DataFrame(rows, columns=["run", "group", "state", "steps", "planned_steps"])
+        directory, records = directory_of(workdir, config), []
+        try:
+            records = metrics.read(directory / METRICS)
+            state = "done" if is_done(directory) else "started" if records else "waiting"
+        except UserError:
+            state = "damaged"
+        skipped = int(max((r["skipped"] for r in records), default=0))
+        rows.append((run_id(config), config.group, state, len(records), config.train.planned_steps, skipped))
+    return pd.DataFrame(rows, columns=["run", "group", "state", "steps", "planned_steps", "skipped_steps"])
 
 
 def runs_table(configs: Iterable[RunConfig], workdir: pathlib.Path) -> pd.DataFrame:
     """The runs table: one row an evaluation of a checkpoint on a language, of all runs that have any."""
-    return pd.DataFrame(row for config in configs for row in _rows(config, workdir / "runs" / run_id(config)))
+    return pd.DataFrame(row for config in configs for row in _rows(config, directory_of(workdir, config)))
 
 
 def _rows(config: RunConfig, directory: pathlib.Path) -> Iterator[dict]:
     records = metrics.read(directory / EVALUATIONS)
     if not records:
         return
-    description = json.loads((directory / "config.json").read_text())
+    description = describe(directory)
     shared = {"run": run_id(config), "model": config.model.attention, "mixture": config.mixture, "seed": config.seed}
     shared |= {name: description[name] for name in ("num_params", "num_params_total")}
     shared |= {"loss_unit": "bits_per_byte"} | ({"initialize": config.initialize} if config.initialize else {})

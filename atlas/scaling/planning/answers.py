@@ -223,10 +223,11 @@ def predict(
 def mixture(fit: str, flops: float, weights: Numbers, unique: Numbers) -> Answer:
     """The mixture and size of least mean loss of a study's languages, as its report plans it, with bands."""
     fitted = Fitted(fit)
+    law, runs = fitted.joint_law(), study_runs(fitted.folder)
     for flag, named in (("--weights", weights), ("--unique", unique)):
-        by_language(named, fitted.joint_law().sources, 0.0, f"language of {flag}")
+        by_language(named, law.sources, 0.0, f"language of {flag}")
     draws, bands = fitted.joint_draws()
-    plan = plan_mixture(fitted.joint_law(), study_runs(fitted.folder), flops, weights, unique, draws)
+    plan = plan_mixture(law, runs, flops, weights, unique, draws)
     facts = {name: getattr(plan, name) for name in ("params", "tokens", "flops", "loss", "even_loss")}
     shares = ",".join(f"{row.language}:{row.share:.3g}" for row in plan.table.itertuples() if row.share > 0.0005)
     config = f"--config.mixture={shares}, with about {plan.params:.3g} parameters and {plan.tokens:.3g} tokens"

@@ -103,7 +103,7 @@ def test_results_stand_until_what_they_follow_from_changes(study, tmp_path, monk
     assert {"runs.csv", "fit.json", "transfer.csv", "heldout.csv", "report.html", "summary.txt"} <= set(outputs)
     assert all((workdir / name).exists() for name in outputs)
     for name in outputs:
-        kept = (workdir / name).rename(tmp_path / name)
+        kept = (workdir / name).rename(tmp_path / "kept")
         with pytest.raises(AnalysedAnewError):
             analysis.analyse_into(workdir, table(), "two languages")
         kept.rename(workdir / name)

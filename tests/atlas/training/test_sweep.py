@@ -3,8 +3,9 @@ import json
 
 import pytest
 
-from atlas.training import run_id, run_sweep, runs_table, status, sweep
+from atlas.training import finished, run_id, run_sweep, runs_table, status, sweep
 from checked import UserError, overlay
+from checked.files import write_atomically
 from tests.atlas.training.worker import config_of
 
 # Small in all that takes time to compile: what is tested here is which runs train, and when.
@@ -128,10 +129,17 @@ def test_runs_to_continue_from_are_accepted(tmp_path):
     sweep.check_runs([RUNS[0], RUNS[1], child], workdir=tmp_path)
     elsewhere = overlay(child, {"initialize": "elsewhere"})
     sweep.check_runs([elsewhere])
-    (tmp_path / "runs" / "elsewhere" / "model" / "0").mkdir(parents=True)
-    config = tmp_path / "runs" / "elsewhere" / "config.json"
-    config.write_text(json.dumps({"config": dataclasses.asdict(RUNS[1])}))
+    directory = tmp_path / "runs" / "elsewhere"
+
+    def leave(run):
+        """What `check_runs` reads of a finished run."""
+        for name in (finished.METRICS, finished.EVALUATIONS):
+            write_atomically(directory / name, "")
+        write_atomically(directory / finished.CONFIG, json.dumps({"config": dataclasses.asdict(run)}))
+        finished.mark(directory, {})
+
+    leave(RUNS[1])
     sweep.check_runs([elsewhere], workdir=tmp_path)
-    config.write_text(json.dumps({"config": dataclasses.asdict(overlay(RUNS[1], {"model.d_ff": 99}))}))
+    leave(overlay(RUNS[1], {"model.d_ff": 99}))
     with pytest.raises(UserError, match="run child: initialize='elsewhere' is a model of another shape"):
         sweep.check_runs([elsewhere], workdir=tmp_path)

@@ -9,6 +9,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 from atlas.data import DataConfig, prepare
 from atlas.training import RunConfig, TrainConfig, initialize_distributed, train
@@ -44,38 +45,49 @@ def config_of(changes: dict) -> RunConfig:
     return overlay(BASE, changes)
 
 
+Changes = dict | list[dict]  # of a run, or of the runs of a population
+
+
 def run_worker(
-    workdir: pathlib.Path, changes: dict, *die_at: int, die_by: int = signal.SIGKILL, devices: int = 1
+    workdir: pathlib.Path, changes: Changes, *die_at: float, die_by: int = signal.SIGKILL, devices: int = 1
 ) -> list[Done]:
-    """Trains in processes one after the other, each of which dies after so many steps, or ends where it is 0."""
+    """Trains in processes one after the other, each of which dies after so many steps and the fraction of a second, or
+    ends where it is 0."""
     ends = [["tests.atlas.training.worker", *_arguments(workdir, changes, step, die_by)] for step in die_at]
     return run_binaries(*ends, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
 
 
-def start_worker(workdir: pathlib.Path, changes: dict, **environment: str) -> subprocess.Popen:
+def start_worker(workdir: pathlib.Path, changes: Changes, **environment: str) -> subprocess.Popen:
     """Starts a process that trains."""
     command = [sys.executable, "-m", __name__, *_arguments(workdir, changes, 0, 0)]
     return subprocess.Popen(command, env=os.environ | environment)
 
 
-def _arguments(workdir: pathlib.Path, changes: dict, die_at: int, die_by: int) -> list[str]:
+def _arguments(workdir: pathlib.Path, changes: Changes, die_at: float, die_by: int) -> list[str]:
     return [str(workdir), json.dumps(changes), str(die_at), str(int(die_by))]
 
 
-def main(workdir: pathlib.Path, changes: dict, die_at: int, die_by: int) -> None:
-    """Trains; die_at > 0: signals its own process after so many steps."""
+def main(workdir: pathlib.Path, changes: Changes, die_at: float, die_by: int) -> None:
+    """Trains; die_at > 0: signals its own process after so many steps, and the fraction of a second after that."""
     initialize_distributed()
+    last, delay = divmod(die_at, 1)
     steps = 0
+
+    def die() -> None:
+        os.kill(os.getpid(), die_by)
 
     def progress(tokens: int, words: str) -> None:
         nonlocal steps
         steps += 1
-        if steps == die_at:
-            os.kill(os.getpid(), die_by)
+        if steps == last:
+            threading.Timer(delay, die).start() if delay else die()
 
+    if delay and not last:
+        threading.Timer(delay, die).start()
     corpus = prepare(DATA, workdir.parent / "corpus")  # one for the workers of all tests
-    train([config_of(changes)], corpus, workdir, progress=progress)
+    members = changes if isinstance(changes, list) else [changes]
+    train([config_of(member) for member in members], corpus, workdir, progress=progress)
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
