@@ -1,8 +1,9 @@
 """What every binary shares: one-line errors, exit codes, the config."""
 
+import contextlib
 import dataclasses
-import errno
 import importlib.util
+import inspect
 import logging as python_logging
 import os
 import pathlib
@@ -10,13 +11,16 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import app, flags, logging
 
 from checked import Checked, UserError, describe, overlay, read, unknown
+from checked.files import check_writable, refusal_of_disk
 
 if TYPE_CHECKING:
     from atlas.training import Study
@@ -28,30 +32,31 @@ EXIT_INTERRUPTED = 130
 _WORTH_KEEPING = 0.1  # seconds of compilation; JAX's own threshold of 1 would leave out most programs of a fit
 
 
-def run(main: Callable[[Sequence[str]], object], *, resumes: bool = False) -> None:
+def run(main: Callable[[Sequence[str]], object], *, resumes: bool = False, words: bool = False) -> None:
     """Runs `main` under absl: a user's mistake is one line and exit code 2, an interruption exit code 130.
 
-    resumes: whether the same command continues an interrupted one, which is then said.
+    resumes: whether the same command continues an interrupted one, which is then said. words: whether it takes
+    arguments that are no flags.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         # absl's default of INFO shows every library's chatter between our own lines.
         logging.set_verbosity(logging.WARNING)
         python_logging.getLogger().setLevel(python_logging.WARNING)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _hear_interrupts()
         _keep_programs()
+        if len(argv) > 1 and not words:
+            _fail(f"unexpected argument {argv[1]!r}; flags are written --name=value, see --help")
         try:
             main(argv)
-        except UserError as error:
-            _fail(str(error))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            _fail(f"no space left on the disk that holds {error.filename or '--workdir'}; free some and run again")
         except KeyboardInterrupt:
             then = "; the same command continues where it stopped" if resumes else ""
             print(f"interrupted{then}", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
+        except Exception as error:
+            if reason := _mistake(error):
+                _fail(reason)
+            raise
 
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -66,7 +71,42 @@ def _keep_programs() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "atlas" / "programs"))
+    jax.config.update("jax_numpy_rank_promotion", "allow")  # what we compute broadcasts by design
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
+
+
+def _mistake(error: Exception) -> str:
+    """What a user can mend about an error, in words; nothing where it is a fault of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if refusal := refusal_of_disk(error):
+        return f"{refusal}; give the work directory room, or another place, and run the same command again"
+    if "initialize backend" in str(error):
+        return f"{str(error).splitlines()[0]}; install its extra (.[cuda], .[tpu]), or set JAX_PLATFORMS=cpu"
+    return ""
+
+
+def _hear_interrupts() -> None:
+    """Lets SIGINT and SIGTERM raise KeyboardInterrupt, and says at once that one was heard; the next ends all.
+
+    Python obeys a signal between two of its instructions: a compilation is one for many seconds.
+    """
+    heard, wake = os.pipe()
+    os.set_blocking(wake, False)
+
+    def listen() -> None:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        while os.read(heard, 1)[0] not in numbers:
+            pass
+        print("\ninterrupted: stops after what it is at; once more stops at once", file=sys.stderr, flush=True)
+        while os.read(heard, 1)[0] not in numbers:
+            pass
+        os._exit(EXIT_INTERRUPTED)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    threading.Thread(target=listen, daemon=True).start()
 
 
 class Config:
@@ -85,7 +125,9 @@ class Config:
         require(config=self.base)
         if not hasattr(self._module, "get_sweep"):
             raise UserError(f"{self._module.__file__} defines no get_sweep(); use experiments.train for a single run")
-        study = self._module.get_sweep(self.base)
+        study = self._call("get_sweep", self.base)
+        if not getattr(study, "overlays", None):
+            raise UserError(f"{self._module.__file__}: get_sweep() gives no runs; it must give a Study that has some")
         study.check_overrides(self._overrides)
         return dataclasses.replace(study, population=population) if population else study
 
@@ -113,14 +155,43 @@ class Config:
         if not file.is_file():
             raise unknown("config file", path, [str(p) for p in file.parent.glob("*.py") if p.stem != "__init__"])
         spec = importlib.util.spec_from_file_location(f"configs.{file.stem}", file)
+        if spec is None:
+            raise UserError(f"{path} is no Python file; a config file ends in .py")
         self._module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = self._module
-        spec.loader.exec_module(self._module)
+        with _executing(path):
+            spec.loader.exec_module(self._module)
         if not hasattr(self._module, "get_config"):
             raise UserError(f"{path} defines no get_config(); a config file must")
-        self.base = self._module.get_config(*argument)
+        self.base = self._call("get_config", *argument)
         if not isinstance(self.base, Checked):
             raise UserError(f"{path}: get_config() gives {type(self.base).__name__}; it must give a RunConfig")
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """What a function of the file gives; UserError where it fails, or takes other arguments."""
+        function = getattr(self._module, name)
+        try:
+            inspect.signature(function).bind(*arguments)
+        except TypeError as error:
+            raise UserError(
+                f"{self._module.__file__}: {name}{inspect.signature(function)} was given {len(arguments)} ({error}); "
+                "write --config=FILE.py, and FILE.py:ARGUMENT where get_config takes one"
+            ) from None
+        with _executing(self._module.__file__ or ""):
+            return function(*arguments)
+
+
+@contextlib.contextmanager
+def _executing(path: str) -> Iterator[None]:
+    """Makes a UserError of whatever a config file raises, with the line that it is at."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path)]
+        at = f" line {lines[-1]}" if lines else ""
+        raise UserError(f"{path}{at} cannot be executed ({type(error).__name__}: {error}); mend it") from error
 
 
 _CONFIG_ARGUMENT = re.compile(r"--?config(\.(?P<key>[\w.]+))?(=(?P<value>.*))?", re.DOTALL)
@@ -177,6 +248,14 @@ def require(**values: Any) -> None:
     for name, value in values.items():
         if value in (None, ""):
             raise UserError(f"--{name} is missing; give --{name}=…, see --help")
+
+
+def check_outputs(workdir: str | None = None, json: str | None = None) -> None:
+    """Raises UserError, before the work, for a directory or a file that could not be written after it."""
+    if workdir:
+        check_writable(pathlib.Path(workdir), directory=True)
+    if json:
+        check_writable(pathlib.Path(json))
 
 
 def _fail(message: str) -> None:

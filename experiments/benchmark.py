@@ -67,6 +67,7 @@ _JSON = flags.DEFINE_string("json", "", "file for the result as JSON")
 def main(_) -> None:
     """Runs the suite that --suite names."""
     _app.require(suite=_SUITE.value)
+    _app.check_outputs(_WORKDIR.value, _JSON.value)
     rows, facts = _SUITES[_SUITE.value]()
     facts = _environment() | facts
     for name, value in facts.items():

@@ -22,6 +22,7 @@ def main(_: Sequence[str]) -> None:
     """Trains, measures and tabulates."""
     study = _CONFIG.study()
     _app.require(workdir=_WORKDIR.value)
+    _app.check_outputs(_WORKDIR.value)
     print(comparison.run_comparison(study, pathlib.Path(_WORKDIR.value), _app.command()))
 
 

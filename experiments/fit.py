@@ -77,6 +77,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "seed of the random split and of the res
 def main(_) -> None:
     """Fits, prints and writes."""
     _app.require(runs=_RUNS.value, workdir=_WORKDIR.value)
+    _app.check_outputs(_WORKDIR.value)
     runs = scaling.load_runs(_RUNS.value, _COLUMNS(), **_reading())
     runs = (runs.where(_WHERE.value) if _WHERE.value else runs).comparable()
     split = None if _HOLDOUT.value == "none" else _HOLDOUT.value

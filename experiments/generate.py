@@ -18,7 +18,7 @@ from absl import flags
 
 from checked import UserError
 from checked.files import write_atomically
-from experiments._app import require, run
+from experiments._app import check_outputs, require, run
 from models.decoding import METHODS, VERIFICATIONS, Generated, Sampling, Voice, Written, compare, generate, load, rates
 
 _TARGET = flags.DEFINE_string("target", "", "directory of the model whose text is wanted")
@@ -36,7 +36,7 @@ _TOP_K = flags.DEFINE_integer("top_k", 0, "most probable tokens to draw from; 0:
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "share of the probability to draw from")
 _MIN_P = flags.DEFINE_float("min_p", 0.0, "least probability to draw, as a share of the largest")
 _PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "divides the positive logits of tokens that the text has")
-_SEED = flags.DEFINE_integer("seed", 0, "seed of the first text; the next ones count up")
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the first text; the next ones count up", 0, 2**31 - 1)
 _LENGTH = flags.DEFINE_integer("draft_length", None, "drafts a round; default: adapted to what is accepted")
 _STOP = flags.DEFINE_multi_string("stop", [], "text that ends the writing; it is not printed")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of parameters and activations")
@@ -48,6 +48,7 @@ _ROUNDS = 3  # of a comparison, after one to warm up
 
 def main(_) -> None:
     require(target=_TARGET.value, prompt="".join(_PROMPT.value))
+    check_outputs(json=_JSON.value)
     target = load(_TARGET.value, _DTYPE.value)
     drafter = load(_DRAFT.value, _DTYPE.value) if _DRAFT.value else None
     prompts = [[{"role": "user", "content": text}] if _CHAT.value else text for text in _PROMPT.value]

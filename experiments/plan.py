@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
     """Answers the question that the first argument names."""
     if len(argv) != 2:
         raise UserError(f"give one of {', '.join(_QUESTIONS)}; for example: plan expand --multiplier=4")
+    _app.check_outputs(json=_JSON.value)
     _check_numbers()
     if argv[1] in _REFIT and pathlib.Path(_FIT.value, "runs.csv").is_file():
         print("fitting the study's runs again, for the bands: tens of seconds", file=sys.stderr)
@@ -127,4 +128,4 @@ def _text(value: object) -> str:
 
 
 if __name__ == "__main__":
-    _app.run(main)
+    _app.run(main, words=True)

@@ -13,18 +13,16 @@ import pandas as pd
 from absl import flags
 
 from atlas.data import Corpus, DataConfig, prepare
-from checked import UserError
 from experiments import _app
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "directory to build in")
 _SETTINGS = _app.define_settings(DataConfig())
 
 
-def main(argv: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> None:
     """Builds the corpus and prints what it holds."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value, see --help")
     _app.require(workdir=_WORKDIR.value)
+    _app.check_outputs(_WORKDIR.value)
     corpus = prepare(_SETTINGS(), _WORKDIR.value)
     print(table(corpus))
     print(f"\nvocabulary {corpus.tokenizer.vocab_size}, windows of {corpus.window} tokens, in {corpus.directory}")

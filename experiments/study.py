@@ -28,6 +28,7 @@ _RUNS = flags.DEFINE_string("runs", None, "runs table to analyse in place of tra
 def main(_: Sequence[str]) -> None:
     """Trains and analyses, or only analyses."""
     _app.require(workdir=_WORKDIR.value)
+    _app.check_outputs(_WORKDIR.value)
     workdir = pathlib.Path(_WORKDIR.value)
     if _RUNS.value:
         print(analyse_into(workdir, _RUNS.value, pathlib.Path(_RUNS.value).stem, columns=_COLUMNS()))

@@ -45,6 +45,7 @@ def main(_: Sequence[str]) -> None:
         print(table.to_string(index=False))
         print(table["state"].value_counts().to_string())
         return
+    _app.check_outputs(_WORKDIR.value)
     initialize_distributed()
     run_sweep(study.runs, workdir, study.population, _SHARD.value)
     write_atomically(workdir / "runs.csv", runs_table(study.runs, workdir).to_csv(index=False))

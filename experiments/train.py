@@ -26,6 +26,7 @@ def main(_: Sequence[str]) -> None:
     """Prepares the corpus, trains, prints the last evaluation."""
     _app.require(config=_CONFIG.base, workdir=_WORKDIR.value)
     config, workdir = _CONFIG.base, pathlib.Path(_WORKDIR.value)
+    _app.check_outputs(_WORKDIR.value)
     initialize_distributed()
     run_sweep([config], workdir, shard="0/1", profile=_profile())
     table = runs_table([config], workdir)

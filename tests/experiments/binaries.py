@@ -9,14 +9,18 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[2]
 _DRIVER = """
-import json, os, runpy, sys, tempfile
-import jax, pandas, tensorflow_datasets, atlas.studies.attention_comparison, atlas.studies.scaling_study
+import itertools, json, os, runpy, sys, tempfile
+import jax, pandas, tensorflow_datasets
+import atlas.studies.attention_comparison, atlas.studies.scaling_study, models.decoding, experiments._app
 results = []
-for module, *arguments in json.load(sys.stdin):
+for words in json.load(sys.stdin):
+    variables = list(itertools.takewhile(lambda word: "=" in word, words))
+    module, *arguments = words[len(variables):]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if not child:
             os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+            os.environ.update(variable.split("=", 1) for variable in variables)
             sys.argv = [module, *arguments]
             try:
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -41,7 +45,10 @@ class Done(NamedTuple):
 
 
 def run_binaries(*commands: list[str], **environment: str) -> list[Done]:
-    """Runs `python -m` with each command, one after the other."""
+    """Runs `python -m` with each command, one after the other; words NAME=VALUE before a module are of its environment.
+
+    environment: of all, from their start.
+    """
     call, own = [sys.executable, "-c", _DRIVER], os.environ | environment
     done = subprocess.run(call, input=json.dumps(commands), cwd=ROOT, env=own, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
