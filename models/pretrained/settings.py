@@ -6,6 +6,7 @@ versions before.
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -65,6 +66,7 @@ def read_config(json: Json, dtype: str) -> ModelConfig:
       ValueError: the architecture or one of its settings is not supported, or a key is missing or has a value
         of another type; the message begins with the key.
     """
+    _require_forms(json)
     family = _family(json)
     values = _values(json, family)
     for key, allowed in _FIXED.items():
@@ -172,6 +174,19 @@ qwen2, qwen3, olmo2, smollm3, granite, with dense attention
 _WRITTEN = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3", "granite")
 
 
+def _require_forms(json: Json) -> None:
+    for key in ("architectures", "layer_types"):
+        names = json.get(key)
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"{key}={names!r} must be a list of names")
+    parameters = json.get("rope_parameters") or {}
+    objects = {key: json.get(key) for key in ("rope_scaling", "rope_parameters")}
+    objects |= {key: parameters.get(key) for key in (_FULL, _SLIDING) if isinstance(parameters, dict)}
+    for key, value in objects.items():
+        if value is not None and not isinstance(value, dict):
+            raise ValueError(f"{key}={value!r} must be an object")
+
+
 def _family(json: Json) -> str:
     names = json.get("architectures") or []
     found = names[0] if names else json.get("model_type")
@@ -206,7 +221,7 @@ def _integer(values: Json, key: str, default: int | None = None) -> int:
 
 def _number(values: Json, key: str, default: float | None = None) -> float:
     value = _value(values, key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > sys.float_info.max:
         raise ValueError(f"{key}={value!r} must be a number")
     return float(value)
 
