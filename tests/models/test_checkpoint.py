@@ -118,5 +118,5 @@ def test_full_disk_is_a_users_mistake(tmp_path, monkeypatch):
         raise ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left on device [os_error_code='28']")
 
     monkeypatch.setattr(checkpoint.orbax, "save", full)
-    with pytest.raises(UserError, match="no space left"):
+    with pytest.raises(UserError, match=r"No space left.*free some space"):
         checkpoint.save(tmp_path, 1, tree(1))
