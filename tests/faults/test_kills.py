@@ -28,7 +28,7 @@ def outcome(workdir: pathlib.Path, changes: Changes) -> dict:
         assert finished.is_done(directory)
         found[directory.name] = {
             "params": read_sealed(directory / finished.DONE, "", "")["params_sha256"],
-            "metrics": sorted(json.dumps({k: v for k, v in r.items() if k != "time"}) for r in records),
+            "metrics": sorted(json.dumps({k: v for k, v in r.items() if k not in ("time", "speed")}) for r in records),
             "evaluations": sorted(map(json.dumps, metrics.read(directory / finished.EVALUATIONS))),
         }
     return found

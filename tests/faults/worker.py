@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     run_sweep([run], workdir, shard="0/1")
     digest = hashlib.sha256(runs_table([run], workdir).to_csv(index=False).encode())
     records = metrics.read(workdir / "runs" / run_id(run) / METRICS)
-    lines = sorted(json.dumps({k: v for k, v in r.items() if k != "time"}) for r in records)
+    lines = sorted(json.dumps({k: v for k, v in r.items() if k not in ("time", "speed")}) for r in records)
     digest.update("\n".join(lines).encode())
     for part in load_model(workdir, run_id(run)).values():
         for name, array in sorted(part.items()):
