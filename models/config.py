@@ -113,9 +113,12 @@ class ModelConfig(Checked, section="model"):
     """The shape and the choices of a `Decoder`. The defaults are a small byte-level model for windows of 256.
 
     The defaults of k are 1/4, 1/32 and 1/2 of that window: choose them with the window. Scores of the indexer lie in
-    (0, J), so exp(J / indexer_temperature) bounds the contrast of the softmax in its loss. Parameters, norms, softmax,
-    scores, logits and loss are float32 whatever `dtype` says; only "float64", under jax_enable_x64, makes all but the
-    parameters so: two ways to compute one thing then agree so closely that greedy decoding by both gives one text.
+    (0, J), so exp(J / indexer_temperature) bounds the contrast of the softmax in its loss. The plain equation of gated
+    sparse attention (arXiv 2601.15305) is local_share=0: its indexer knows no positions, so that it cannot ask for the
+    last few tokens, which say most about the next one. k counts all keys, the latest included. Parameters, norms,
+    softmax, scores, logits and loss are float32 whatever `dtype` says; only "float64", under jax_enable_x64, makes all
+    but the parameters so: two ways to compute one thing then agree so closely that greedy decoding by both gives one
+    text.
     """
 
     d_model: int = field(64, "M, width of the residual stream", least=1)
@@ -132,6 +135,7 @@ class ModelConfig(Checked, section="model"):
     gate_bias: float = field(0.5, "initial bias of both gates: sigmoid(0.5) = 0.62")
     indexer_heads: int = field(2, "J", least=1)
     indexer_width: int = field(16, "I", least=1)
+    indexer_rotary_width: int = field(0, "how much of I has the heads' rotary positions; 0: none", least=0)
     indexer_scale: float = field(0.0, "factor on the indexer's products; 0: 1/sqrt(indexer_width); paper: 1", least=0)
     indexer_temperature: float = field(0.25, "divides the scores in the softmax of the indexer's loss", above=0)
     k_rule: str = field("paper", "k_base, or more (paper) or fewer (inverse) where scores vary more", choices=K_RULES)
@@ -141,8 +145,8 @@ class ModelConfig(Checked, section="model"):
     selection: str = field("token", "what is selected; block: tiles of queries select blocks", choices=SELECTIONS)
     block: int = field(16, "queries of a tile and keys of a block", unit="tokens", least=1)
     variance_decay: float = field(0.99, "of the running variance that adaptive rules compare with", least=0, below=1)
-    keep_first: int = field(0, "first tokens of the document that are always selected", unit="keys", least=0)
-    keep_local: int = field(0, "latest tokens that are always selected; both count towards k", unit="keys", least=0)
+    keep_first: int = field(0, "first tokens of the document that are always selected, in k", unit="keys", least=0)
+    local_share: float = field(0.5, "of k_base, spent on the latest keys whatever they score", least=0, most=1)
     dtype: str = field("float32", "of activations and matrix products", choices=DTYPES)
     remat: str = field("none", "what the backward pass recomputes: all but the projections, or all", choices=REMAT)
     scan_layers: bool = field(True, "scan (fast to compile) or unroll (faster on a CPU); results are the same")
@@ -165,6 +169,10 @@ class ModelConfig(Checked, section="model"):
             self.require(self.k_min <= self.k_max, "k_min", f"must not exceed k_max={self.k_max}")
             limits = f"must lie between k_min={self.k_min} and k_max={self.k_max}"
             self.require(self.k_min <= self.k_base <= self.k_max, "k_base", limits)
+        rotated, rotary = self.architecture.rotary_width or self.head_width, self.indexer_rotary_width
+        fits = rotary % 2 == 0 and rotary <= self.indexer_width and (not rotary or rotated % rotary == 0)
+        limits = f"must be even, at most indexer_width={self.indexer_width}, and divide the {rotated} rotated of a head"
+        self.require(fits, "indexer_rotary_width", limits)
         a = self.architecture
         for name in ("full_layers", "unrotated_layers"):
             a.require(max(getattr(a, name), default=0) < self.layers, name, f"must be from 0 to {self.layers - 1}")

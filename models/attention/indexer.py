@@ -11,13 +11,15 @@ from flax import nnx
 
 from models.attention.keys import IndexInputs
 from models.config import ModelConfig
-from models.layers import constant, linear, weight
+from models.layers import Rotation, constant, linear, rotate, weight
 
 
 class Indexer(nnx.Module):
-    """Projections of the block's input [B, T, M] to `IndexInputs`, without rotary positions.
+    """Projections of the block's input [B, T, M] to `IndexInputs`.
 
-    The input is detached: training the indexer does not change what it reads.
+    The first `indexer_rotary_width` entries of queries and keys are rotated like the heads, by every so many of their
+    angles, as in DeepSeek-V3.2; the paper rotates none. The input is detached: training the indexer does not change
+    what it reads.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -26,12 +28,17 @@ class Indexer(nnx.Module):
         self.key = weight(rngs, (M, I), ("embed", "head"), fan_in=M)
         self.gate = weight(rngs, (M, J), ("embed", "indexer"), fan_in=M)
         self.bias = constant((J,), ("indexer",), 0.0)
+        self.rotary_width = config.indexer_rotary_width
 
-    def __call__(self, x_BTM: jax.Array) -> IndexInputs:
+    def __call__(self, x_BTM: jax.Array, rotation: Rotation) -> IndexInputs:
         x_BTM = jax.lax.stop_gradient(x_BTM)
         # Float32 from here on: rounded scores tie, and ties decide the selection.
         project = functools.partial(linear, x_BTM, preferred_element_type=jnp.promote_types(x_BTM.dtype, jnp.float32))
-        return IndexInputs(project(self.query), project(self.key), jax.nn.sigmoid(project(self.gate)), self.bias[...])
+        query_BTJI, key_BSI = project(self.query), project(self.key)
+        if R := self.rotary_width:
+            of_width = Rotation(*(a[..., :: 2 * a.shape[-1] // R] for a in rotation))
+            query_BTJI, key_BSI = rotate(query_BTJI, of_width), rotate(key_BSI[:, :, None], of_width)[:, :, 0]
+        return IndexInputs(query_BTJI, key_BSI, jax.nn.sigmoid(project(self.gate)), self.bias[...])
 
 
 def index_scores(index: IndexInputs, scale: float) -> jax.Array:
@@ -42,6 +49,8 @@ def index_scores(index: IndexInputs, scale: float) -> jax.Array:
     accumulate = jnp.promote_types(index.query.dtype, jnp.float32)
     dots_BJTS = jnp.einsum("btji,bsi->bjts", index.query * scale, index.key, preferred_element_type=accumulate)
     open_BJTS = jax.nn.sigmoid(dots_BJTS + index.bias[:, None, None])
+    # The last operation is a product of matrices, which a compiler computes once: selection compares a score with a
+    # threshold that it set itself, and a second copy, fused elsewhere, may differ in its last bit.
     return jnp.einsum("btj,bjts->bts", index.gate.astype(accumulate), open_BJTS)
 
 
@@ -51,6 +60,11 @@ def score_variance(scores_BTS: jax.Array, visible_BTS: jax.Array) -> jax.Array:
     mean_BT = jnp.sum(jnp.where(visible_BTS, scores_BTS, 0), axis=-1) / n_BT
     deviation_BTS = jnp.where(visible_BTS, scores_BTS - mean_BT[..., None], 0)
     return jnp.sum(jnp.square(deviation_BTS), axis=-1) / n_BT
+
+
+def head_mean(p_BHTS: jax.Array) -> jax.Array:
+    """Attention averaged over heads, [B, T, S]: what the indexer learns. Plane by plane is quicker on CPUs."""
+    return functools.reduce(jnp.add, [p_BHTS[:, h] for h in range(p_BHTS.shape[1])]) / p_BHTS.shape[1]
 
 
 def divergence(target_BTS: jax.Array, logits_BTS: jax.Array, normaliser_BT: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from models.attention import oracle
-from models.attention.indexer import index_scores
+from models.attention.indexer import head_mean, index_scores
 from models.attention.keys import Reads, Selection, visible_keys
 from models.attention.selection import listed_keys, select_blocks, select_tokens
 from models.attention.tiles import at_once
@@ -58,12 +58,12 @@ def measure(
         q_B1HE, position_B1, first_B1, opening_B1, of_index = jax.tree.map(lambda a: a[:, None], query)
         tile = reads._replace(position=position_B1, first=first_B1)
         read_B1S = visible_keys(tile, jnp.arange(S)) if selection is None else chosen(tile, of_index)
-        p_BGR1S = oracle.attend_masked(q_B1HE, k_BSGE, k_BSGE, read_B1S, softcap)[1]
-        first_BH = jnp.take_along_axis(p_BGR1S.reshape(B, H, S), opening_B1[..., None], axis=-1)[..., 0]
+        p_BH1S = oracle.attend_masked(q_B1HE, k_BSGE, k_BSGE, read_B1S, softcap)[1]
+        first_BH = jnp.take_along_axis(p_BH1S[:, :, 0], opening_B1[..., None], axis=-1)[..., 0]
         if selection is None:
             return Measured(first_BH.astype(jnp.float32))
         visible_B1S = visible_keys(tile, jnp.arange(S))
-        dense_B1S = jnp.mean(oracle.attend_masked(q_B1HE, k_BSGE, k_BSGE, visible_B1S)[1], axis=(1, 2))
+        dense_B1S = head_mean(oracle.attend_masked(q_B1HE, k_BSGE, k_BSGE, visible_B1S)[1])
         count_B1 = jnp.sum(read_B1S, axis=-1, dtype=jnp.int32)
         shared_B1 = jnp.sum(read_B1S & select_mask(dense_B1S, count_B1, visible_B1S), axis=-1) / count_B1
         recall_B1 = jnp.sum(jnp.where(read_B1S, dense_B1S, 0), axis=-1)

@@ -104,7 +104,7 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, Metrics]:
         q_BTHE, k_BSGE, v_BSGE, gate_BSGE = self._project(x_BTM, rotation)
         document = in_documents(segments_BT)
-        reads = self._reads(x_BTM, in_window(document, window))
+        reads = self._reads(x_BTM, in_window(document, window), rotation)
         attended = self._attend(q_BTHE, k_BSGE, v_BSGE, reads, window)
         metrics = {"indexer_loss": jnp.zeros((), jnp.float32)}
         if self.selection is not None:
@@ -157,7 +157,7 @@ class Attention(nnx.Module):
         q_BCHE, k_BCGE, v_BCGE, _ = self._project(x_BCM, rotation)
         write = functools.partial(cache.write, start_B=position_BC[:, 0])
         layer = layer._replace(key=write(layer.key, k_BCGE), value=write(layer.value, v_BCGE))
-        reads = self._reads(x_BCM, in_window(Reads(position_BC, jnp.zeros_like(position_BC)), window))
+        reads = self._reads(x_BCM, in_window(Reads(position_BC, jnp.zeros_like(position_BC)), window), rotation)
         if reads.index is not None:
             layer = layer._replace(index_key=write(layer.index_key, reads.index.key))
             reads = reads._replace(index=reads.index._replace(key=layer.index_key))
@@ -195,12 +195,12 @@ class Attention(nnx.Module):
         y_BTM = linear(o_BTHE, self.out, inputs=2)
         return y_BTM if self.out_bias is None else y_BTM + self.out_bias[...].astype(y_BTM.dtype)
 
-    def _reads(self, x_BTM: jax.Array, reads: Reads) -> Reads:
+    def _reads(self, x_BTM: jax.Array, reads: Reads, rotation: Rotation) -> Reads:
         """With what the indexer says of the input, if there is one."""
         if self.indexer is None:
             return reads
         running = jnp.zeros(()) if self.running_variance is None else self.running_variance[...]
-        return reads._replace(index=self.indexer(x_BTM), running_variance=running)
+        return reads._replace(index=self.indexer(x_BTM, rotation), running_variance=running)
 
     def _attend(
         self, q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, reads: Reads, window: jax.Array | None
@@ -241,8 +241,9 @@ class Attention(nnx.Module):
 def _selection(config: ModelConfig) -> Selection:
     scale = config.indexer_scale or config.indexer_width**-0.5
     block = config.block if config.selection == "block" else 0
-    same = ("k_rule", "k_base", "k_min", "k_max", "keep_first", "keep_local")
-    return Selection(scale, config.indexer_temperature, block=block, **{name: getattr(config, name) for name in same})
+    same = {name: getattr(config, name) for name in ("k_rule", "k_base", "k_min", "k_max", "keep_first")}
+    local = int(config.local_share * config.k_base)
+    return Selection(scale, config.indexer_temperature, keep_local=local, block=block, **same)
 
 
 def _mean(value_BT: jax.Array, counted_BT: jax.Array) -> jax.Array:

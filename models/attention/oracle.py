@@ -6,7 +6,7 @@ Softmaxes are float32 (float64 if the inputs are), whatever the dtype of queries
 import jax
 import jax.numpy as jnp
 
-from models.attention.indexer import divergence, index_scores
+from models.attention.indexer import divergence, head_mean, index_scores
 from models.attention.keys import Attended, Reads, Selection, visible_keys
 from models.attention.selection import listed_keys, select_blocks, select_tokens
 
@@ -25,8 +25,8 @@ def attend(
         return Attended(attend_masked(q_BTHE, k_BSGE, v_BSGE, visible_BTS, softcap)[0])
     scores_BTS = index_scores(reads.index, selection.scale)
     selected_BTS, variance_BT = selected_keys(scores_BTS, reads, selection)
-    o_BTHE, p_BGRTS = attend_masked(q_BTHE, k_BSGE, v_BSGE, selected_BTS)
-    target_BTS = jnp.mean(jax.lax.stop_gradient(p_BGRTS), axis=(1, 2))
+    o_BTHE, p_BHTS = attend_masked(q_BTHE, k_BSGE, v_BSGE, selected_BTS)
+    target_BTS = head_mean(jax.lax.stop_gradient(p_BHTS))
     logits_BTS = scores_BTS / selection.temperature
     normaliser_BT = jax.nn.logsumexp(jnp.where(selected_BTS, logits_BTS, -jnp.inf), axis=-1)
     loss_BT = divergence(target_BTS, logits_BTS, normaliser_BT)
@@ -51,7 +51,7 @@ def attend_masked(
     logits x by c · tanh(x / c).
 
     Returns:
-      The output [B, T, H, E] in v's dtype, and the probabilities [B, G, H/G, T, S] in float32.
+      The output [B, T, H, E] in v's dtype, and the probabilities [B, H, T, S] in float32.
     """
     B, T, H, E = q_BTHE.shape
     S, G = k_BSGE.shape[1:3]
@@ -71,4 +71,4 @@ def attend_masked(
     weight_BGNS = weight_BGRTS.reshape(B, G, R * T, S).astype(v_BSGE.dtype)
     o_BGNE = jnp.matmul(weight_BGNS, v_BGSE, preferred_element_type=accumulate)
     o_BGRTE = (o_BGNE.reshape(B, G, R, T, E) / total_BGRT1).astype(v_BSGE.dtype)
-    return o_BGRTE.transpose(0, 3, 1, 2, 4).reshape(B, T, H, E), weight_BGRTS / total_BGRT1
+    return o_BGRTE.transpose(0, 3, 1, 2, 4).reshape(B, T, H, E), (weight_BGRTS / total_BGRT1).reshape(B, H, T, S)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from models.attention import tiles
-from models.attention.indexer import divergence, index_scores
+from models.attention.indexer import divergence, head_mean, index_scores
 from models.attention.keys import Attended, IndexInputs, Reads, Selection
 from models.attention.selection import select_again, select_blocks, select_tokens
 from models.attention.tiles import Keys, Tiling, pad
@@ -146,7 +146,7 @@ class _Tile:
             return jnp.pad(chosen_BCX, ((0, 0), (0, 0), (0, S - extent))), *found
 
         chosen_BCS, *found = tiles.at_extent(chosen, self.reads, S)
-        return tiles.chosen_keys(chosen_BCS), *found
+        return tiles.chosen_keys(chosen_BCS, self.reads, selection.most), *found
 
     def _score(self, extent: int) -> jax.Array:
         """Scores [B, C, X] of the first X keys."""
@@ -169,9 +169,7 @@ class _Tile:
 
     def head_mean(self, p_ZGNK: jax.Array) -> jax.Array:
         """Over all heads, [Z, C, K]."""
-        Z, G, N, K = p_ZGNK.shape
-        C = self.how.tiling.chunk
-        return jnp.mean(p_ZGNK.reshape(Z, G * (N // C), C, K), axis=1)
+        return head_mean(p_ZGNK.reshape(len(p_ZGNK), -1, self.how.tiling.chunk, p_ZGNK.shape[-1]))
 
     def index_logits(self, keys: Keys, i: jax.Array) -> jax.Array:
         """Of the indexer on block i, wherever a query reads or not."""

@@ -18,6 +18,7 @@ _STEP_ELEMENTS = 2**22  # bounds the scores that exist at one time, where tiles 
 _KEYS_PER_QUERY = 4  # keys in a block, per query of the tile
 _EXTENTS = 4  # a tile scores the keys up to the next of so many static extents: 5/8 of all pairs, not all of them
 _TILES_PER_EXTENT = 16  # fewest that are worth compiling the scores once more
+_UNION = 8  # times the keys of one query: about what a tile's queries choose together, of a short window all there is
 
 Carry = Any
 
@@ -41,9 +42,9 @@ class Tiling(NamedTuple):
 class Keys(NamedTuple):
     """The keys that a tile reads: blocks `begin` to `end` - 1, each of `size` keys.
 
-    Without `order` they are consecutive positions, and each query attends to all that it sees. Otherwise order [Z, O]
-    lists runs of `run` positions, by position / run and filled up with S / run; with chosen [Z, C, S] a query attends
-    to its chosen ones of them.
+    Without `order` they are consecutive positions; otherwise order [Z, O] lists runs of `run` positions, by position /
+    run and filled up with S / run. Each query attends to all of them that it sees, or, with chosen [Z, C, S], to those
+    that it has chosen.
     """
 
     size: int
@@ -114,19 +115,23 @@ def at_extent(compute: Callable[[int], Any], tile: Reads, S: int) -> Any:
 
 
 def consecutive_keys(tile: Reads, S: int) -> Keys:
-    """All keys from the earliest that the tile sees to its last query."""
+    """All keys from the earliest that the tile sees to its last query, or one block of all there are."""
     K = key_block(S, tile.position.shape[1])
+    if K == S:
+        return Keys(K, 0, 1)
     return Keys(K, jnp.min(tile.first) // K, jnp.minimum(jnp.max(tile.position), S - 1) // K + 1)
 
 
-def chosen_keys(chosen_BCS: jax.Array) -> Keys:
-    """The keys that any query of the tile chooses.
+def chosen_keys(chosen_BCS: jax.Array, tile: Reads, most: int) -> Keys:
+    """The keys that any query of the tile chooses, or, where they are most of what there is, all that it sees.
 
     They are listed by the first query that chooses them, and by position among those of one query. So a
     query's keys stand where they stand whatever later queries choose, and blocks of them add up to the same
     bits: not even a rounding depends on the future.
     """
     _, C, S = chosen_BCS.shape
+    if most * _UNION > S:
+        return consecutive_keys(tile, S)._replace(chosen=chosen_BCS)
     row_1C1 = jnp.arange(C, dtype=jnp.int32)[None, :, None]
     first_row_BS = jnp.min(jnp.where(chosen_BCS, row_1C1, C), axis=1)
     place_BS = jnp.sort(first_row_BS * S + jnp.arange(S, dtype=jnp.int32), axis=1)
@@ -188,6 +193,8 @@ def add_block(keys: Keys, i: jax.Array, total_BSx: jax.Array, new_ZKx: jax.Array
 
 def block_mask(keys: Keys, i: jax.Array, tile: Reads) -> jax.Array:
     """Which keys of block i each query attends to, [Z, C, K]."""
+    if keys.order is None and keys.chosen is not None:
+        return jax.lax.dynamic_slice_in_dim(keys.chosen, i * keys.size, keys.size, axis=2)
     if keys.order is None:
         return visible_keys(tile, i * keys.size + jnp.arange(keys.size, dtype=jnp.int32))
     run_ZRW = keys.runs(i)[..., None] * keys.run + jnp.arange(keys.run, dtype=jnp.int32)

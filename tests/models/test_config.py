@@ -67,6 +67,7 @@ def test_unknown_scale(scale):
         ({"attention": "gated_sparce"}, "model.attention='gated_sparce' .* mean 'gated_sparse'"),
         ({"remat": "ful"}, "model.remat='ful' must be one of none, dots, full; did you mean 'full'"),
         ({"attention": "sparse", "k_min": 9}, "model.k_min=9 must not exceed k_max=8"),
+        ({"indexer_rotary_width": 3}, "model.indexer_rotary_width=3 must be even, at most indexer_width=4"),
         ({"attention": "sparse", "k_base": 9}, "model.k_base=9 must lie between k_min=2 and k_max=8"),
         ({"indexer_temperature": 0.0}, "model.indexer_temperature=0.0 must be a number above 0"),
         ({"variance_decay": 1.0}, "model.variance_decay=1.0 must be a number of at least 0 and below 1"),

@@ -16,9 +16,9 @@ T, CAPACITY = 24, 32
 KINDS = {
     "dense": {"attention": "dense"},
     "fixed": {"attention": "sparse", "k_rule": "fixed"},
-    "paper": {"attention": "gated_sparse", "k_rule": "paper"},
-    "block": {"attention": "gated_sparse", "selection": "block", "block": 4, "keep_local": 2},
-    "inverse": {"attention": "gated_sparse", "k_rule": "inverse", "keep_first": 1, "keep_local": 2},
+    "paper": {"attention": "gated_sparse", "k_rule": "paper", "indexer_rotary_width": 2},
+    "block": {"attention": "gated_sparse", "selection": "block", "block": 4},
+    "inverse": {"attention": "gated_sparse", "k_rule": "inverse", "keep_first": 1},
 }
 MORE_CASES = (("dense", "float64"), ("fixed", "float64"), ("inverse", "float32"))
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}

@@ -16,7 +16,7 @@ CASES = {
     "gated unrolled": ({"attention": "gated"} | UNROLLED, [(4.006648, 0), (4.004826, 0), (4.046658, 0)]),
     "dense tiles unrolled": ({"query_chunk": 8} | UNROLLED, [(4.040222, 0), (4.161677, 0), (4.107514, 0)]),
     "tokens": (
-        GATED_SPARSE | {"k_rule": "inverse", "keep_first": 1, "keep_local": 2},
+        GATED_SPARSE | {"k_rule": "inverse", "keep_first": 1, "local_share": 0.5},
         [(4.218434, 0.2507138), (4.197995, 0.2164364), (4.053352, 0.1803727)],
     ),
     "tokens in tiles, unrolled": (
@@ -28,7 +28,7 @@ CASES = {
         [(4.219819, 0.1487495), (4.124427, 0.218442), (4.05232, 0.1910543)],
     ),
     "blocks unrolled": (
-        {"attention": "sparse", "selection": "block", "block": 8, "k_rule": "fixed", "keep_local": 3} | UNROLLED,
+        {"attention": "sparse", "selection": "block", "block": 8, "k_rule": "fixed", "local_share": 0.75} | UNROLLED,
         [(4.238582, 0.2415391), (4.055794, 0.2244076), (3.982383, 0.1819578)],
     ),
 }
@@ -44,7 +44,9 @@ def make_tokens():
 @pytest.mark.parametrize("case", CASES)
 def test_training_losses_are_what_they_were(tiny, tokens_KBS, case):
     fields, expected = CASES[case]
-    graphdef, params, state = nnx.split(Decoder(tiny(**fields), rngs=nnx.Rngs(0)), nnx.Param, ...)
+    graphdef, params, state = nnx.split(
+        Decoder(tiny(**{"local_share": 0.0} | fields), rngs=nnx.Rngs(0)), nnx.Param, ...
+    )
 
     @jax.jit
     def step(params, state, tokens_BS):

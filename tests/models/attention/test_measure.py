@@ -28,8 +28,8 @@ def test_measured_is_what_the_oracle_does(monkeypatch, at_once, block):
     np.testing.assert_array_equal(reads.first, STARTS)
     measured = jax.jit(measure, static_argnames="selection")(q, k, reads, reads.first, selection)
     chosen = np.asarray(oracle.selected_keys(index_scores(index, selection.scale), reads, selection)[0])
-    dense = np.asarray(oracle.attend_masked(q, k, v, visible_keys(reads, jnp.arange(29)))[1]).mean((1, 2))
-    p = np.asarray(oracle.attend_masked(q, k, v, chosen)[1]).reshape(2, 4, 29, 29)
+    dense = np.asarray(oracle.attend_masked(q, k, v, visible_keys(reads, jnp.arange(29)))[1]).mean(1)
+    p = np.asarray(oracle.attend_masked(q, k, v, chosen)[1])
     for b, t in np.ndindex(2, 29):
         mine, start = set(np.flatnonzero(chosen[b, t])), STARTS[b, t]
         best = set(np.argsort(-dense[b, t], kind="stable")[: len(mine)])

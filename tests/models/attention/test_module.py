@@ -87,7 +87,7 @@ def test_gates_by_hand(tiny, output_gate, value_gate):
 
     values = jnp.einsum("btm,mhe->bthe", x, module.value[...]) * gate(module.value_gate, (2, 16, 2, 4))
     p = attention_probabilities(module, x)
-    o = jnp.einsum("bgrts,bsge->btgre", p, values).reshape(2, 16, 4, 4)
+    o = jnp.einsum("bhts,bshe->bthe", p, jnp.repeat(values, 2, axis=2))
     o *= gate(module.output_gate, (2, 16, 4, 4))
     np.testing.assert_allclose(y, jnp.einsum("bthe,hem->btm", o, module.out[...]), rtol=1e-4, atol=1e-6)
     if output_gate != "none":
@@ -132,8 +132,29 @@ def test_padding_does_not_count(tiny):
 
 def mean_variance(module, x):
     """Mean over the queries that see more than one key."""
-    rows = score_variance(index_scores(module.indexer(x), module.selection.scale), VISIBLE)
+    rows = score_variance(index_scores(module.indexer(x, ROTATION), module.selection.scale), VISIBLE)
     return jnp.mean(rows[jnp.sum(VISIBLE, axis=-1) > 1])
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_the_indexer_rotates_a_part_of_its_width(tiny, width):
+    """Its entries beyond the width stay as they are, and a score knows only how far apart query and key stand."""
+    fields = {"attention": "sparse", "indexer_width": 6, "head_width": 8}
+    plain, rotated = (build(tiny(**fields, indexer_rotary_width=w)).indexer for w in (0, width))
+    near, far = (make_rotation(start + jnp.arange(16)[None], 8, 10000.0) for start in (0, 50))
+    index, unrotated = rotated(make_input(), near), plain(make_input(), near)
+    for a, b in ((index.query, unrotated.query), (index.key, unrotated.key)):
+        np.testing.assert_array_equal(a[..., width:], b[..., width:])
+        by_hand = rotate(b.reshape(2, 16, -1, 6)[..., :width], make_rotation(jnp.arange(16)[None], width, 10000.0))
+        np.testing.assert_allclose(a.reshape(2, 16, -1, 6)[..., :width], by_hand, rtol=1e-5, atol=1e-6)
+    scores, later = (index_scores(rotated(make_input(), r), 1.0) for r in (near, far))
+    np.testing.assert_allclose(later, scores, rtol=1e-4)
+    assert jnp.max(jnp.abs(scores - index_scores(unrotated, 1.0))) > 1e-2
+
+
+def test_the_latest_keys_are_a_share_of_k(tiny):
+    kept = {share: build(tiny(attention="sparse", local_share=share)).selection.keep_local for share in (0, 0.5, 1)}
+    assert kept == {0: 0, 0.5: 2, 1: 4}
 
 
 def test_running_variance_serves_the_next_step(tiny):

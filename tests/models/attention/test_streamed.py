@@ -48,6 +48,9 @@ CASES = [
     ("more kept than k", False, 8, "padded", {"T": 32}, {"k_rule": "fixed", "k_base": 1, "keep_local": 4}),
     ("ties", False, 8, "documents", {"ties": True, "I": 2}, {}),
     ("kept ties", True, 5, "one", {"ties": True, "I": 1}, {"k_rule": "fixed", "keep_first": 1, "keep_local": 1}),
+    # A few of the keys, which a tile gathers; of the others it reads all in order.
+    ("gathered", True, 5, "documents", {}, {"k_base": 2, "k_max": 3}),
+    ("gathered ties", False, 6, "padded", {"ties": True}, {"k_rule": "fixed", "k_base": 3, "keep_local": 1}),
     ("everything", False, 8, "documents", {}, {"k_rule": "fixed", "k_base": 29}),
     ("blocks", True, 1, "documents", {"T": 37}, {"block": 4, "k_base": 9, "k_max": 16}),
     ("blocks in float32", False, 1, "padded", {"T": 37}, {"block": 4, "k_base": 9, "k_max": 16}),
@@ -56,7 +59,7 @@ CASES = [
     ("one block", True, 1, "one", {"T": 5}, {"block": 8, "k_rule": "fixed"}),
 ]
 THOROUGH = ("one tile", "one query", "one token", "more kept than k", "kept ties", "fixed", "everything", "ties")
-THOROUGH += ("few blocks", "one block", "blocks in float32")
+THOROUGH += ("gathered ties", "few blocks", "one block", "blocks in float32")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_bfloat16_is_near_the_oracle(block):
     assert_near(actual[1][3], expected[1][3], 1e-5)
 
 
-PATHS = {"dense": None, "tokens": {}, "blocks": {"block": 4}}
+PATHS = {"dense": None, "tokens": {}, "gathered": {"k_base": 2, "k_max": 3}, "blocks": {"block": 4}}
 
 
 @functools.partial(jax.jit, static_argnames="path")
