@@ -52,7 +52,7 @@ def get_sweep(base: RunConfig) -> Study:
     if not base.data.languages or not base.data.tasks:
         raise UserError("name the languages in data.languages and the tasks in data.tasks: their shares depend on both")
     kinds = [{"name": kind, "model.attention": kind, "model.d_ff": width(base.model, kind)} for kind in ATTENTION_KINDS]
-    short = {"name": "rate", "group": RATES, "train.steps": (80,), "train.checkpoint_every": 0}
+    short = {"group": RATES, "train.steps": (80,), "train.checkpoint_every": 0}
     runs = chain(
         cross([{"group": "kinds"}], kinds, each("seed", range(base.seed, base.seed + 3))),
         cross(kinds, [short], each("train.learning_rate", LEARNING_RATES)),

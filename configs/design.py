@@ -10,6 +10,8 @@ from models import ModelConfig
 
 Sizes = Mapping[str, tuple[int, int]]  # name → model width, layers
 _HEAD_WIDTH = 16
+_WHOLE = 128  # the longest window that is fastest on a CPU with all scores at once; longer ones in tiles
+TILE = 32
 
 
 def shape(d_model: int, layers: int) -> dict[str, int]:
@@ -28,6 +30,7 @@ def decoder(size: tuple[int, int], window: int) -> ModelConfig:
         k_base=window // 4,
         k_min=window // 32,
         k_max=window // 2,
+        query_chunk=TILE if window > _WHOLE else 0,
         scan_layers=False,  # a few layers compile as fast unrolled, and run faster on a CPU
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 from tqdm import tqdm
 
 from atlas.data import Corpus
@@ -42,12 +43,13 @@ _CURVES = {
 def run_comparison(study: Study, workdir: pathlib.Path, command: str) -> str:
     """Trains and measures what is not done yet, and leaves what it found in `workdir`.
 
-    study: its runs of group RATES tell the largest stable learning rate of their kind, all others everything else.
+    study: a run's name is its kind. Runs of group RATES tell the largest stable learning rate of their kind, all others
+      everything else; kinds of one group are compared, with its first.
     command: how it was started, for the summary.
 
     Files: `table.csv` (a row a kind), `summary.json` (the same with its circumstances), `runs.csv` (the runs table),
-    `results.csv` (a row a run), `accuracy.csv` (a row a run, task and document length), `learning_rates.csv` (a row a
-    short run), `curves.csv` (means of 20 steps), figures/*.png.
+    `results.csv` (a row a run), `curves.csv` (means of 20 steps), figures/*.png, and where there are tasks or short
+    runs `accuracy.csv` (a row a run, task and document length) and `learning_rates.csv` (a row a short run).
 
     Returns:
       The table in words.
@@ -67,13 +69,14 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str) -> str:
     curves = pd.DataFrame(row for run in full for row in _curve_rows(run, records[run]))
     table = tabulate(results, rates)
     frames = {"results": results, "accuracy": accuracy, "learning_rates": rates, "curves": curves, "runs": evaluations}
+    drawn = {"training": figures.training_curves(curves, _CURVES)}
+    if len(accuracy):
+        drawn["accuracy"] = figures.accuracy_by_length(accuracy)
+    if len(rates):
+        drawn["learning_rates"] = figures.learning_rates(rates)
     for name, frame in (frames | {"table": table.reset_index()}).items():
-        write_atomically(workdir / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
-    drawn = {
-        "training": figures.training_curves(curves, _CURVES),
-        "accuracy": figures.accuracy_by_length(accuracy),
-        "learning_rates": figures.learning_rates(rates),
-    }
+        if len(frame):
+            write_atomically(workdir / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
     for name, figure in drawn.items():
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=_DPI)
@@ -134,15 +137,40 @@ def _reader(run: RunConfig, corpus: Corpus) -> Callable[[dict], Record]:
 def tabulate(results: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
     """One row a kind: each number of `results` as the mean over seeds, and `<number>_sd`, its deviation (n - 1).
 
-    `largest_stable_rate` is that of the short runs; see `atlas.training.stability`.
+    `difference` is that of the bits per byte from the first kind of the group; see `differences`. `largest_stable_rate`
+    is that of the short runs; see `atlas.training.stability`.
     """
     kinds = results.groupby("kind", sort=False)
     columns = [kinds.size().rename("runs"), kinds[_CONSTANTS].first()]
-    for name in results.columns.drop(["run", "kind", "seed", *_CONSTANTS]):
+    for name in results.columns.drop(["run", "group", "kind", "seed", *_CONSTANTS]):
         columns.append(kinds[name].agg(**{name: "mean", f"{name}_sd": "std"}))
+    table = pd.concat([*columns, differences(results)], axis=1)
+    if not len(rates):
+        return table
     by_kind = {kind: dict(zip(part.learning_rate, part.diverged, strict=True)) for kind, part in rates.groupby("kind")}
     stable = {kind: stability.largest_stable_rate(runs) for kind, runs in by_kind.items()}
-    return pd.concat(columns, axis=1).assign(largest_stable_rate=pd.Series(stable, dtype=float))
+    return table.assign(largest_stable_rate=pd.Series(stable, dtype=float))
+
+
+def differences(results: pd.DataFrame) -> pd.DataFrame:
+    """`difference` of every kind in bits per byte from the first of its group, and `difference_95`, half the width of
+    its interval, which holds between any two kinds with as many seeds.
+
+    Kinds see the same batches where their seeds are the same, so that differences are taken seed by seed. Their
+    deviation is one for all, from the kinds that have every seed: what is left of kinds × seeds without the mean of
+    each. NaN where there is one seed or one kind.
+    """
+    found = []
+    for _, part in results.groupby("group", sort=False):
+        losses = part.pivot(index="kind", columns="seed", values="bits_per_byte").loc[part.kind.unique()]
+        whole = losses.dropna().to_numpy()
+        left = whole - whole.mean(1, keepdims=True) - whole.mean(0) + whole.mean()
+        freedom = (whole.shape[0] - 1) * (whole.shape[1] - 1)
+        deviation = np.sqrt(np.sum(left**2) / freedom) if freedom else np.nan
+        gaps = losses - losses.iloc[0]
+        reach = stdtrit(freedom, 0.975) * deviation * np.sqrt(2 / gaps.notna().sum(axis=1))
+        found.append(pd.DataFrame({"difference": gaps.mean(axis=1), "difference_95": reach}))
+    return pd.concat(found)
 
 
 def describe(table: pd.DataFrame) -> str:
@@ -151,7 +179,7 @@ def describe(table: pd.DataFrame) -> str:
     for name in table:
         if f"{name}_sd" in table:
             lines[name] = [
-                "" if np.isnan(mean) else f"{mean:.4g} ± {sd:.2g}"
+                "" if np.isnan(mean) else f"{mean:.4g}" + ("" if np.isnan(sd) else f" ± {sd:.2g}")
                 for mean, sd in zip(table[name], table[f"{name}_sd"], strict=True)
             ]
         elif not name.endswith("_sd"):
@@ -179,7 +207,7 @@ def _rate_row(run: RunConfig, records: Sequence[Record]) -> Record:
     losses = stability.losses_of(records)
     last = [np.nan if loss is None else loss for loss in losses[-max(1, len(losses) // 10) :]]
     return {
-        "kind": run.model.attention,
+        "kind": run.name,
         "learning_rate": run.train.learning_rate,
         "loss": float(np.mean(last)),
         "diverged": stability.diverged(losses),
@@ -197,11 +225,11 @@ def _curve_rows(run: RunConfig, records: Sequence[Record]) -> Iterator[Record]:
     frame = pd.DataFrame(records).sort_values("step")
     columns = [name for name in _CURVES if name in frame and _concerns(run, name)]
     for step, part in frame.groupby(-(-frame.step // _CURVE_STEPS) * _CURVE_STEPS):
-        yield {"kind": run.model.attention, "seed": run.seed, "step": step} | part[columns].mean().to_dict()
+        yield {"kind": run.name, "seed": run.seed, "step": step} | part[columns].mean().to_dict()
 
 
 def _labels(run: RunConfig) -> Record:
-    return {"run": run_id(run), "kind": run.model.attention, "seed": run.seed}
+    return {"run": run_id(run), "group": run.group, "kind": run.name, "seed": run.seed}
 
 
 def _concerns(run: RunConfig, metric: str) -> bool:

@@ -33,6 +33,8 @@ OTHER = {
     "model.kv_heads": 1,
     "model.head_width": 48,
     "model.block": 8,
+    "model.local_share": 0.25,
+    "model.indexer_rotary_width": 8,
     "model.variance_decay": 0.5,
     "model.architecture.family": "llama",
     "model.architecture.rope_scaling.kind": "linear",

@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from atlas.studies import attention_comparison as comparison
 from atlas.studies.attention_comparison import RATES
@@ -146,7 +147,7 @@ def test_mistakes_of_the_config(change, message):
 
 def test_table_is_mean_and_deviation_over_seeds():
     results = pd.DataFrame({"run": list("abcd"), "kind": ["x", "x", "y", "y"], "seed": [0, 1, 0, 1]})
-    results = results.assign(num_params=[7, 7, 8, 8], d_ff=4, loss=[1, 3, 5, 5])
+    results = results.assign(num_params=[7, 7, 8, 8], d_ff=4, group="g", bits_per_byte=[1, 3, 5, 5], loss=[1, 3, 5, 5])
     rates = pd.DataFrame(
         {"kind": ["y", "x", "y"], "learning_rate": [0.1, 0.3, 0.2], "loss": [1, 1, 1], "diverged": [False, True, False]}
     )
@@ -157,3 +158,20 @@ def test_table_is_mean_and_deviation_over_seeds():
     assert np.isnan(table.largest_stable_rate["x"])
     assert table.largest_stable_rate["y"] == 0.2
     assert "2 ± 1.4" in comparison.describe(table)
+    assert "largest_stable_rate" not in comparison.tabulate(results, pd.DataFrame())
+
+
+def test_differences_are_taken_seed_by_seed():
+    """Against the paired t interval, which that of two kinds is; a third with one seed shares the deviation."""
+    losses = {"dense": [2.0, 2.2, 2.1], "local": [1.9, 2.15, 2.0], "more": [2.5]}
+    rows = [(kind, seed, loss) for kind, values in losses.items() for seed, loss in enumerate(values)]
+    results = pd.DataFrame(rows, columns=["kind", "seed", "bits_per_byte"]).assign(group="window 8")
+    alone = results.query("seed == 0").assign(group="window 16", kind=lambda frame: frame.kind + "_16")
+    table = comparison.differences(pd.concat([results, alone]))
+    gaps = np.subtract(losses["local"], losses["dense"])
+    np.testing.assert_allclose(table.difference[["dense", "local", "more"]], [0, gaps.mean(), 0.5])
+    reach = scipy.stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(table.difference_95["local"], (reach.high - reach.low) / 2)
+    np.testing.assert_allclose(table.difference_95["more"] / table.difference_95["local"], np.sqrt(3))
+    np.testing.assert_allclose(table.difference["local_16"], -0.1)
+    assert np.isnan(table.difference_95["local_16"])

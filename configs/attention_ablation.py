@@ -1,0 +1,78 @@
+"""What each part of gated sparse attention buys: local keys, positions in the indexer, the budget, blocks, the window.
+
+    python -m experiments.compare_attention --config=configs/attention_ablation.py --config.data.input=DIR \
+        --workdir=WORKDIR
+
+DIR holds en/{train,validation,test}.jsonl.gz, one {"text": …} a line. The runs of a group see the same batches where
+their seeds are the same, and have the same parameters, by the feed-forward width; its first kind is dense. Time and
+expected result: experiments/results/attention_ablation/.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from atlas.data import DataConfig
+from atlas.training import RunConfig, Study, TrainConfig, chain, cross, each
+from atlas.training.overlays import Overlay
+from configs.attention_comparison import width
+from configs.design import TILE, decoder
+
+WINDOW, SIZE = 128, (32, 2)
+SEEDS = 3  # of every kind; they train as one vmapped step
+PLAIN, LOCAL, ROTARY = {"local_share": 0.0}, {"local_share": 0.5}, {"indexer_rotary_width": 16}
+BLOCKS = {"selection": "block", "block": 8}
+# Beside dense and gated: by name, the part of the window that a query selects on average, 1 in so many keys, and fields
+# of the model.
+PARTS = {
+    "plain": (8, PLAIN),
+    "local": (8, LOCAL),
+    "rotary": (8, PLAIN | ROTARY),
+    "both": (8, LOCAL | ROTARY),
+    "local_16": (16, LOCAL),
+    "blocks_local": (8, LOCAL | BLOCKS),
+    "plain_4": (4, PLAIN),
+    "local_quarter": (8, {"local_share": 0.25}),
+    "rotary_half": (8, PLAIN | {"indexer_rotary_width": 8}),
+    "both_16": (16, LOCAL | ROTARY),
+    "blocks_plain": (8, PLAIN | BLOCKS),
+    "blocks_both": (8, LOCAL | ROTARY | BLOCKS),
+}
+LONGER = ("plain", "local", "both")  # parts at the longer windows
+
+
+def get_config() -> RunConfig:
+    """The dense base run on English text."""
+    return RunConfig(
+        name="ablation",
+        data=DataConfig(source="jsonl", input="DIR", languages=("en",), window=WINDOW),
+        model=dataclasses.replace(decoder(SIZE, WINDOW), attention="dense", kv_heads=2),
+        train=TrainConfig(
+            batch_size=16, steps=(500,), warmup_steps=50, learning_rate=4e-3,
+            evaluation_windows=256, checkpoint_every=0,
+        ),
+    )  # fmt: skip
+
+
+def get_sweep(base: RunConfig) -> Study:
+    """Every part at the first window, and a few at windows of 256 and 512 with as many tokens a step."""
+    seeds = each("seed", range(base.seed, base.seed + SEEDS))
+    runs = [cross(_kinds(base, WINDOW, list(PARTS)), seeds)]
+    for window in (2 * WINDOW, 4 * WINDOW):
+        longer = {"data.window": window, "train.batch_size": base.train.batch_size * WINDOW // window}
+        longer["model.query_chunk"] = TILE
+        runs.append(cross(_kinds(base, window, LONGER), [longer], seeds))
+    return Study("What the parts of gated sparse attention buy", base, chain(*runs), SEEDS)
+
+
+def _kinds(base: RunConfig, window: int, parts: Sequence[str]) -> list[Overlay]:
+    def kind(name: str, attention: str, **fields: object) -> Overlay:
+        settings = {"attention": attention, "d_ff": width(base.model, attention)} | fields
+        label = name if window == WINDOW else f"{name}_at_{window}"
+        return {"name": label, "group": f"window {window}"} | {f"model.{key}": v for key, v in settings.items()}
+
+    def sparse(name: str) -> Overlay:
+        part, fields = PARTS[name]
+        k = window // part
+        return kind(name, "gated_sparse", k_base=k, k_min=k // 4, k_max=2 * k, **fields)
+
+    return [kind("dense", "dense"), kind("gated", "gated"), *map(sparse, parts)]
