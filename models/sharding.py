@@ -37,8 +37,7 @@ def whole(parameter: nnx.Param, dtype: jnp.dtype) -> jax.Array:
     It crosses devices in that dtype, and so does its gradient.
     """
     value = parameter[...].astype(dtype)
-    axes = mesh_axes(parameter.get_metadata("axes"))
-    if "fsdp" not in axes or not gathers():
+    if not gathers() or "fsdp" not in (axes := mesh_axes(parameter.get_metadata("axes"))):
         return value
     return jax.lax.all_gather(value, "fsdp", axis=axes.index("fsdp"), tiled=True)
 

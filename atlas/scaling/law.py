@@ -316,7 +316,7 @@ class JointLaw:
             known = [name for name in _ARRAYS if name != "eta" or document.get("eta") is not None]
             arrays = {name: np.array(document[name], float) for name in known}
             law = cls(tuple(document["targets"]), tuple(document["sources"]), **arrays)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"no law of all languages: {error}; fit the runs again") from None
         Lt, Ls = len(law.targets), len(law.sources)
         wanted = dict.fromkeys(("E", "A", "alpha", "B", "beta"), (Lt,)) | {"tau": (Lt, Ls), "phi": ()}

@@ -40,8 +40,8 @@ OTHER = {
     "model.architecture.rope_scaling.kind": "linear",
     "model.architecture.full_layers": (0,),
     "model.architecture.unrotated_layers": (0,),
-    "model.architecture.rotary_width": 2,
-    "model.architecture.rope_scaling.factors": (2.0,),
+    "model.architecture.rotary_width": 16,
+    "model.architecture.rope_scaling.factors": (2.0,) * 8,
     "train.steps": (7, 9),
     "train.cooldown_fraction": 0.5,
     "train.beta1": 0.5,
@@ -56,7 +56,7 @@ WITH = {
     "model.heads": {"model.kv_heads": 1},
     "data.tasks": {"data.tokenizer": "bytes"},
     "model.architecture.rope_scaling.factors": {
-        "model.architecture.rotary_width": 2,
+        "model.architecture.rotary_width": 16,
         "model.architecture.rope_scaling.kind": "longrope",
     },
 }

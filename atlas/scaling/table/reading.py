@@ -66,7 +66,7 @@ def read_table(source: str | os.PathLike | pd.DataFrame, kind: str = "table") ->
     except ImportError:
         raise UserError(f"reading {str(path)!r} needs pyarrow; install it or save the table as CSV") from None
     except (ValueError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0].removeprefix("Error tokenizing data. C error: ")
         raise UserError(f"cannot read the {kind} {str(path)!r}: {reason}") from None
 
 
