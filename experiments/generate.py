@@ -49,13 +49,13 @@ _ROUNDS = 3  # of a comparison, after one to warm up
 def main(_) -> None:
     require(target=_TARGET.value, prompt="".join(_PROMPT.value))
     check_outputs(json=_JSON.value)
-    target = load(_TARGET.value, _DTYPE.value)
-    drafter = load(_DRAFT.value, _DTYPE.value) if _DRAFT.value else None
     prompts = [[{"role": "user", "content": text}] if _CHAT.value else text for text in _PROMPT.value]
     try:
         seeds = [_SEED.value + row for row in range(len(prompts) * _SAMPLES.value)]
         laws = (_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, _PENALTY.value)
         common = {"max_new_tokens": _NEW.value, "n": _SAMPLES.value, "sampling": Sampling(*laws, seeds)}
+        target = load(_TARGET.value, _DTYPE.value)
+        drafter = load(_DRAFT.value, _DTYPE.value) if _DRAFT.value else None
         drafts = {"drafter": drafter, "method": _METHOD.value, "verify": _VERIFY.value, "draft_length": _LENGTH.value}
         show = _show(len(seeds))
         written = {"stop_strings": _STOP.value, "logprobs": _LOGPROBS.value, "on_text": show}
