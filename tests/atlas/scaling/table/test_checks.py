@@ -65,6 +65,11 @@ def test_what_looks_wrong_is_a_warning(table, message):
     assert message in notes(table)
 
 
+def test_few_tokens_beside_many_are_no_other_unit():
+    """The first evaluation of a run that mixes a language in thinly has seen a window of it."""
+    assert "millions" not in notes(single(tokens=np.geomspace(128, 4e5, 20)))
+
+
 def test_rows_that_another_column_tells_apart_are_no_contradiction():
     twice = pd.concat([single(corpus="a"), single(corpus="b", loss=2.5)])
     assert "repeat another one" not in notes(twice)
