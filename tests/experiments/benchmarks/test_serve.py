@@ -39,5 +39,6 @@ def test_every_cost_is_measured(monkeypatch):
     measures = [row["measure"] for row in rows]
     assert measures[:6] == [*["limit of new tokens"] * 2, *["lookup on the host"] * 2, "prompt", "lengths of prompts"]
     assert set(measures[6:]) == {"large model, bfloat16"}
-    assert all(row["milliseconds"] > 0 for row in rows if "milliseconds" in row)
+    # Some are differences of two times, which at this size may have either sign.
+    assert all(np.isfinite(row["milliseconds"]) for row in rows if "milliseconds" in row)
     assert next(row["programs"] for row in rows if "programs" in row) > 0
