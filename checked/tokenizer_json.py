@@ -45,6 +45,13 @@ class TokenizerJson:
             raise ValueError(
                 f"{name} is no tokenizer of the tokenizers library ({' '.join(str(error).split())})"
             ) from error
+        try:
+            self._take_in()
+        except (AttributeError, KeyError, TypeError) as error:  # the library takes some lists for objects
+            raise ValueError(f"{name} is spelled unusually; load and save it with the tokenizers library") from error
+
+    def _take_in(self) -> None:
+        """What the file says beside how it encodes."""
         # A file may keep what its training wanted: random merges, fixed lengths.
         self.library.no_padding()
         self.library.no_truncation()

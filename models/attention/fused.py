@@ -2,7 +2,7 @@
 
 Which one serves is decided while tracing, by the devices of the mesh, so that a program for chips that are not here
 gets their kernel. What a kernel does not take is said once, and computed otherwise. Splash attention is checked by
-interpretation, and compiled for TPUs; neither kernel has run on a chip yet.
+interpretation; neither kernel has been compiled for a chip, or run on one, yet.
 """
 
 import ctypes.util
@@ -20,7 +20,7 @@ from models.attention.keys import Attended, Reads, visible_keys
 
 _LOG = logging.getLogger(__name__)
 _LANES = 128  # queries and keys of the smallest block that a TPU takes
-_BLOCKS = (512, 256, _LANES)  # of queries and keys; the largest that divides the window, within on-chip memory
+_BLOCKS = (512, 256, _LANES)  # of queries and keys; the largest that divides the window
 _MASKED = 8192  # longest window on a GPU: cuDNN takes documents as a mask of T² numbers a row
 _CUDNN_WIDTH = 128  # widest head that cuDNN takes in training
 

@@ -49,8 +49,8 @@ def index_scores(index: IndexInputs, scale: float) -> jax.Array:
     accumulate = jnp.promote_types(index.query.dtype, jnp.float32)
     dots_BJTS = jnp.einsum("btji,bsi->bjts", index.query * scale, index.key, preferred_element_type=accumulate)
     open_BJTS = jax.nn.sigmoid(dots_BJTS + index.bias[:, None, None])
-    # The last operation is a product of matrices, which a compiler computes once: selection compares a score with a
-    # threshold that it set itself, and a second copy, fused elsewhere, may differ in its last bit.
+    # Selection compares a score with a threshold that it set itself, so both must be the same bits. With an elementwise
+    # last operation they were seen to differ where XLA compiles without optimisations; with this product never.
     return jnp.einsum("btj,bjts->bts", index.gate.astype(accumulate), open_BJTS)
 
 

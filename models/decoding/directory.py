@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from checked import UserError
+from checked.files import write_atomically
 from checked.tokenizer_json import TokenizerJson, bytes_json, read
 from models.decoding.language_model import Voice, make_voice
 from models.decoding.tokenizers import FILE, ByteView, byte_tokenizer, load_tokenizer
@@ -65,4 +66,4 @@ def export(run: Path | str, out: Path | str) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     for name, content in files.items():
-        (out / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_atomically(out / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")

@@ -18,7 +18,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from checked.files import read_json
+from checked.files import read_json, write_atomically
 from models.config import ModelConfig
 from models.decoder import Decoder, array_shapes, build
 from models.pretrained.names import NAMES, Source, is_stacked, stored_name
@@ -106,7 +106,7 @@ def save_pretrained(pretrained: Pretrained, directory: str | os.PathLike[str]) -
     # What an older model left would be read by others, or mixed with this one.
     for stale in (directory / _INDEX, *directory.glob(_SHARDS)):
         stale.unlink(missing_ok=True)
-    (directory / "config.json").write_text(settings + "\n", encoding="utf-8")
+    write_atomically(directory / "config.json", settings + "\n")
 
 
 def _require_names(places: Places, expected: set[str], directory: Path, embedding: tuple[int, int]) -> None:

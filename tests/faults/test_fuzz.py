@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gzip
 import json
 import random
 
@@ -43,8 +44,6 @@ def text_file(tmp_path_factory):
 @EXAMPLES
 @given(line=st.binary(max_size=60) | JSON.map(lambda value: json.dumps({"text": value}).encode()))
 def test_lines_of_text(text_file, line):
-    import gzip
-
     root, file = text_file
     file.write_bytes(gzip.compress(line + b"\n"))
     with contextlib.suppress(UserError):

@@ -11,7 +11,7 @@ _PREFIX = re.compile(r"(unique_?)?tokens?([._\- ])(.+)", re.IGNORECASE)
 _MOST_EPOCHS = 1000.0  # beyond which U is more likely in another unit than D
 _MOST_TOKENS = 1e15  # more than all text there is
 _LEAST = 1e3  # parameters or tokens: no model is smaller, no run shorter
-_MOST = 1e4  # from here on somewhere in the table: parts of a batch are few tokens, not many billions
+_MOST_BILLIONS = 1e4  # of either: a table that reaches beyond counts single ones, of which a first batch has few
 _MOST_LOSS = 6.5  # in the median: nats and bits of tokens lie below, perplexities above
 _UNIT_FACTOR = 1.3  # between losses of alike runs; nats are 0.69 bits, and bytes a fraction of tokens
 _SAMPLE = 200_000  # rows on which searches for pairs of rows look
@@ -66,7 +66,7 @@ def _unlikely_units(frame: pd.DataFrame, D: np.ndarray, target: np.ndarray) -> l
     notes = []
     sizes = frame["num_params"].to_numpy() if "num_params" in frame else np.array([])
     for name, values in (("num_params", sizes), ("tokens", D[D > 0])):
-        if values.size and values.min() < _LEAST and values.max() < _MOST:
+        if values.size and values.min() < _LEAST and values.max() < _MOST_BILLIONS:
             notes.append(
                 f"{name} begin at {values.min():.3g}: are they in millions or billions? "
                 f"--columns='{name}={name}*1e9' says so"
