@@ -36,6 +36,12 @@ json.dump(results, sys.stdout)
 """
 
 
+def host_devices(count: int) -> dict[str, str]:
+    """The environment of a process that sees so many devices of the host."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    return {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
 class Done(NamedTuple):
     """What a finished binary leaves; a signal that ended it is its negative exit code."""
 

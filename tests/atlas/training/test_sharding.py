@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.atlas.training.devices import BASE
+from tests.experiments.binaries import host_devices
 
 KINDS = {
     "dense": {"model.attention": "dense"},
@@ -34,9 +35,8 @@ def measured():
         if kind not in found:
             ways = (ONE, FSDP, PARTS) if kind in QUICK else (ONE, FSDP, PARTS, MIXED, FSDP | {"train.microbatches": 2})
             cases = json.dumps([KINDS[kind] | way for way in ways])
-            flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
             command = [sys.executable, "-m", "tests.atlas.training.devices", cases]
-            done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, env=os.environ | host_devices(8), capture_output=True, text=True, check=True)
             found[kind] = json.loads(done.stdout.splitlines()[-1])
         return found[kind]
 
@@ -73,8 +73,7 @@ def test_fsdp_gathers_weights_and_scatters_gradients_and_keeps_windows_apart(mea
 
 def test_temporaries_fall_with_the_number_of_devices():
     cases = json.dumps([{"mesh.fsdp": 2}, {"mesh.fsdp": 8}])
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.atlas.training.devices", cases]
-    done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=os.environ | host_devices(8), capture_output=True, text=True, check=True)
     two, eight = (case["temporaries"] for case in json.loads(done.stdout.splitlines()[-1]))
     assert eight < 0.35 * two

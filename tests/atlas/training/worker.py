@@ -15,7 +15,7 @@ from atlas.data import DataConfig, prepare
 from atlas.training import RunConfig, TrainConfig, initialize_distributed, train
 from checked import overlay
 from models import ModelConfig
-from tests.experiments.binaries import Done, run_binaries
+from tests.experiments.binaries import Done, host_devices, run_binaries
 
 DATA = DataConfig(source="synthetic", languages=("a1", "a2", "b1"), window=32, synthetic_tokens=40_000)
 MODEL = ModelConfig(
@@ -54,7 +54,7 @@ def run_worker(
     """Trains in processes one after the other, each of which dies after so many steps and the fraction of a second, or
     ends where it is 0."""
     ends = [["tests.atlas.training.worker", *_arguments(workdir, changes, step, die_by)] for step in die_at]
-    return run_binaries(*ends, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+    return run_binaries(*ends, **host_devices(devices))
 
 
 def start_worker(workdir: pathlib.Path, changes: Changes, **environment: str) -> subprocess.Popen:

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from tests.experiments.binaries import host_devices
 from tests.models.attention.sharded import VARIANTS
 
 QUICK = ["tiles", "blocks"]
@@ -13,8 +14,7 @@ QUICK = ["tiles", "blocks"]
     "variants", [QUICK, pytest.param([name for name in VARIANTS if name not in QUICK], marks=pytest.mark.thorough)]
 )
 def test_eight_devices_give_the_results_of_one(variants):
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.models.attention.sharded", *variants]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=os.environ | host_devices(8), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines() == [f"equal: {name}" for name in variants]
