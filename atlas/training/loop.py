@@ -240,7 +240,9 @@ class Population:
         fixed = {"phase": segment.name, "step": step + 1, "time": round(time.time(), 3), "speed": speed}
         for run, lines in enumerate(self._lines):
             lines.append(fixed | {key: float(value[run]) for key, value in values.items()})
+        for run in range(len(self._lines)):
             if values["skipped"][run] > max(_SKIPPED_FIRST, _SKIPPED_SHARE * (step + 1)):
+                self._flush()
                 raise UserError(
                     f"run {self._ids[run]} skipped {int(values['skipped'][run])} of its first {step + 1} steps, whose "
                     "loss or gradient was not finite; lower train.learning_rate"

@@ -4,7 +4,7 @@ import signal
 import numpy as np
 import pytest
 
-from atlas.training import finished, load_model, run_id, train
+from atlas.training import finished, load_model, run_id, status, train
 from atlas.training import metrics as logs
 from checked import UserError
 from checked.files import read_sealed
@@ -74,6 +74,14 @@ def test_logs_every_step_once(uninterrupted):
     steps = sorted((r["phase"], r["step"]) for r in uninterrupted["metrics"])
     trunk = [("trunk", step) for step in range(1, 11)]
     assert steps == sorted([("cooldown-6", 6), ("cooldown-12", 11), ("cooldown-12", 12), *trunk])
+
+
+def test_a_run_that_does_not_learn_stops_and_says_why(tmp_path, corpus):
+    config = config_of({"train.learning_rate": 1e30, "train.steps": [12]})
+    with pytest.raises(UserError, match=r"skipped 6 of its first \d+ steps, .* lower train\.learning_rate"):
+        train([config], corpus, tmp_path)
+    (row,) = status([config], tmp_path).itertuples()
+    assert (row.state, row.skipped_steps) == ("started", 6)
 
 
 @pytest.mark.thorough
