@@ -178,15 +178,20 @@ def _rows(config: RunConfig, directory: pathlib.Path) -> Iterator[dict]:
 def _shard_of_environment() -> str:
     environment = os.environ
     if "SLURM_ARRAY_TASK_ID" in environment:
-        names = ("ID", "MIN", "MAX", "STEP", "COUNT")
-        try:
-            task, first, last, step, count = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in names)
-        except (KeyError, ValueError) as error:
-            raise UserError(f"SLURM_ARRAY_TASK_ID is set, but {error} is no number; give --shard=i/n") from None
+        keys = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT")]
+        for key in keys:
+            if not (value := environment.get(key, "")).isdecimal():
+                raise UserError(f"SLURM_ARRAY_TASK_ID is set, but {key}={value!r} is no number; give --shard=i/n")
+        task, first, last, step, count = (int(environment[key]) for key in keys)
         # Of a list, or of one task that is repeated, SLURM does not tell the whole that this is a part of.
         if count == 1 or (last - first) // step + 1 != count:
             raise UserError(f"array task {task} is one of a list: say of how many, as --shard={task}/n, counted from 0")
         return f"{(task - first) // step}/{count}"
-    if "JOB_COMPLETION_INDEX" in environment and "JOB_COMPLETIONS" in environment:
+    if "JOB_COMPLETION_INDEX" in environment:
+        if "JOB_COMPLETIONS" not in environment:
+            raise UserError(
+                "JOB_COMPLETION_INDEX is set, but JOB_COMPLETIONS is not, which Kubernetes leaves to the job: set it "
+                "there to the number of completions, or give --shard=i/n"
+            )
         return f"{environment['JOB_COMPLETION_INDEX']}/{environment['JOB_COMPLETIONS']}"
     return "0/1"

@@ -30,10 +30,11 @@ class Row(NamedTuple):
     words: str
     command: tuple[str, ...]
     prepare: Prepare | None = None
+    environment: tuple[str, ...] = ()  # NAME=VALUE
 
 
-def row(name: str, words: str, *command: str, prepare: Prepare | None = None) -> Row:
-    return Row(f"{command[0]}: {name}", words, command, prepare)
+def row(name: str, words: str, *command: str, prepare: Prepare | None = None, environment: tuple[str, ...] = ()) -> Row:
+    return Row(f"{command[0]}: {name}", words, command, prepare, environment)
 
 
 def text(name: str, content: str | bytes) -> Prepare:
@@ -133,6 +134,25 @@ FLAGS = (
     row("no question", "give one of", "plan"),
     row("unknown question", "did you mean 'expand'", "plan", "expnd"),
 )
+_ARRAY = tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT"))
+
+
+def array_task(digits: str) -> tuple[str, ...]:
+    return tuple(f"{name}={digit}" for name, digit in zip(_ARRAY, digits, strict=True))
+
+
+SCHEDULERS = tuple(
+    row(name, words, "sweep", SMOKE, WORKDIR, environment=environment)
+    for name, words, environment in (
+        ("array without its range", "SLURM_ARRAY_TASK_MIN='' is no number; give", ("SLURM_ARRAY_TASK_ID=1",)),
+        ("array of text", "SLURM_ARRAY_TASK_ID='x' is no number", array_task("xxxxx")),
+        ("array of a list", "is one of a list: say of how many", array_task("30713")),
+        ("array's task repeated", "--shard=3/n", array_task("33311")),
+        ("completions unknown", "JOB_COMPLETIONS is not", ("JOB_COMPLETION_INDEX=1",)),
+        ("completions of text", "--shard=one/4", ("JOB_COMPLETION_INDEX=one", "JOB_COMPLETIONS=4")),
+        ("completion too far", "--shard=4/4", ("JOB_COMPLETION_INDEX=4", "JOB_COMPLETIONS=4")),
+    )
+)  # fmt: skip
 RUBBISH = tuple(
     row("rubbish", "unexpected argument 'rubbish'", *command, "rubbish")
     for command in (
@@ -422,7 +442,7 @@ def ranges() -> Iterator[Row]:
         yield row(f"mixture {mixture}", words, "train", TRAIN, f"--config.mixture={mixture}", WORKDIR)
 
 
-ROWS = [*settings(), *ranges(), *FLAGS, *RUBBISH, *configs(), *places(), *texts(), *fits(), *numbers()]
+ROWS = [*settings(), *ranges(), *FLAGS, *SCHEDULERS, *RUBBISH, *configs(), *places(), *texts(), *fits(), *numbers()]
 NAMES = [row.name for row in ROWS]
 assert len(set(NAMES)) == len(NAMES) >= 200, sorted(name for name in set(NAMES) if NAMES.count(name) > 1)
 
@@ -445,9 +465,8 @@ def outcomes(tmp_path_factory, request) -> dict[str, tuple[Done, list[str]]]:
         directory = tmp_path_factory.mktemp("row")
         if row.prepare:
             row.prepare(directory)
-        commands.append(
-            [f"experiments.{row.command[0]}", *(a.replace("{dir}", str(directory)) for a in row.command[1:])]
-        )
+        arguments = (argument.replace("{dir}", str(directory)) for argument in row.command[1:])
+        commands.append([*row.environment, f"experiments.{row.command[0]}", *arguments])
         before.append(content(directory))
     done = run_binaries(*commands)
     changed = [[path for path in files if content_of(path) != files[path]] for files in before]

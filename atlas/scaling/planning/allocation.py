@@ -40,7 +40,8 @@ def compute_optimal(law: Mapping[str, ArrayLike], flops: float, unique_tokens: f
         raise UserError(f"flops and unique tokens must be positive; got {flops} and {unique_tokens}")
     missing = {"E", "A", "alpha", "B", "beta"} | ({"lambda"} if np.isfinite(unique_tokens) else set())
     if missing := missing - set(law):
-        raise UserError(f"the law lacks the parameter(s) {', '.join(sorted(missing))}; it has {', '.join(law) or 'none'}")
+        given = ", ".join(law) or "none"
+        raise UserError(f"the law lacks the parameter(s) {', '.join(sorted(missing))}; it has {given}")
     budget = flops / FLOPS_PER_PARAMETER_TOKEN
     balance = law["alpha"] * law["A"] / (law["beta"] * law["B"])
     N = np.asarray((balance * budget ** law["beta"]) ** (1 / (law["alpha"] + law["beta"])))

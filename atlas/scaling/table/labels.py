@@ -36,7 +36,7 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, str]]:
     for name in set(frame) - set(columns):
         raise unknown("column of a labels file", name, columns)
     if "language" not in frame or len(frame.columns) < 2:
-        raise UserError(f"{str(path)!r} needs a column language, and family or script; it has {', '.join(frame) or 'none'}")
+        raise UserError(f"{str(path)!r} needs a column language, and family or script; it has {', '.join(frame)}")
     by_language = frame.set_index("language")
     empty = pd.Series(dtype=str)
     families, scripts = ({k: v for k, v in by_language.get(name, empty).items() if v} for name in columns[1:])
