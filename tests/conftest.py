@@ -1,4 +1,5 @@
 import getpass
+import importlib.metadata
 import os
 import pathlib
 import socket
@@ -11,8 +12,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Nearly all of these programs run for less time than they compile.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# The older code generator of XLA's CPU backend compiles them in a third of the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# The older code generator of XLA's CPU backend compiles them in a third of the time; later versions do not know it, and
+# end a process whose flags they do not know.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import pytest
