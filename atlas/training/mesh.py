@@ -28,13 +28,22 @@ def initialize_distributed() -> None:
     """
     environment = os.environ
     if "JAX_COORDINATOR_ADDRESS" in environment:
-        try:
-            count, index = int(environment["JAX_NUM_PROCESSES"]), int(environment["JAX_PROCESS_ID"])
-        except (KeyError, ValueError) as error:
-            raise UserError(f"JAX_COORDINATOR_ADDRESS is set: set whole numbers in {error} too") from error
+        remedy = "JAX_COORDINATOR_ADDRESS is set and needs it"
+        count, index = (read_variable(name, remedy) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
         jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], count, index)
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
+        return
+    tasks = "SLURM_STEP_NUM_TASKS"
+    several = tasks in environment and read_variable(tasks, "unset it where no step of SLURM runs") > 1
+    if several or "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()
+
+
+def read_variable(name: str, remedy: str) -> int:
+    """A whole number of the environment; raises UserError, which ends in the remedy, where it is none or not set."""
+    value = os.environ.get(name, "")
+    if not value.isdecimal():
+        raise UserError(f"the environment has {name}={value!r}, which is no whole number; {remedy}")
+    return int(value)
 
 
 def first_process_first(make: Callable[[], T]) -> T:

@@ -15,7 +15,7 @@ from atlas.training import metrics
 from atlas.training.config import MeshConfig, RunConfig, corpus_key, naming, run_id, shape_of
 from atlas.training.finished import EVALUATIONS, METRICS, describe, is_done, load_model_config
 from atlas.training.loop import train
-from atlas.training.mesh import check_divisible, first_process_first, make_mesh
+from atlas.training.mesh import check_divisible, first_process_first, make_mesh, read_variable
 from checked import UserError
 from checked.files import read_sealed, write_sealed
 from models import array_shapes
@@ -176,22 +176,15 @@ def _rows(config: RunConfig, directory: pathlib.Path) -> Iterator[dict]:
 
 
 def _shard_of_environment() -> str:
-    environment = os.environ
-    if "SLURM_ARRAY_TASK_ID" in environment:
-        keys = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT")]
-        for key in keys:
-            if not (value := environment.get(key, "")).isdecimal():
-                raise UserError(f"SLURM_ARRAY_TASK_ID is set, but {key}={value!r} is no number; give --shard=i/n")
-        task, first, last, step, count = (int(environment[key]) for key in keys)
+    remedy = "give --shard=i/n"
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        names = (f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT"))
+        task, first, last, step, count = (read_variable(name, remedy) for name in names)
         # Of a list, or of one task that is repeated, SLURM does not tell the whole that this is a part of.
         if count == 1 or (last - first) // step + 1 != count:
             raise UserError(f"array task {task} is one of a list: say of how many, as --shard={task}/n, counted from 0")
         return f"{(task - first) // step}/{count}"
-    if "JOB_COMPLETION_INDEX" in environment:
-        if "JOB_COMPLETIONS" not in environment:
-            raise UserError(
-                "JOB_COMPLETION_INDEX is set, but JOB_COMPLETIONS is not, which Kubernetes leaves to the job: set it "
-                "there to the number of completions, or give --shard=i/n"
-            )
-        return f"{environment['JOB_COMPLETION_INDEX']}/{environment['JOB_COMPLETIONS']}"
+    if "JOB_COMPLETION_INDEX" in os.environ:
+        # Kubernetes sets the first itself and leaves the second to the job.
+        return "/".join(str(read_variable(name, remedy)) for name in ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"))
     return "0/1"

@@ -145,12 +145,14 @@ def array_task(digits: str) -> tuple[str, ...]:
 SCHEDULERS = tuple(
     row(name, words, "sweep", SMOKE, WORKDIR, environment=environment)
     for name, words, environment in (
-        ("array without its range", "SLURM_ARRAY_TASK_MIN='' is no number; give", ("SLURM_ARRAY_TASK_ID=1",)),
-        ("array of text", "SLURM_ARRAY_TASK_ID='x' is no number", array_task("xxxxx")),
+        ("array without its range", "MIN='', which is no whole number; give --shard", ("SLURM_ARRAY_TASK_ID=1",)),
+        ("array of text", "SLURM_ARRAY_TASK_ID='x'", array_task("xxxxx")),
         ("array of a list", "is one of a list: say of how many", array_task("30713")),
         ("array's task repeated", "--shard=3/n", array_task("33311")),
-        ("completions unknown", "JOB_COMPLETIONS is not", ("JOB_COMPLETION_INDEX=1",)),
-        ("completions of text", "--shard=one/4", ("JOB_COMPLETION_INDEX=one", "JOB_COMPLETIONS=4")),
+        ("completions unknown", "JOB_COMPLETIONS=''", ("JOB_COMPLETION_INDEX=1",)),
+        ("completions of text", "JOB_COMPLETION_INDEX='one'", ("JOB_COMPLETION_INDEX=one", "JOB_COMPLETIONS=4")),
+        ("step of text", "SLURM_STEP_NUM_TASKS='abc'", ("SLURM_STEP_NUM_TASKS=abc",)),
+        ("processes unknown", "JAX_NUM_PROCESSES=''", ("JAX_COORDINATOR_ADDRESS=localhost:1",)),
         ("completion too far", "--shard=4/4", ("JOB_COMPLETION_INDEX=4", "JOB_COMPLETIONS=4")),
     )
 )  # fmt: skip
