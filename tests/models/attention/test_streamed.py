@@ -176,7 +176,7 @@ def test_memory_of_training_is_linear(block, monkeypatch):
     monkeypatch.setattr(tiles, "_STEP_ELEMENTS", 2**17)
     steps = {T: compile_training_step(T, block) for T in (4096, 8192, 16384)}
     size = {T: step.memory_analysis().temp_size_in_bytes for T, step in steps.items()}
-    assert size[16384] < 2.05 * size[8192] < 4.2 * size[4096]
+    assert max(size[16384] / size[8192], size[8192] / size[4096]) < 2.1  # one array [T, T] would make it 4
     shapes = re.findall(r"\[([0-9,]+)\]", steps[8192].as_text())
     assert "1,8192,4,16" in shapes
     assert not [shape for shape in shapes if sum(int(n) >= 8192 for n in shape.split(",") if n) > 1]
