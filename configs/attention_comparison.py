@@ -53,6 +53,7 @@ def get_sweep(base: RunConfig) -> Study:
         raise UserError("name the languages in data.languages and the tasks in data.tasks: their shares depend on both")
     kinds = [{"name": kind, "model.attention": kind, "model.d_ff": width(base.model, kind)} for kind in ATTENTION_KINDS]
     short = {"group": RATES, "train.steps": (80,), "train.checkpoint_every": 0}
+    short["train.most_skipped"] = 1.0  # some are to diverge
     runs = chain(
         cross([{"group": "kinds"}], kinds, each("seed", range(base.seed, base.seed + 3))),
         cross(kinds, [short], each("train.learning_rate", LEARNING_RATES)),

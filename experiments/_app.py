@@ -81,8 +81,12 @@ def _mistake(error: Exception) -> str:
         return str(error)
     if refusal := refusal_of_disk(error):
         return f"{refusal}; give the work directory room, or another place, and run the same command again"
-    if "initialize backend" in str(error):
-        return f"{str(error).splitlines()[0]}; install its extra (.[cuda], .[tpu]), or set JAX_PLATFORMS=cpu"
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    reason = str(error).partition("\n")[0]
+    if isinstance(error, AssertionError) and raised_in.endswith("xla_bridge.py"):  # as JAX says it of unknown names
+        reason = f"Unable to initialize backend {os.environ.get('JAX_PLATFORMS')!r}: nothing that is installed knows it"
+    if "initialize backend" in reason:
+        return f"{reason}; install its extra (.[cuda], .[tpu]), or set JAX_PLATFORMS=cpu"
     return ""
 
 

@@ -48,6 +48,9 @@ class TrainConfig(Checked, section="train"):
     beta2: float = field(0.95, "decay of Adam's mean square", least=0, below=1)
     weight_decay: float = field(0.1, "on matrices only", least=0)
     clip_norm: float = field(1.0, "of the gradient, the indexer's apart", above=0)
+    most_skipped: float = field(
+        0.5, "share of the steps so far that a run may skip, since loss or gradient are not finite", least=0, most=1
+    )
     evaluation_windows: int = field(64, "of validation, a language, at most", unit="windows", least=1)
     evaluate_every: int = field(0, "on the trunk; 0: only where branches end", unit="steps", least=0)
     checkpoint_every: int = field(0, "0: only where branches begin", unit="steps", least=0)

@@ -39,8 +39,7 @@ TRUNK, COOLDOWN = "trunk", "cooldown"
 Progress = Callable[[int, str], None]
 
 _LOG = logging.getLogger(__name__)
-# A run that skips more than this share of its steps learns little, whatever it costs; the first few may.
-_SKIPPED_SHARE, _SKIPPED_FIRST = 0.5, 5
+_SKIPPED_FIRST = 5  # steps that any run may skip: of the first few, these are a large share
 _GROUP = 100  # log lines of a run that are written at once: opening a file costs more than a small step
 
 
@@ -240,12 +239,12 @@ class Population:
         fixed = {"phase": segment.name, "step": step + 1, "time": round(time.time(), 3), "speed": speed}
         for run, lines in enumerate(self._lines):
             lines.append(fixed | {key: float(value[run]) for key, value in values.items()})
-        for run in range(len(self._lines)):
-            if values["skipped"][run] > max(_SKIPPED_FIRST, _SKIPPED_SHARE * (step + 1)):
+        for name, config, skipped in zip(self._ids, self._configs, values["skipped"], strict=True):
+            if skipped > max(_SKIPPED_FIRST, config.train.most_skipped * (step + 1)):
                 self._flush()
                 raise UserError(
-                    f"run {self._ids[run]} skipped {int(values['skipped'][run])} of its first {step + 1} steps, whose "
-                    "loss or gradient was not finite; lower train.learning_rate"
+                    f"run {name} skipped {int(skipped)} of its first {step + 1} steps, whose loss or gradient was not "
+                    "finite; lower train.learning_rate, or allow it by train.most_skipped"
                 )
         if len(self._lines[0]) >= _GROUP:
             self._flush()
