@@ -93,25 +93,21 @@ def apart(text: str) -> tuple[list[str], list[float]]:
     return numbers.sub("#", text).split(), [float(number) for number in numbers.findall(text)]
 
 
+def train_and_fit(directory: pathlib.Path, **environment: str) -> tuple[list[str], list[float]]:
+    fit = ["experiments.fit", "--runs=experiments/results/quickstart/runs.csv", f"--workdir={directory / 'fit'}"]
+    trained, fitted = run_binaries(["tests.faults.worker", str(directory / str(environment))], fit, **environment)
+    assert (trained.returncode, fitted.returncode) == (0, 0), trained.stderr + fitted.stderr
+    return apart(fitted.stdout)
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("name", "value"), [("JAX_NUMPY_RANK_PROMOTION", "raise"), ("JAX_ENABLE_X64", "1"), ("JAX_DEBUG_NANS", "1")]
-)
-def test_settings_of_jax_in_the_environment_change_nothing(tmp_path, name, value):
-    runs = pathlib.Path("experiments/results/quickstart/runs.csv")
-    plain, other = (
-        run_binaries(
-            ["tests.faults.worker", str(tmp_path / f"work-{place}")],
-            ["experiments.fit", f"--runs={runs}", f"--workdir={tmp_path / 'fit'}"],
-            **environment,
-        )
-        for place, environment in (("plain", {}), ("other", {name: value}))
-    )
-    assert [done.returncode for done in (*plain, *other)] == [0] * 4, other[0].stderr + other[1].stderr
-    # What is computed at 64 bits by default rounds otherwise.
-    words, numbers = zip(*(apart(done.stdout) for done in (plain[1], other[1])), strict=True)
-    assert words[0] == words[1]
-    np.testing.assert_allclose(*numbers, rtol=1e-6)
+def test_settings_of_jax_in_the_environment_change_nothing(tmp_path):
+    words, numbers = train_and_fit(tmp_path)
+    for setting in ({"JAX_NUMPY_RANK_PROMOTION": "raise"}, {"JAX_ENABLE_X64": "1"}, {"JAX_DEBUG_NANS": "1"}):
+        others, values = train_and_fit(tmp_path, **setting)
+        assert others == words, setting
+        # What is computed at 64 bits by default rounds otherwise.
+        np.testing.assert_allclose(values, numbers, rtol=1e-6, err_msg=str(setting))
 
 
 @pytest.mark.thorough
