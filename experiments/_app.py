@@ -43,6 +43,7 @@ def run(main: Callable[[Sequence[str]], object], *, resumes: bool = False, words
         # absl's default of INFO shows every library's chatter between our own lines.
         logging.set_verbosity(logging.WARNING)
         python_logging.getLogger().setLevel(python_logging.WARNING)
+        _hush_dropped_reads()
         _hear_interrupts()
         _keep_programs()
         if len(argv) > 1 and not words:
@@ -73,6 +74,20 @@ def _keep_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "atlas" / "programs"))
     jax.config.update("jax_numpy_rank_promotion", "allow")  # what we compute broadcasts by design
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
+
+
+def _hush_dropped_reads() -> None:
+    """Drops what the other arrays of a damaged checkpoint say, which Orbax was reading beside it and gave up."""
+    usual = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        coroutine = getattr(unraisable.object, "cr_code", None)
+        of_orbax = coroutine is not None and "orbax" in coroutine.co_filename
+        if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
+            usual(unraisable)
+
+    sys.unraisablehook = hook
+    python_logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
 
 
 def _mistake(error: Exception) -> str:
