@@ -7,11 +7,12 @@ Which keys a query reads is one question, how they are attended another, and `ke
             selection    of these the tokens or the blocks that the indexer scores highest (`indexer`, `topk`)
     how     oracle       all scores at once: the definition of correct, and the fastest for short windows
             streamed     online softmax over tiles of queries and blocks of keys (`tiles`), memory linear in T
+            kernels      selected blocks on TPUs, in Pallas; `fused` says which kernel serves which devices
             cache        few queries against the keys that decoding keeps
 
-`oracle.attend` and `streamed.attend` answer one call, (q, k, v, Reads, Selection) → Attended, and so does a fused
-kernel that is put beside them: no probabilities come back. `module` picks one by the config; what needs probabilities
-computes them again in `measure`, in evaluation alone.
+`oracle.attend`, `streamed.attend` and `kernels.attend` answer one call, (q, k, v, Reads, Selection) → Attended: no
+probabilities come back. `module` picks one by the config and the devices; what needs probabilities computes them again
+in `measure`, in evaluation alone.
 """
 
 from models.attention.module import Attention, RunningVariance

@@ -1,8 +1,9 @@
-"""Attention to all keys of a document by kernels that come with JAX: splash attention on TPUs, cuDNN on GPUs.
+"""Attention by fused kernels: to all keys of a document splash attention on TPUs and cuDNN on GPUs, which come with
+JAX; to selected blocks our own on TPUs, in `kernels`.
 
 Which one serves is decided while tracing, by the devices of the mesh, so that a program for chips that are not here
-gets their kernel. What a kernel does not take is said once, and computed otherwise. Splash attention is checked by
-interpretation; neither kernel has been compiled for a chip, or run on one, yet.
+gets their kernel. It is said once, and so is what a kernel does not take, which XLA computes. Kernels for TPUs are
+checked by interpretation and compiled for v5e, v5p and v6e; none has been run on a chip yet.
 """
 
 import ctypes.util
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from models.attention.keys import Attended, Reads, visible_keys
+from models.attention import kernels
+from models.attention.keys import Attended, Reads, Selection, visible_keys
 
 _LOG = logging.getLogger(__name__)
 _LANES = 128  # queries and keys of the smallest block that a TPU takes
@@ -27,21 +29,47 @@ _CUDNN_WIDTH = 128  # widest head that cuDNN takes in training
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, Reads], Attended]
 
 
-def kernel(q_BTHE: jax.Array, softcap: float = 0.0) -> Kernel | None:
-    """What attends q to all keys of its documents, for the devices of the current mesh; None where nothing better than
-    tiles is known."""
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    kind, T = getattr(device, "device_kind", "cpu"), q_BTHE.shape[1]
+def kernel(q_BTHE: jax.Array, selection: Selection | None = None, softcap: float = 0.0) -> Kernel | None:
+    """What attends q to all keys of its documents, or to the selected ones, on the devices of the current mesh; None
+    where that is left to XLA."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kind = getattr(getattr(mesh, "abstract_device", None), "device_kind", "cpu")
     if kind.startswith("TPU"):
-        return functools.partial(attend_splash, softcap=softcap)
-    if not kind.startswith("NVIDIA"):
-        return None
+        return _for_tpu(q_BTHE, selection, softcap, mesh)
+    return _for_gpu(q_BTHE, selection, softcap) if kind.startswith("NVIDIA") else None
+
+
+def _for_tpu(
+    q_BTHE: jax.Array, selection: Selection | None, softcap: float, mesh: jax.sharding.AbstractMesh
+) -> Kernel | None:
+    split = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1 and axis not in mesh.manual_axes]
+    refusal = f"XLA cannot split them over {split[0]}" if split else ""
+    if selection is not None:
+        refusal = refusal or kernels.refusal(q_BTHE, selection)
+    if refusal:
+        return _left_to_xla(f"kernels for TPUs do not attend: {refusal}")
+    name = "splash attention" if selection is None else "kernels for selected blocks"
+    _say(f"{name} on the TPU", logging.INFO)
+    if selection is not None:
+        return functools.partial(kernels.attend, selection=selection)
+    return functools.partial(attend_splash, softcap=softcap)
+
+
+def _for_gpu(q_BTHE: jax.Array, selection: Selection | None, softcap: float) -> Kernel | None:
+    T = q_BTHE.shape[1]
     fits = q_BTHE.dtype.itemsize == 2 and q_BTHE.shape[3] <= _CUDNN_WIDTH and T <= _MASKED and not softcap
+    if selection is not None:
+        return _left_to_xla("cuDNN does not select keys")
     if not fits:
-        _say(f"cuDNN does not take windows of {T} in {q_BTHE.dtype} (softcap {softcap:g}): model.query_chunk decides")
-    elif not _has_cudnn():
-        _say("cuDNN is not installed: XLA attends, as model.query_chunk says")
-    return attend_cudnn if fits and _has_cudnn() else None
+        return _left_to_xla(f"cuDNN does not take windows of {T} in {q_BTHE.dtype} (softcap {softcap:g})")
+    if not _has_cudnn():
+        return _left_to_xla("cuDNN is not installed")
+    _say("cuDNN attends on the GPU", logging.INFO)
+    return attend_cudnn
+
+
+def _left_to_xla(why: str) -> None:
+    _say(f"{why}; XLA attends, as model.query_chunk says", logging.WARNING)
 
 
 def _has_cudnn() -> bool:
@@ -51,8 +79,8 @@ def _has_cudnn() -> bool:
 
 
 @functools.cache
-def _say(words: str) -> None:
-    _LOG.warning(words)
+def _say(words: str, level: int) -> None:
+    _LOG.log(level, words)
 
 
 def attend_splash(

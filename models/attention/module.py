@@ -206,10 +206,9 @@ class Attention(nnx.Module):
         self, q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, reads: Reads, window: jax.Array | None
     ) -> Attended:
         # Layers of one scanned body differ in a window, which the kernels want to know beforehand.
-        if self.selection is None and window is None:
-            attend = fused.kernel(q_BTHE, self.architecture.attention_softcap)
-            if attend is not None:
-                return attend(q_BTHE, k_BSGE, v_BSGE, reads)
+        attend = fused.kernel(q_BTHE, self.selection, self.architecture.attention_softcap) if window is None else None
+        if attend is not None:
+            return attend(q_BTHE, k_BSGE, v_BSGE, reads)
         if self.chunk or (self.selection is not None and self.selection.block):
             return streamed.attend(q_BTHE, k_BSGE, v_BSGE, reads, self.selection, chunk=self.chunk)
         return oracle.attend(q_BTHE, k_BSGE, v_BSGE, reads, self.selection, self.architecture.attention_softcap)

@@ -1,0 +1,89 @@
+"""Attention to listed blocks with its gradients, in the arrays of the model."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.attention.kernels import backward, forward
+from models.attention.kernels.pieces import Cotangents, How, Keys, Queries, Saved
+from models.attention.keys import Attended, Reads, Selection
+from models.attention.selection import list_length, select_blocks
+from models.attention.tiles import pad
+
+_LANES = 128  # of a TPU's vectors: blocks and heads are whole numbers of them
+_TOGETHER = 512  # keys at a time: a step has a cost of its own, that of about 10⁸ FLOPs
+_KEY_BYTES = 16 * 2**20  # of keys and values on their way
+_TILE_BYTES = 2**21  # of a tile's queries: with output, gradients and sums about eight times as much is on the chip
+_LISTED = 2**16  # entries of all lists, which wait beside the scalar unit
+
+
+def refusal(q_BTHE: jax.Array, selection: Selection) -> str:
+    """What keeps the kernels from serving these queries on a TPU; empty if nothing does."""
+    B, T, H, E = q_BTHE.shape
+    W, entries = selection.block, list_length(selection, T)
+    if not W:
+        return "single tokens are selected, not blocks"
+    if W % _LANES or E % _LANES:
+        return f"blocks are {W} tokens and heads {E} wide, not multiples of {_LANES}"
+    if q_BTHE.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"they are {q_BTHE.dtype}"
+    if W * H * E * q_BTHE.dtype.itemsize > _TILE_BYTES:
+        return f"{W} queries of {H} heads of {E} are more than {_TILE_BYTES} bytes"
+    if B * -(-T // W) * entries > _LISTED:
+        return f"{B} rows of {T} tokens list more than {_LISTED} blocks; train.microbatches makes fewer rows"
+    return ""
+
+
+def attend(
+    q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, reads: Reads, selection: Selection, interpret: bool = False
+) -> Attended:
+    """`oracle.attend` with a selection of blocks, on whole rows, in float32 or bfloat16; interpret: on a CPU."""
+    B, T, H, E = q_BTHE.shape
+    W, G, index = selection.block, k_BSGE.shape[2], reads.index
+    lists_BPA, variance_BT = select_blocks(reads, selection)
+    in_flight = 4 * W * G * E * k_BSGE.dtype.itemsize  # keys and values of a block, and the next ones
+    together = max(1, min(lists_BPA.shape[2], _TOGETHER // W, _KEY_BYTES // in_flight))
+    how = How(W, H // G, G, E, selection.temperature, together, interpret)
+    lists_BPA = jnp.pad(lists_BPA, ((0, 0), (0, 0), (0, -lists_BPA.shape[2] % together)), constant_values=-1)
+
+    def rows(a_BTx: jax.Array) -> jax.Array:
+        return pad(a_BTx.reshape(B, T, -1), W)
+
+    queries = Queries(
+        rows(q_BTHE * E**-0.5),
+        pad(index.query * selection.scale, W).transpose(0, 2, 1, 3),
+        pad(index.gate, W).transpose(0, 2, 1),
+        pad(reads.first, W, mode="edge")[:, None],
+    )
+    keys = Keys(rows(k_BSGE), rows(v_BSGE), rows(index.key))
+    o_BTM, loss_B1T, selected_B1T = _attend(how, queries, keys, index.bias, lists_BPA)
+    return Attended(o_BTM[:, :T].reshape(B, T, H, E), loss_B1T[:, 0, :T], selected_B1T[:, 0, :T], variance_BT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(how: How, queries: Queries, keys: Keys, bias_J: jax.Array, lists_BPA: jax.Array) -> Any:
+    return _forward(how, queries, keys, bias_J, lists_BPA)[0]
+
+
+def _forward(how: How, *inputs: Any) -> tuple[Any, Any]:
+    found = forward.attention(how, *inputs)
+    saved = Saved(found.normaliser, found.index_normaliser)
+    loss_B1T = forward.divergence(how, *inputs, saved)
+    return (found.output, loss_B1T, found.selected), (inputs, saved, found.output)
+
+
+def _backward(how: How, residuals: Any, cotangents: Any) -> Any:
+    inputs, saved, o_BTM = residuals
+    do_BTM, dloss_B1T, _ = cotangents
+    product_BTM, B = do_BTM.astype(jnp.float32) * o_BTM, len(o_BTM)
+    product_BPCGRE = product_BTM.reshape(B, -1, how.block, how.groups, how.ratio, how.width)
+    delta_BGPRC = jnp.sum(product_BPCGRE, axis=-1).transpose(0, 3, 1, 4, 2)
+    queries, keys, bias_J, lists_BPA = inputs
+    tile = queries, saved, Cotangents(do_BTM, delta_BGPRC.reshape(B, how.groups, -1), dloss_B1T)
+    dq, dbias_J = backward.of_queries(how, tile, keys, bias_J, lists_BPA)
+    return dq, backward.of_keys(how, tile, keys, bias_J, lists_BPA), dbias_J, None
+
+
+_attend.defvjp(_forward, _backward)
