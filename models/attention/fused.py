@@ -35,41 +35,35 @@ def kernel(q_BTHE: jax.Array, selection: Selection | None = None, softcap: float
     mesh = jax.sharding.get_abstract_mesh()
     kind = getattr(getattr(mesh, "abstract_device", None), "device_kind", "cpu")
     if kind.startswith("TPU"):
-        return _for_tpu(q_BTHE, selection, softcap, mesh)
-    return _for_gpu(q_BTHE, selection, softcap) if kind.startswith("NVIDIA") else None
-
-
-def _for_tpu(
-    q_BTHE: jax.Array, selection: Selection | None, softcap: float, mesh: jax.sharding.AbstractMesh
-) -> Kernel | None:
-    split = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1 and axis not in mesh.manual_axes]
-    refusal = f"XLA cannot split them over {split[0]}" if split else ""
-    if selection is not None:
-        refusal = refusal or kernels.refusal(q_BTHE, selection)
+        name, attend, refusal = _for_tpu(q_BTHE, selection, softcap)
+        split = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1 and axis not in mesh.manual_axes]
+        refusal = f"XLA cannot split it over {split[0]}" if split else refusal
+    elif kind.startswith("NVIDIA"):
+        name, attend, refusal = "cuDNN", attend_cudnn, _cudnn_refusal(q_BTHE, selection, softcap)
+    else:
+        return None
     if refusal:
-        return _left_to_xla(f"kernels for TPUs do not attend: {refusal}")
-    name = "splash attention" if selection is None else "kernels for selected blocks"
-    _say(f"{name} on the TPU", logging.INFO)
-    if selection is not None:
-        return functools.partial(kernels.attend, selection=selection)
-    return functools.partial(attend_splash, softcap=softcap)
+        _say(f"{name} does not attend: {refusal}; XLA does, as model.query_chunk says", logging.WARNING)
+        return None
+    _say(f"{name} attends", logging.INFO)
+    return attend
 
 
-def _for_gpu(q_BTHE: jax.Array, selection: Selection | None, softcap: float) -> Kernel | None:
+def _for_tpu(q_BTHE: jax.Array, selection: Selection | None, softcap: float) -> tuple[str, Kernel, str]:
+    """The name of a kernel, the kernel, and why it does not take this."""
+    if selection is None:
+        return "splash attention", functools.partial(attend_splash, softcap=softcap), ""
+    attend = functools.partial(kernels.attend, selection=selection)
+    return "the kernel for selected blocks", attend, kernels.refusal(q_BTHE, selection)
+
+
+def _cudnn_refusal(q_BTHE: jax.Array, selection: Selection | None, softcap: float) -> str:
     T = q_BTHE.shape[1]
-    fits = q_BTHE.dtype.itemsize == 2 and q_BTHE.shape[3] <= _CUDNN_WIDTH and T <= _MASKED and not softcap
     if selection is not None:
-        return _left_to_xla("cuDNN does not select keys")
-    if not fits:
-        return _left_to_xla(f"cuDNN does not take windows of {T} in {q_BTHE.dtype} (softcap {softcap:g})")
-    if not _has_cudnn():
-        return _left_to_xla("cuDNN is not installed")
-    _say("cuDNN attends on the GPU", logging.INFO)
-    return attend_cudnn
-
-
-def _left_to_xla(why: str) -> None:
-    _say(f"{why}; XLA attends, as model.query_chunk says", logging.WARNING)
+        return "keys are selected"
+    if q_BTHE.dtype.itemsize != 2 or q_BTHE.shape[3] > _CUDNN_WIDTH or T > _MASKED or softcap:
+        return f"windows are {T} tokens in {q_BTHE.dtype}, softcap {softcap:g}"
+    return "" if _has_cudnn() else "it is not installed"
 
 
 def _has_cudnn() -> bool:

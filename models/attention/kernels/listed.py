@@ -12,7 +12,7 @@ from models.attention.keys import Attended, Reads, Selection
 from models.attention.selection import list_length, select_blocks
 from models.attention.tiles import pad
 
-_LANES = 128  # of a TPU's vectors: blocks and heads are whole numbers of them
+_LANES = 128  # of a TPU's vectors: a block is a whole number of them
 _TOGETHER = 512  # keys at a time: a step has a cost of its own, that of about 10⁸ FLOPs
 _KEY_BYTES = 16 * 2**20  # of keys and values on their way
 _TILE_BYTES = 2**21  # of a tile's queries: with output, gradients and sums about eight times as much is on the chip
@@ -22,16 +22,16 @@ _LISTED = 2**16  # entries of all lists, which wait beside the scalar unit
 def refusal(q_BTHE: jax.Array, selection: Selection) -> str:
     """What keeps the kernels from serving these queries on a TPU; empty if nothing does."""
     B, T, H, E = q_BTHE.shape
-    W, entries = selection.block, list_length(selection, T)
+    W = selection.block
     if not W:
         return "single tokens are selected, not blocks"
-    if W % _LANES or E % _LANES:
-        return f"blocks are {W} tokens and heads {E} wide, not multiples of {_LANES}"
+    if W % _LANES:
+        return f"blocks are {W} tokens, not a multiple of {_LANES}"
     if q_BTHE.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"they are {q_BTHE.dtype}"
+        return f"queries are {q_BTHE.dtype}"
     if W * H * E * q_BTHE.dtype.itemsize > _TILE_BYTES:
         return f"{W} queries of {H} heads of {E} are more than {_TILE_BYTES} bytes"
-    if B * -(-T // W) * entries > _LISTED:
+    if B * -(-T // W) * list_length(selection, T) > _LISTED:
         return f"{B} rows of {T} tokens list more than {_LISTED} blocks; train.microbatches makes fewer rows"
     return ""
 
@@ -67,20 +67,19 @@ def _attend(how: How, queries: Queries, keys: Keys, bias_J: jax.Array, lists_BPA
     return _forward(how, queries, keys, bias_J, lists_BPA)[0]
 
 
-def _forward(how: How, *inputs: Any) -> tuple[Any, Any]:
-    found = forward.attention(how, *inputs)
+def _forward(how: How, queries: Queries, keys: Keys, bias_J: jax.Array, lists_BPA: jax.Array) -> tuple[Any, Any]:
+    found = forward.attention(how, queries, keys, bias_J, lists_BPA)
     saved = Saved(found.normaliser, found.index_normaliser)
-    loss_B1T = forward.divergence(how, *inputs, saved)
-    return (found.output, loss_B1T, found.selected), (inputs, saved, found.output)
+    loss_B1T = forward.divergence(how, queries, keys, bias_J, lists_BPA, saved)
+    return (found.output, loss_B1T, found.selected), (queries, keys, bias_J, lists_BPA, saved, found.output)
 
 
 def _backward(how: How, residuals: Any, cotangents: Any) -> Any:
-    inputs, saved, o_BTM = residuals
+    queries, keys, bias_J, lists_BPA, saved, o_BTM = residuals
     do_BTM, dloss_B1T, _ = cotangents
     product_BTM, B = do_BTM.astype(jnp.float32) * o_BTM, len(o_BTM)
     product_BPCGRE = product_BTM.reshape(B, -1, how.block, how.groups, how.ratio, how.width)
     delta_BGPRC = jnp.sum(product_BPCGRE, axis=-1).transpose(0, 3, 1, 4, 2)
-    queries, keys, bias_J, lists_BPA = inputs
     tile = queries, saved, Cotangents(do_BTM, delta_BGPRC.reshape(B, how.groups, -1), dloss_B1T)
     dq, dbias_J = backward.of_queries(how, tile, keys, bias_J, lists_BPA)
     return dq, backward.of_keys(how, tile, keys, bias_J, lists_BPA), dbias_J, None

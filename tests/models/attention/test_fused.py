@@ -56,12 +56,12 @@ def test_kernels_follow_the_devices_of_the_mesh(monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("kind", "options", "why"),
     [
-        ("NVIDIA H100", {"softcap": 30.0}, "cuDNN does not take windows of 256 in bfloat16 (softcap 30)"),
-        ("NVIDIA H100", {"block": 128}, "cuDNN does not select keys"),
-        ("TPU v5", {"tensor": 2}, "XLA cannot split them over tensor"),
+        ("NVIDIA H100", {"softcap": 30.0}, "windows are 256 tokens in bfloat16, softcap 30"),
+        ("NVIDIA H100", {"block": 128}, "cuDNN does not attend: keys are selected"),
+        ("TPU v5", {"tensor": 2}, "XLA cannot split it over tensor"),
         ("TPU v5", {"block": 0}, "single tokens are selected, not blocks"),
-        ("TPU v5", {"block": 64}, "blocks are 64 tokens and heads 128 wide, not multiples of 128"),
-        ("TPU v5", {"block": 128, "dtype": jnp.float16}, "they are float16"),
+        ("TPU v5", {"block": 64}, "blocks are 64 tokens, not a multiple of 128"),
+        ("TPU v5", {"block": 128, "dtype": jnp.float16}, "queries are float16"),
         ("TPU v5", {"block": 128, "width": 2**14}, "128 queries of 2 heads of 16384 are more than"),
     ],
 )
@@ -70,7 +70,7 @@ def test_what_no_kernel_takes_is_said_once(monkeypatch, caplog, kind, options, w
     with caplog.at_level(logging.WARNING):
         assert all(chosen(monkeypatch, kind, **options) is None for _ in range(3))
     (record,) = caplog.records
-    assert why in record.message and record.message.endswith("XLA attends, as model.query_chunk says")
+    assert why in record.message and record.message.endswith("XLA does, as model.query_chunk says")
 
 
 @pytest.mark.parametrize("attention", ["dense", "gated_sparse"])
