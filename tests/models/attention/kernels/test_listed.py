@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from jax.sharding import SingleDeviceSharding
 
 from atlas.training.chips import topology
