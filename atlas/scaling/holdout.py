@@ -18,7 +18,13 @@ _CHINCHILLA = {"chinchilla_total": {"tokens": "total"}, "chinchilla_own": {"toke
 
 
 def heldout(
-    runs: Runs, split: str = "largest_n", law: str = "atlas", *, seed: int = 0, **options: Any
+    runs: Runs,
+    split: str = "largest_n",
+    law: str = "atlas",
+    *,
+    seed: int = 0,
+    warm_up: float | None = None,
+    **options: Any,
 ) -> tuple[dict, pd.DataFrame]:
     """Fits a law without some runs and scores its predictions of them.
 
@@ -29,6 +35,7 @@ def heldout(
       split, seed: what is held out, behind the warm-up of its runs; see `split_runs` and `past_warm_up`.
       law: "atlas", "chinchilla_total", "chinchilla_own" (tokens of the mixture, or of the language), or a
         law of one language by name.
+      warm_up: part of each run whose rows are left out, see `fit`; the joint fit keeps those of the training runs.
       options: for `fit_joint` or `fit`.
 
     Returns:
@@ -43,7 +50,9 @@ def heldout(
     if law not in ("atlas", *_CHINCHILLA):
         law_named(law)
     train, test = split_runs(runs, split, seed=seed)
-    test = past_warm_up(test, options.get("warm_up"))
+    test = past_warm_up(test, warm_up)
+    if law != "atlas":
+        options["warm_up"] = warm_up
     frame = test.evaluations()[["run", "language", "loss"]].assign(predicted=_predicted(train, test, law, options))
     known = frame[np.isfinite(frame["predicted"])]
     scores = {

@@ -70,9 +70,9 @@ def measure_series(runs: int, checkpoints: int, way: str, seed: int) -> Outcome:
     loss, deviation = found.predict(**_LARGE)
     if way == "bootstrap":
         resampled = bootstrap(found, _RESAMPLES, seed=seed)
-        drawn = zip(resampled.names, resampled.values.T, strict=True)
-        parameters = {name: _resampled(found.values[name], values) for name, values in drawn}
-        extrapolated = _resampled(float(loss), resampled.predict(found, **_LARGE).ravel())
+        drawn = dict(zip(resampled.names, resampled.values.T, strict=True))
+        parameters = {name: _resampled(found.values[name], values) for name, values in drawn.items()}
+        extrapolated = _resampled(float(loss), np.asarray(found.model.loss(drawn, _LARGE)))
     else:
         parameters, bounds = found.parameters, found.interval(**_LARGE)
         extrapolated = Estimate(float(loss), float(deviation), *map(float, bounds), True)
