@@ -14,7 +14,6 @@ import concurrent.futures
 import json
 import multiprocessing
 import pathlib
-import resource
 import statistics
 import tempfile
 import time
@@ -116,7 +115,9 @@ def _lookups() -> Iterator[Row]:
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """MiB of memory that this process has had at most; getrusage would count what its parent had before it began."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def _prompt(length: int) -> Row:
