@@ -157,12 +157,23 @@ def _times(computations: dict[str, list[re.Match]], entry: str) -> Counter:
     def visit(name: str, count: int) -> None:
         times[name] += count
         for match in computations.get(name, ()):
-            trips = _TRIPS.search(match[4]) if match[3] == "while" else None
+            trips = _trips(match[4], computations) if match[3] == "while" else 1
             for called in _called(match[4]):
-                visit(called, count * (int(trips[1]) if trips else 1))
+                visit(called, count * trips)
 
     visit(entry, 1)
     return times
+
+
+def _trips(rest: str, computations: dict[str, list[re.Match]]) -> int:
+    """How often a loop runs: as XLA says it, or, where it does not (TPUs), the number that its condition compares with;
+    1 where that has no number, or several."""
+    if known := _TRIPS.search(rest):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", rest)
+    lines = computations.get(condition[1], ()) if condition else ()
+    limits = [m[4].partition(")")[0] for m in lines if m[3] == "constant" and m[2].startswith("s32[]")]
+    return int(limits[0]) if len(limits) == 1 else 1
 
 
 def _called(rest: str) -> Iterator[str]:

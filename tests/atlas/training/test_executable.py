@@ -59,3 +59,32 @@ def test_bytes_that_a_device_receives():
     assert found["all-gather"] == {"count": 2, "bytes": 2 * 2 * 4096 * 3 / 4}
     assert found["reduce-scatter"] == {"count": 1, "bytes": 4 * 256 * 3}
     assert found["all-reduce"] == {"count": 1, "bytes": 2 * 4 * 64 * 3 / 4}
+
+
+LOOP = """
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(16), metadata={op_name="x"}
+  %p = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %x = f32[8]{0} get-tuple-element(%p), index=1
+  %sum = f32[8]{0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
+  ROOT %next = (s32[]{:T(128)}, f32[8]{0}) tuple(%i, %sum)
+}
+
+ENTRY %main (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  ROOT %loop = (s32[]{:T(128)}, f32[8]{0}) while(%p), condition=%condition, body=%bodyKNOWN
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("known", "trips"), [("", 16), (', backend_config={"known_trip_count":{"n":"3"}}', 3)], ids=["tpu", "known"]
+)
+def test_loops_whose_length_only_the_condition_tells(known, trips):
+    assert Text(LOOP.replace("KNOWN", known)).collectives()["all-reduce"] == {"count": trips, "bytes": trips * 32.0}
