@@ -6,7 +6,7 @@
 
 Needs the extra: pip install 'atlas-scaling[compile]'. Topologies are v5e, v5p and v6e with a shape, h100 and h200 with
 a number, and 2*v5p:4x4x4 for two slices. Times are bounds by arithmetic, memory and links, never measured. Exit code 2
-where the step does not fit. It has not yet been run to the end for any of these chips.
+where the step does not fit. The paper's sizes: experiments/results/chips/.
 """
 
 import json
