@@ -28,7 +28,7 @@ def test_flops_count_loops_by_their_length(function, products):
 
 
 def test_flops_of_all_devices():
-    mesh = jax.sharding.AbstractMesh((4,), ("data",))
+    mesh = jax.sharding.AbstractMesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.shard_map(lambda x: x @ jnp.ones((64, 64)), mesh=mesh, in_specs=P("data"), out_specs=P("data"))
     assert flops(jax.make_jaxpr(split)(SQUARE)) == PRODUCT
 
