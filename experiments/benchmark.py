@@ -1,6 +1,7 @@
 """Speed and memory of the parts, each against a peer measured in the same run, and how far fits can be trusted.
 
     python -m experiments.benchmark --suite=attention [--lengths=2048 --lengths=4096] [--json=FILE]
+    python -m experiments.benchmark --suite=chips [--lengths=4096] [--json=FILE]
     python -m experiments.benchmark --suite=decode [--workdir=DIR] [--json=FILE]
     python -m experiments.benchmark --suite=memory|fit|serve [--json=FILE]
     python -m experiments.benchmark --suite=prior [--table=FILE.csv] [--json=FILE]
@@ -10,6 +11,8 @@
 
 Prints a table; --json=FILE writes the same for programs, with hardware, versions and the command. The times are
 medians; runs of the programs compared are interleaved. Expect minutes, most of them spent in the peer.
+
+Suite chips compiles attention for TPUs that are not attached, with the extra `compile`, and tells what bounds it.
 
 Suites recovery and coverage fit simulated studies, whose law is known: whether parameters are found as well as the
 data allow, and whether 90 % intervals hold the truth nine times in ten. With --workdir they keep every study's
@@ -31,11 +34,12 @@ from absl import flags
 
 from checked.files import write_atomically
 from experiments import _app
-from experiments.benchmarks import attention, coverage, decode, fit, prior, recovery, regmix, scalebench, serve
+from experiments.benchmarks import attention, chips, coverage, decode, fit, prior, recovery, regmix, scalebench, serve
 from experiments.benchmarks.timing import cores
 
 _SUITES = {
     "attention": lambda: attention.run(_LENGTHS.value),
+    "chips": lambda: chips.run(_LENGTHS.value),
     "coverage": lambda: coverage.run(_WORKDIR.value),
     "decode": lambda: decode.run(_WORKDIR.value),
     "fit": fit.run,
@@ -50,7 +54,10 @@ _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 _SUITE = flags.DEFINE_enum("suite", None, list(_SUITES), "what to measure")
 _LENGTHS = flags.DEFINE_multi_integer(
-    "lengths", [], "attention, memory: a sequence length in tokens; default: several, by the device", lower_bound=128
+    "lengths",
+    [],
+    "attention, chips, memory: a sequence length in tokens; default: several, by the device",
+    lower_bound=128,
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",

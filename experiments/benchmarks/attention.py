@@ -45,7 +45,7 @@ class Shape(NamedTuple):
 
 
 _CPU = Shape(8, 4, 64, 2, 32, "float32")
-_ACCELERATOR = Shape(16, 8, 128, 4, 64, "bfloat16")
+ACCELERATOR = Shape(16, 8, 128, 4, 64, "bfloat16")
 
 
 def run(lengths: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -58,7 +58,7 @@ def run(lengths: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
       The rows, and what was measured: the shape and the overlap of neighbouring selections.
     """
     on_cpu = jax.default_backend() == "cpu"
-    shape = _CPU if on_cpu else _ACCELERATOR
+    shape = _CPU if on_cpu else ACCELERATOR
     lengths = lengths or [2**i for i in (range(11, 16) if on_cpu else range(12, 18))]
     rows = [row for T in lengths for row in _with_ratios(_add_attend(measure(_programs(shape, T))))]
     facts = {"batch": 1, "k": "T/16", "block": _BLOCK, "chunk": _CHUNK, "overlap": _overlap(shape, min(lengths))}
@@ -70,13 +70,13 @@ def memory(lengths: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     the length; without lengths for 4K to 128K. Nothing is run."""
     rows = []
     for path, block in _BLOCKS.items():
-        paper = Selection(_ACCELERATOR.indexer_width**-0.5, 0.25, "paper", 2048, k_min=256, k_max=4096, block=block)
+        paper = Selection(ACCELERATOR.indexer_width**-0.5, 0.25, "paper", 2048, k_min=256, k_max=4096, block=block)
         attend = training(functools.partial(attend_sparsely, selection=paper))
         for T in lengths or [2**i for i in range(12, 18)]:
-            inputs = jax.eval_shape(functools.partial(_inputs, _ACCELERATOR, T))
+            inputs = jax.eval_shape(functools.partial(_inputs, ACCELERATOR, T))
             size = compile_program(Program({}, attend, inputs))[1]["temp_bytes"]
             rows.append({"length": T, "path": path, "temp_bytes": size, "per_token": size / T})
-    return rows, _ACCELERATOR._asdict() | {"batch": 1, "tile": _CHUNK}
+    return rows, ACCELERATOR._asdict() | {"batch": 1, "tile": _CHUNK}
 
 
 def attend_sparsely(

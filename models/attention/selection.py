@@ -56,10 +56,14 @@ def _choose_k(
     scores_BTS: jax.Array, visible_BTS: jax.Array, reads: Reads, selection: Selection
 ) -> tuple[jax.Array, jax.Array | None]:
     """k [B, T] and, if the rule asks for it, the variance [B, T] of the scores."""
-    if selection.k_rule == "fixed":
-        return jnp.full(scores_BTS.shape[:2], selection.k_base, jnp.int32), None
-    variance_BT = score_variance(scores_BTS, visible_BTS)
-    return adaptive_k(variance_BT, reads.running_variance, selection), variance_BT
+    variance_BT = None if selection.k_rule == "fixed" else score_variance(scores_BTS, visible_BTS)
+    return _k_of(variance_BT, reads, selection), variance_BT
+
+
+def _k_of(variance_BT: jax.Array | None, reads: Reads, selection: Selection) -> jax.Array:
+    if variance_BT is None:
+        return jnp.full(reads.position.shape, selection.k_base, jnp.int32)
+    return adaptive_k(variance_BT, reads.running_variance, selection)
 
 
 def select_tokens(
@@ -108,12 +112,20 @@ def select_blocks(reads: Reads, selection: Selection) -> tuple[jax.Array, jax.Ar
 
     P is T / W, rounded up. No gradient passes.
     """
-    W, index = selection.block, reads.index
-    firsts = index._replace(query=index.query[:, ::W], gate=index.gate[:, ::W])
-    at_firsts = reads._replace(position=reads.position[:, ::W], first=reads.first[:, ::W], index=firsts)
-    lists_BPA, variance_BP = _lists(at_firsts, selection, list_length(selection, index.key.shape[1]))
-    T = reads.position.shape[1]
-    return lists_BPA, None if variance_BP is None else jnp.repeat(variance_BP, W, axis=1)[:, :T]
+    entries = list_length(selection, reads.index.key.shape[1])
+    lists_BPA, variance_BP = _lists(first_queries(reads, selection.block), selection, entries)
+    return lists_BPA, of_tiles(variance_BP, reads, selection.block)
+
+
+def first_queries(reads: Reads, W: int) -> Reads:
+    """What the first queries of all tiles read."""
+    firsts = reads.index._replace(query=reads.index.query[:, ::W], gate=reads.index.gate[:, ::W])
+    return reads._replace(position=reads.position[:, ::W], first=reads.first[:, ::W], index=firsts)
+
+
+def of_tiles(a_BP: jax.Array | None, reads: Reads, W: int) -> jax.Array | None:
+    """For each query what its tile has, [B, T]."""
+    return None if a_BP is None else jnp.repeat(a_BP, W, axis=1)[:, : reads.position.shape[1]]
 
 
 def extend_lists(lists_BPA: jax.Array, reads: Reads, selection: Selection) -> jax.Array:
@@ -151,28 +163,43 @@ def _lists(reads: Reads, selection: Selection, entries: int) -> tuple[jax.Array,
 
     def one(tile: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array | None]:
         query, gate, position, first = (a[:, None] for a in tile)
+        at_tile = Reads(position, first, None, reads.running_variance)
         scores_B1S = index_scores(IndexInputs(query, key_BSI, gate, index.bias), selection.scale)
-        listed_B1P, variance_B1 = _choose(scores_B1S, Reads(position, first, None, reads.running_variance), selection)
-        P = listed_B1P.shape[2]
-        entry_BP = jnp.sort(jnp.where(listed_B1P[:, 0], jnp.arange(P, dtype=jnp.int32), P))[:, :entries]
-        return jnp.where(entry_BP < P, entry_BP, -1), None if variance_B1 is None else variance_B1[:, 0]
+        visible_B1S = visible_keys(at_tile, jnp.arange(S, dtype=jnp.int32))
+        variance_B1 = None if selection.k_rule == "fixed" else score_variance(scores_B1S, visible_B1S)
+        seen_B1S = jnp.where(visible_B1S, scores_B1S, 0)
+        best_B1P = jnp.max(seen_B1S.reshape(B, 1, -1, selection.block), axis=-1)
+        lists_B1A = choose_blocks(best_B1P, variance_B1, at_tile, selection, entries)
+        return lists_B1A[:, 0], None if variance_B1 is None else variance_B1[:, 0]
 
     tiles = jax.tree.map(lambda a: a.swapaxes(0, 1), (index.query, index.gate, reads.position, reads.first))
     batch_size = at_once(B * S * index.bias.shape[0])
     return jax.tree.map(lambda a: a.swapaxes(0, 1), jax.lax.map(one, tiles, batch_size=batch_size))
 
 
-def _choose(scores_BXS: jax.Array, reads: Reads, selection: Selection) -> tuple[jax.Array, jax.Array | None]:
-    """The blocks [B, X, P] that first queries select by their scores, and the variance [B, X] that k rests on."""
-    position_S = jnp.arange(scores_BXS.shape[2], dtype=jnp.int32)
-    visible_BXS = visible_keys(reads, position_S)
-    k_BX, variance_BX = _choose_k(scores_BXS, visible_BXS, reads, selection)
+def choose_blocks(
+    best_BXP: jax.Array, variance_BX: jax.Array | None, reads: Reads, selection: Selection, entries: int
+) -> jax.Array:
+    """The lists [B, X, A] of tiles from what their first queries score.
+
+    Args:
+      best_BXP: of every block the largest score among the tokens that the first query sees.
+      variance_BX: of its scores, where the k rule asks for it.
+      reads: of the first queries.
+    """
+    W, P, (position, first) = selection.block, best_BXP.shape[2], reads[:2]
+
+    def holding(start_BX: jax.Array, end_BX: jax.Array) -> jax.Array:
+        """The blocks that hold positions from start to end."""
+        block_P = jnp.arange(P, dtype=jnp.int32)
+        return (start_BX[..., None] // W <= block_P) & (block_P <= end_BX[..., None] // W)
+
     # A query always sees itself, so that its own place stands for its tile's own block.
-    kept_BXS = kept_keys(reads, position_S, selection.keep_first, max(selection.keep_local, 1))
-
-    def of_blocks(a_BXS: jax.Array) -> jax.Array:
-        return a_BXS.reshape(*a_BXS.shape[:2], -1, selection.block)
-
-    best_BXP = jnp.max(of_blocks(jnp.where(visible_BXS, scores_BXS, 0)), axis=-1)
-    seen_BXP, kept_BXP = (jnp.any(of_blocks(a), axis=-1) for a in (visible_BXS, visible_BXS & kept_BXS))
-    return select_mask(best_BXP, -(-k_BX // selection.block), seen_BXP, kept_BXP), variance_BX
+    local = max(selection.keep_local, 1)
+    kept_BXP = holding(jnp.maximum(first, position - local + 1), position)
+    if selection.keep_first:
+        kept_BXP |= holding(first, jnp.minimum(first + selection.keep_first - 1, position))
+    k_BX = -(-_k_of(variance_BX, reads, selection) // W)
+    listed_BXP = select_mask(best_BXP, k_BX, holding(first, position), kept_BXP)
+    entry_BXA = jnp.sort(jnp.where(listed_BXP, jnp.arange(P, dtype=jnp.int32), P), axis=-1)[..., :entries]
+    return jnp.where(entry_BXA < P, entry_BXA, -1)

@@ -5,6 +5,7 @@ blocks are on their way while those before them are worked on. Logits stand with
 queries side by side: maxima and sums over keys are elementwise, and what belongs to a query fills the lanes of a TPU.
 
     listed     the seam: arrays of the model, lists, and the gradient's rule
+    scores     the lists, from the largest score of every block
     forward    attention over the lists, and the divergence that trains the indexer
     backward   of queries, tile by tile over its list; of keys, block by block over the tiles that list it
     pieces     what these compute of a tile and a block, and how arrays are cut into both

@@ -81,8 +81,8 @@ def _index_pair(
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Gradients of the indexer's products and of its gates at each key, [K, C] for each of its heads."""
     queries, saved, cotangents = tile
-    open_JKC = pieces.opened(queries, keys, bias_J)
-    logits_KC = pieces.index_logits(how, queries, open_JKC) + hidden_KC
+    open_JKC = pieces.opened(queries.index, keys.index[...], bias_J)
+    logits_KC = pieces.gated(queries.gate, open_JKC) / how.temperature + hidden_KC
     difference_KC = jnp.exp(logits_KC - saved.index_normaliser[...]) - pieces.head_mean(how, p_GKN)
     dscore_KC = cotangents.loss[...] * difference_KC / how.temperature
     ddots = [dscore_KC * queries.gate[j : j + 1] * open_KC * (1 - open_KC) for j, open_KC in enumerate(open_JKC)]
@@ -125,7 +125,7 @@ def of_keys(how: How, tile: Tile, keys: Keys, bias_J: jax.Array, lists_BPA: jax.
     grid |= {"in_specs": (of_tile, of_keys, pl.BlockSpec(memory_space=pltpu.SMEM))}
     scratch = jax.tree.map(lambda a: pltpu.VMEM((how.block, a.shape[2]), jnp.float32), keys)
     blocks_Be, tiles_Be = inverted(lists_BPA)
-    run = pieces.call(body, how, (shapes,), scratch_shapes=(scratch,), **grid)
+    run = pieces.call(body, how.interpret, (shapes,), scratch_shapes=(scratch,), **grid)
     return run(blocks_Be.reshape(-1), tiles_Be.reshape(-1), tile, keys, bias_J)[0]
 
 

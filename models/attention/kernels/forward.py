@@ -69,8 +69,7 @@ def _attend(
             for block, weight_KN in zip(keys, weights, strict=True):
                 product_EN += pieces.dot(block.v[:, of_group], weight_KN.astype(block.v.dtype), 0, 0)
             sums.products_ME[of_group] = product_EN
-        scores = [pieces.index_logits(how, queries, pieces.opened(queries, block, bias_J)) for block in keys]
-        logits = [logits_KC + hidden_KC for logits_KC, hidden_KC in zip(scores, hidden, strict=True)]
+        logits = [_index_logits(how, queries, block, bias_J) + hidden_KC for block, hidden_KC in blocks]
         _add(sums.index_largest_1C, sums.index_total_1C, slice(0, 1), logits)
         for hidden_KC in hidden:
             out.selected[...] += jnp.sum((hidden_KC == 0).astype(jnp.int32), axis=0, keepdims=True)
@@ -82,6 +81,10 @@ def _attend(
             pieces.unstack(how, o_EN.T, g, out.output)
         out.normaliser[...] = sums.largest_GN[...] + jnp.log(sums.total_GN[...])
         out.index_normaliser[...] = sums.index_largest_1C[...] + jnp.log(sums.index_total_1C[...])
+
+
+def _index_logits(how: How, queries: Queries, keys: Keys, bias_J: Array) -> jax.Array:
+    return pieces.gated(queries.gate, pieces.opened(queries.index, keys.index[...], bias_J)) / how.temperature
 
 
 def _add(largest: Array, total: Array, row: slice, logits: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
@@ -105,7 +108,7 @@ def divergence(
     """The loss of the indexer, float32 [B, 1, T] (see `indexer.divergence`)."""
     B, T, _ = queries.q.shape
     out = _Loss(jax.ShapeDtypeStruct((B, 1, T), jnp.float32))
-    inputs = (queries, saved), keys, bias_J
+    inputs = (queries, saved), keys._replace(v=None), bias_J
     return pieces.over_lists(_diverge, how, lists_BPA, inputs, (out, (2,))).loss
 
 
@@ -125,6 +128,6 @@ def _diverge(
             hidden_KC = pieces.hidden(how, queries, step.tile, entry)
             p_GKN = [pieces.probabilities(how, g, block, q_NE, hidden_KC, saved) for g, q_NE in enumerate(q_GNE)]
             target_KC = pieces.head_mean(how, p_GKN)
-            logits_KC = pieces.index_logits(how, queries, pieces.opened(queries, block, bias_J))
+            logits_KC = _index_logits(how, queries, block, bias_J)
             log_ratio_KC = jnp.log(jnp.where(target_KC > 0, target_KC, 1)) - (logits_KC - saved.index_normaliser[...])
             out.loss[...] += jnp.sum(target_KC * log_ratio_KC, axis=0, keepdims=True)

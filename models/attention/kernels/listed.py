@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.attention.kernels import backward, forward
+from models.attention.kernels import backward, forward, scores
 from models.attention.kernels.pieces import Cotangents, How, Keys, Queries, Saved
 from models.attention.keys import Attended, Reads, Selection
-from models.attention.selection import list_length, select_blocks
+from models.attention.selection import list_length
 from models.attention.tiles import pad
 
 _LANES = 128  # of a TPU's vectors: a block is a whole number of them
@@ -42,7 +42,7 @@ def attend(
     """`oracle.attend` with a selection of blocks, on whole rows, in float32 or bfloat16; interpret: on a CPU."""
     B, T, H, E = q_BTHE.shape
     W, G, index = selection.block, k_BSGE.shape[2], reads.index
-    lists_BPA, variance_BT = select_blocks(reads, selection)
+    lists_BPA, variance_BT = scores.select_blocks(reads, selection, interpret)
     in_flight = 4 * W * G * E * k_BSGE.dtype.itemsize  # keys and values of a block, and the next ones
     together = max(1, min(lists_BPA.shape[2], _TOGETHER // W, _KEY_BYTES // in_flight))
     how = How(W, H // G, G, E, selection.temperature, together, interpret)

@@ -77,10 +77,13 @@ _AXES: dict[type, tuple[int, ...]] = {Queries: (1, 2, 2, 2), Keys: (1, 1, 1), Sa
 def specs(arrays: Any, parts: int, at: Place, axes: tuple[int, ...] | None = None) -> Any:
     """Of a named tuple of arrays, each cut into so many parts, of which a grid position sees the one `at` it."""
     axes = axes or _AXES[type(arrays)]
-    return type(arrays)(*(_spec(a.shape, axis, parts, at) for a, axis in zip(arrays, axes, strict=True)))
+    cut = ((a, axis) for a, axis in zip(arrays, axes, strict=True))
+    return type(arrays)(*(None if a is None else spec(a.shape, axis, parts, at) for a, axis in cut))
 
 
-def _spec(shape: tuple[int, ...], axis: int, parts: int, at: Place) -> pl.BlockSpec:
+def spec(shape: tuple[int, ...], axis: int, parts: int, at: Place) -> pl.BlockSpec:
+    """Of one array, cut along an axis; axis 0 is B."""
+
     def index(*grid: Any) -> tuple[Any, ...]:
         row, part = at(*grid)
         return row, *(0,) * (axis - 1), part, *(0,) * (len(shape) - axis - 1)
@@ -88,7 +91,7 @@ def _spec(shape: tuple[int, ...], axis: int, parts: int, at: Place) -> pl.BlockS
     return pl.BlockSpec((None, *shape[1:axis], shape[axis] // parts, *shape[axis + 1 :]), index)
 
 
-def call(kernel: Callable[..., None], how: How, out_shape: Any, **grid: Any) -> Callable[..., Any]:
+def call(kernel: Callable[..., None], interpret: bool, out_shape: Any, **grid: Any) -> Callable[..., Any]:
     """A Pallas call of a `PrefetchScalarGridSpec`, whose last axis adds up and whose others are independent."""
     order = ("parallel",) * (len(grid["grid"]) - 1) + ("arbitrary",)
     return pl.pallas_call(
@@ -96,7 +99,7 @@ def call(kernel: Callable[..., None], how: How, out_shape: Any, **grid: Any) -> 
         out_shape=out_shape,
         grid_spec=pltpu.PrefetchScalarGridSpec(**grid),
         compiler_params=pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=_VMEM),
-        interpret=how.interpret,
+        interpret=interpret,
     )
 
 
@@ -133,7 +136,7 @@ def over_lists(
     grid = {"num_scalar_prefetch": 1, "grid": (B, P, A // n), "scratch_shapes": scratch}
     grid |= {"in_specs": (of_tile, of_keys, pl.BlockSpec(memory_space=pltpu.SMEM))}
     grid |= {"out_specs": (specs(out[0], P, at_tile, out[1]),)}
-    return call(body, how, (out[0],), **grid)(lists_BPA.reshape(-1), queries, (keys,) * n, bias_J)[0]
+    return call(body, how.interpret, (out[0],), **grid)(lists_BPA.reshape(-1), queries, (keys,) * n, bias_J)[0]
 
 
 def dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
@@ -189,13 +192,12 @@ def probabilities(how: How, g: int, keys: Keys, q_NE: jax.Array, hidden_KC: jax.
     return jnp.exp(logits(how, g, keys, q_NE, hidden_KC) - saved.normaliser[g : g + 1])
 
 
-def opened(queries: Queries, keys: Keys, bias_J: Array) -> list[jax.Array]:
+def opened(query_JCI: Array, key_KI: jax.Array, bias_J: Array) -> list[jax.Array]:
     """The sigmoids of the indexer (see `indexer.index_scores`), [K, C] for each of its heads."""
-    heads = range(queries.index.shape[0])
-    return [jax.nn.sigmoid(dot(keys.index[...], queries.index[j], 1, 1) + bias_J[j]) for j in heads]
+    heads = range(query_JCI.shape[0])
+    return [jax.nn.sigmoid(dot(key_KI, query_JCI[j], 1, 1) + bias_J[j]) for j in heads]
 
 
-def index_logits(how: How, queries: Queries, open_JKC: list[jax.Array]) -> jax.Array:
-    """Of the indexer, [K, C], wherever a query sees or not."""
-    gated = [queries.gate[j : j + 1] * open_KC for j, open_KC in enumerate(open_JKC)]
-    return functools.reduce(jnp.add, gated) / how.temperature
+def gated(gate_JC: Array, open_JKC: list[jax.Array]) -> jax.Array:
+    """The scores of the indexer, [K, C], wherever a query sees or not."""
+    return functools.reduce(jnp.add, [gate_JC[j : j + 1] * open_KC for j, open_KC in enumerate(open_JKC)])

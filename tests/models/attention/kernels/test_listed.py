@@ -8,9 +8,10 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from atlas.training.chips import topology
+from experiments.benchmarks import chips
+from experiments.benchmarks.attention import ACCELERATOR
 from models.attention import kernels, oracle
 from models.attention.kernels import listed
-from models.attention.keys import IndexInputs
 from tests.models.attention.inputs import (
     assert_near,
     make_inputs,
@@ -82,20 +83,7 @@ def test_no_query_depends_on_later_tokens():
 @pytest.mark.thorough
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="without the extra compile (libtpu)")
 def test_training_compiles_for_a_tpu():
-    T, H, G, E, J, I = 4096, 16, 8, 128, 4, 64
     device = SingleDeviceSharding(topology("v5e:2x2")[1][0])
-
-    def spec(*shape, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=device)
-
-    index = IndexInputs(spec(1, T, J, I), spec(1, T, I), spec(1, T, J), spec(J))
-    inputs = *(spec(1, T, heads, E, dtype=jnp.bfloat16) for heads in (H, G, G)), index
-    selection = make_selection(block=128, k_rule="fixed", k_base=2048)
-
-    def loss(inputs, segments):
-        attended = run(kernels.attend, inputs, segments, selection)
-        return jnp.sum(attended.output.astype(jnp.float32) ** 2) + jnp.sum(attended.indexer_loss)
-
-    text = jax.jit(jax.grad(loss)).lower(inputs, spec(1, T, dtype=jnp.int32)).compile().as_text()
-    # Attention; gradients of queries, and of keys. The loss itself is not asked for.
-    assert text.count('custom_call_target="tpu_custom_call"') == 3
+    text = chips.trace(chips.blocks, ACCELERATOR, 4096, device).lower().compile().as_text()
+    # Scores; attention; its divergence; gradients of queries, and of keys.
+    assert text.count('custom_call_target="tpu_custom_call"') == 5
