@@ -19,7 +19,7 @@ from experiments.benchmarks.attention import ACCELERATOR, Shape, training
 from models.attention import fused, kernels
 from models.attention.keys import Attended, IndexInputs, Selection, in_documents
 
-_TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 _LENGTHS = (4096, 32768, 131072)
 _BLOCK, _KEYS = 128, 2048
 _SPLASH = 512  # queries and keys of its blocks, as `fused` sets them
@@ -40,7 +40,7 @@ def run(lengths: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows by chip, length and part: gflop, megabytes, compute_ms, memory_ms and bound_ms; for `forward` and `training`
     their sums, `ratio`, the peer's bound over theirs, and of training's program compile_seconds and temp_bytes."""
     rows = []
-    for name, slice_ in _TOPOLOGIES.items():
+    for name, slice_ in TOPOLOGIES.items():
         chip, devices = topology(slice_)
         for T in lengths or _LENGTHS:
             labels = {"chip": name, "length": T}

@@ -52,12 +52,9 @@ def adaptive_k(variance_BT: jax.Array, running_variance: jax.Array, selection: S
     return jnp.where(running_variance > 0, k_BT, selection.k_base).astype(jnp.int32)
 
 
-def _choose_k(
-    scores_BTS: jax.Array, visible_BTS: jax.Array, reads: Reads, selection: Selection
-) -> tuple[jax.Array, jax.Array | None]:
-    """k [B, T] and, if the rule asks for it, the variance [B, T] of the scores."""
-    variance_BT = None if selection.k_rule == "fixed" else score_variance(scores_BTS, visible_BTS)
-    return _k_of(variance_BT, reads, selection), variance_BT
+def _variance(scores_BTS: jax.Array, visible_BTS: jax.Array, selection: Selection) -> jax.Array | None:
+    """Of the scores, [B, T], if the rule asks for it."""
+    return None if selection.k_rule == "fixed" else score_variance(scores_BTS, visible_BTS)
 
 
 def _k_of(variance_BT: jax.Array | None, reads: Reads, selection: Selection) -> jax.Array:
@@ -78,8 +75,8 @@ def select_tokens(
     """
     scores_BTS = jax.lax.stop_gradient(scores_BTS)
     visible_BTS, keep_BTS = _masks(scores_BTS, reads, selection)
-    k_BT, variance_BT = _choose_k(scores_BTS, visible_BTS, reads, selection)
-    threshold = select_threshold(scores_BTS, k_BT, visible_BTS, keep_BTS)
+    variance_BT = _variance(scores_BTS, visible_BTS, selection)
+    threshold = select_threshold(scores_BTS, _k_of(variance_BT, reads, selection), visible_BTS, keep_BTS)
     return selected_by(threshold, scores_BTS, visible_BTS, keep_BTS), threshold, variance_BT
 
 
@@ -166,7 +163,7 @@ def _lists(reads: Reads, selection: Selection, entries: int) -> tuple[jax.Array,
         at_tile = Reads(position, first, None, reads.running_variance)
         scores_B1S = index_scores(IndexInputs(query, key_BSI, gate, index.bias), selection.scale)
         visible_B1S = visible_keys(at_tile, jnp.arange(S, dtype=jnp.int32))
-        variance_B1 = None if selection.k_rule == "fixed" else score_variance(scores_B1S, visible_B1S)
+        variance_B1 = _variance(scores_B1S, visible_B1S, selection)
         seen_B1S = jnp.where(visible_B1S, scores_B1S, 0)
         best_B1P = jnp.max(seen_B1S.reshape(B, 1, -1, selection.block), axis=-1)
         lists_B1A = choose_blocks(best_B1P, variance_B1, at_tile, selection, entries)

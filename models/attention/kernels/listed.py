@@ -15,7 +15,7 @@ from models.attention.tiles import pad
 _LANES = 128  # of a TPU's vectors: a block is a whole number of them
 _TOGETHER = 512  # keys at a time: a step has a cost of its own, that of about 10⁸ FLOPs
 _KEY_BYTES = 16 * 2**20  # of keys and values on their way
-_TILE_BYTES = 2**21  # of a tile's queries: with output, gradients and sums about eight times as much is on the chip
+_TILE_BYTES = 128 * 40 * 128 * 2  # of a tile's queries: those of 40 heads of 128 were compiled, and none larger
 _LISTED = 2**16  # entries of all lists, which wait beside the scalar unit
 
 

@@ -1,10 +1,13 @@
+import importlib.util
+
 import jax
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from atlas.training.chips import topology
 from atlas.training.executable import flops
 from experiments.benchmarks import chips
-from experiments.benchmarks.attention import Shape
+from experiments.benchmarks.attention import ACCELERATOR, Shape
 
 
 def test_flops_are_those_of_the_program():
@@ -14,3 +17,13 @@ def test_flops_are_those_of_the_program():
     padded = 8 * 128 / T  # scored keys are padded to whole steps
     scores, *others = (part.flops for part in chips.parts(shape, T, pairs=4 * 4))
     assert flops(traced.jaxpr) == pytest.approx(padded * scores + sum(others))
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="without the extra compile (libtpu)")
+@pytest.mark.parametrize("chip", chips.TOPOLOGIES)
+def test_training_compiles(chip):
+    device = SingleDeviceSharding(topology(chips.TOPOLOGIES[chip])[1][0])
+    text = chips.trace(chips.blocks, ACCELERATOR, 4096, device).lower().compile().as_text()
+    # Scores; attention; its divergence; gradients of queries, and of keys.
+    assert text.count('custom_call_target="tpu_custom_call"') == 5

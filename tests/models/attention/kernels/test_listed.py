@@ -1,15 +1,10 @@
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import SingleDeviceSharding
 
-from atlas.training.chips import topology
-from experiments.benchmarks import chips
-from experiments.benchmarks.attention import ACCELERATOR
 from models.attention import kernels, oracle
 from models.attention.kernels import listed
 from tests.models.attention.inputs import (
@@ -78,12 +73,3 @@ def test_no_query_depends_on_later_tokens():
         changed = forward(splice(inputs, others, t))
         for a, e in zip(jax.tree.leaves(changed), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(a[:, :t], e[:, :t])
-
-
-@pytest.mark.thorough
-@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="without the extra compile (libtpu)")
-def test_training_compiles_for_a_tpu():
-    device = SingleDeviceSharding(topology("v5e:2x2")[1][0])
-    text = chips.trace(chips.blocks, ACCELERATOR, 4096, device).lower().compile().as_text()
-    # Scores; attention; its divergence; gradients of queries, and of keys.
-    assert text.count('custom_call_target="tpu_custom_call"') == 5
