@@ -9,7 +9,8 @@ import pytest
 from tests.experiments.binaries import run_binaries
 
 ROOT = pathlib.Path(__file__).parents[1]
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "experiments" / "README.md"]
+BLOCKS = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)]
 COMMANDS = [" ".join(line.split()) for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 # Continuous integration runs the two long ones; capitals stand for the reader's own directories.
 LONG = re.compile(r"quickstart\.py|[A-Z]{3,}")
@@ -44,7 +45,15 @@ def test_slow_readme_commands_work(command, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_paths_that_the_readme_links_exist():
-    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
+@pytest.mark.thorough
+def test_the_five_lines_print_what_the_readme_shows():
+    code, printed = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGES[0].read_text(), re.DOTALL).groups()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, printed), done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_that_a_page_links_exist(page):
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
     assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (page.parent / link).exists()] == []
