@@ -29,14 +29,19 @@ C = TypeVar("C", bound=Checked)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+# XLA's older generator of code for CPUs compiles fits in half the time, and they run as fast; training runs slower by
+# it. Where a jaxlib does not know the flag, XLA ends the process: it was seen in 0.10 and in 0.12.
+_LEAN, _KNOWN = "xla_cpu_use_fusion_emitters", ("0.10", "0.11", "0.12")
 _WORTH_KEEPING = 0.1  # seconds of compilation; JAX's own threshold of 1 would leave out most programs of a fit
 
 
-def run(main: Callable[[Sequence[str]], object], *, resumes: bool = False, words: bool = False) -> None:
+def run(
+    main: Callable[[Sequence[str]], object], *, resumes: bool = False, words: bool = False, fits: bool = False
+) -> None:
     """Runs `main` under absl: a user's mistake is one line and exit code 2, an interruption exit code 130.
 
     resumes: whether the same command continues an interrupted one, which is then said. words: whether it takes
-    arguments that are no flags.
+    arguments that are no flags. fits: whether its work is fits of laws, which compile for longer than they run.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -45,6 +50,8 @@ def run(main: Callable[[Sequence[str]], object], *, resumes: bool = False, words
         python_logging.getLogger().setLevel(python_logging.WARNING)
         _hush_dropped_reads()
         _hear_interrupts()
+        if fits:
+            _compile_lean()
         _keep_programs()
         if len(argv) > 1 and not words:
             _fail(f"unexpected argument {argv[1]!r}; flags are written --name=value, see --help")
@@ -60,6 +67,20 @@ def run(main: Callable[[Sequence[str]], object], *, resumes: bool = False, words
             raise
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _compile_lean() -> None:
+    """Spares compile time on CPUs by a flag in XLA_FLAGS, unless it names the same.
+
+    Plugins of accelerators are XLAs of their own, which read it too: where there are any, nothing is changed.
+    """
+    import jaxlib  # takes as long as jax
+
+    flags = os.environ.get("XLA_FLAGS", "")
+    plugins = [name for name in ("libtpu", "jax_plugins") if importlib.util.find_spec(name)]
+    alone = not plugins or os.environ.get("JAX_PLATFORMS") == "cpu"
+    if alone and _LEAN not in flags and ".".join(jaxlib.__version__.split(".")[:2]) in _KNOWN:
+        os.environ["XLA_FLAGS"] = f"{flags} --{_LEAN}=false".strip()
 
 
 def _keep_programs() -> None:

@@ -129,4 +129,4 @@ def _options(runs: scaling.Runs) -> dict:
 
 
 if __name__ == "__main__":
-    _app.run(main)
+    _app.run(main, fits=True)

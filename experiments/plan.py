@@ -128,4 +128,4 @@ def _text(value: object) -> str:
 
 
 if __name__ == "__main__":
-    _app.run(main, words=True)
+    _app.run(main, words=True, fits=True)

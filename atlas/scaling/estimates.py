@@ -1,12 +1,33 @@
 """What a fit reports: estimates with intervals and verdicts, and the document made of them."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 Z90 = 1.6448536269514722  # a normal lies within ± this many standard deviations with probability 90 %
+_NODES = 24  # of a Gauss rule, which is exact to rounding on so smooth an integrand
+_NEWTON = 30  # steps, of which the fewest degrees of freedom need most
+
+
+def quantile95(freedom: float) -> float:
+    """What Student's t with these degrees of freedom, 1 or more, exceeds with probability 5 %.
+
+    With t = √ν·tan θ its density is c·cos^{ν−1} θ, so that Newton's steps rise from the normal's quantile without
+    passing the root. scipy.special.stdtrit gives the same, and costs a process half a second of imports.
+
+    >>> [round(quantile95(freedom), 6) for freedom in (1.0, 4.5, 1e6)]
+    [6.313752, 2.065576, 1.644855]
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    constant = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    theta = math.atan(Z90 / math.sqrt(freedom))
+    for _ in range(_NEWTON):
+        area = theta / 2 * float(weights @ np.cos(theta / 2 * (1 + nodes)) ** (freedom - 1))
+        theta += (0.45 / constant - area) / math.cos(theta) ** (freedom - 1)
+    return math.sqrt(freedom) * math.tan(theta)
 
 
 @dataclasses.dataclass(frozen=True)

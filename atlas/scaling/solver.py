@@ -92,6 +92,7 @@ def levenberg_marquardt(
         return _Descent(*kept, damping, decrement, jnp.abs(gain - 1.0) < _PROMISE, state.iterations + 1)
 
     known = start is not None
+    evaluate = jax.jit(evaluate)  # traced once, for its shapes and for the loop
     if not known:
         start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(evaluate, x))
         start = (jnp.full_like(start[0], jnp.inf), *start[1:])

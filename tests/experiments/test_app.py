@@ -1,7 +1,10 @@
+import os
+
 import pytest
 
 from atlas.training import RunConfig
 from checked import describe
+from experiments import _app
 from tests.experiments.binaries import run_binaries
 
 TRAIN, QUICKSTART = "--config=configs/train.py", "--config=configs/quickstart.py"
@@ -105,3 +108,25 @@ def test_an_override_of_the_base_makes_other_runs(done):
     )
     assert len(plain) == len(varied) == 13
     assert not plain & varied
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "plugin", "platforms", "left"),
+    [
+        ("0.10.2", None, False, None, "--xla_cpu_use_fusion_emitters=false"),
+        ("0.12.0.1", "--xla_dump_to=x", False, None, "--xla_dump_to=x --xla_cpu_use_fusion_emitters=false"),
+        ("0.10.2", None, True, "cpu", "--xla_cpu_use_fusion_emitters=false"),
+        ("0.10.2", None, True, None, None),  # its own XLA reads the flags, too
+        ("0.99.0", None, False, None, None),  # it might not know the flag, and end the process
+        ("0.10.2", "--xla_cpu_use_fusion_emitters=true", False, None, "--xla_cpu_use_fusion_emitters=true"),
+    ],
+)
+def test_the_flag_that_spares_compile_time_is_set_where_it_is_known(
+    monkeypatch, version, flags, plugin, platforms, left
+):
+    for name, value in {"XLA_FLAGS": flags, "JAX_PLATFORMS": platforms}.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("jaxlib.__version__", version)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: plugin or None)
+    _app._compile_lean()
+    assert os.environ.get("XLA_FLAGS") == left

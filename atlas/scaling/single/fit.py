@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from scipy.special import stdtrit
 
-from atlas.scaling.estimates import Estimate, r2, relative_error
+from atlas.scaling.estimates import Estimate, quantile95, r2, relative_error
 from atlas.scaling.padding import bucket, padded
 from atlas.scaling.single import estimator
 from atlas.scaling.single.estimator import Problem
@@ -25,7 +24,7 @@ _LAD_DELTA = 1e-5  # a Huber corner this small is least absolute deviations for 
 _NO_CORNER = 1e6  # one that no residual reaches: least squares
 _SAMPLE = 4096  # rows on which the starts of a longer table compete: enough to tell them apart, in a second
 
-_TOLD = 0.5**0.5  # of a prior's deviation: below it the runs, not the prior, have told most of a parameter
+_TOLD = 0.5  # of a prior's variance: below it the runs, not the prior, have told most of a parameter
 
 # Half is the rate of parametric estimation, which Hoffmann et al. (App. D.2) expect of both terms; fits to
 # published families lie between 0.15 and 0.75.
@@ -225,10 +224,10 @@ def _report(law, runs, open_, tokens, problem, solution, spread, misfit) -> Fit:
     covariance = spread.to_fitted @ spread.covariance @ spread.to_fitted.T
     notes = list(runs.warnings)
     deviations = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
-    told = _judge(law, open_, deviations, notes)
+    told = _judge(law, open_, deviations, np.diagonal(problem.precision), notes)
     if not solution.converged:
         notes.append("the fit did not reach an optimum: do not trust its parameters")
-    quantile = stdtrit(spread.freedom, 0.95)
+    quantile = quantile95(float(spread.freedom))
     estimates = {
         p.name: (Estimate.lognormal if p.positive else Estimate.normal)(value, deviation, p.name in told, quantile)
         for p, value, deviation in zip(law.parameters, fitted, deviations, strict=True)
@@ -264,15 +263,25 @@ def _report(law, runs, open_, tokens, problem, solution, spread, misfit) -> Fit:
     )
 
 
-def _judge(law: Law, structural: Mapping[str, str], deviations: np.ndarray, notes: list[str]) -> set[str]:
-    """The parameters that the runs determine; why not, in `notes`, for the others."""
+def _judge(
+    law: Law, structural: Mapping[str, str], deviations: np.ndarray, precision: np.ndarray, notes: list[str]
+) -> set[str]:
+    """The parameters that the runs determine; why not, in `notes`, for the others.
+
+    A level and a coefficient are known no better than the exponents that extrapolate to them.
+    """
     for reason in dict.fromkeys(structural.values()):
         notes.append(f"{', '.join(n for n in structural if structural[n] == reason)} not identified: {reason}")
     told = set(law.names) - set(structural)
     widths = [np.inf if p.scale else p.width for p in law.parameters]
     vague = {name for name, d, width in zip(law.names, deviations, widths, strict=True) if not d < width}
-    borrowed = {p.name for p, d in zip(law.parameters, deviations, strict=True) if p.prior and d > _TOLD * p.prior[1]}
+    borrowed = {name for name, d, told in zip(law.names, deviations, precision, strict=True) if d**2 * told > _TOLD}
+    exponents = {p.name for p in law.parameters if p.role == "exponent" and p.name in borrowed & told}
+    scaled = {p.name for p in law.parameters if p.scale and p.scale[1] in exponents}
+    levels = {p.name for p in law.parameters if p.role == "level" and exponents}
     for names, reason in ((vague, "the runs leave its size open"), (borrowed - vague, "its prior decides it")):
         if extra := sorted(names & told):
             notes.append(f"{', '.join(extra)} not identified: {reason}")
-    return told - vague - borrowed
+    if extra := sorted((scaled | levels) & told - vague - borrowed):
+        notes.append(f"{', '.join(extra)} not identified: the prior of {', '.join(sorted(exponents))} decides it")
+    return told - vague - borrowed - scaled - levels

@@ -7,9 +7,8 @@ from functools import partial
 
 import jax
 import numpy as np
-from scipy.special import stdtrit
 
-from atlas.scaling.estimates import Estimate, document, finite
+from atlas.scaling.estimates import Estimate, document, finite, quantile95
 from atlas.scaling.padding import bucket, padded
 from atlas.scaling.single.estimator import Problem
 from atlas.scaling.single.library import law_named
@@ -102,11 +101,7 @@ class Fit:
         """
         batch = self.batch(*columns, **named)
         shape = next(iter(batch.values())).shape
-        count = int(np.prod(shape))
-        rows = {name: padded(values.ravel(), bucket(count), 1.0) for name, values in batch.items()}
-        with jax.enable_x64(True):
-            loss, slope = _predict(self.model, self.fitted, rows)
-        loss, slope = np.asarray(loss)[:count], np.asarray(slope)[:count]
+        loss, slope = loss_and_slope(self.model, self.fitted, {name: values.ravel() for name, values in batch.items()})
         deviation = np.sqrt(np.maximum(np.einsum("np,pk,nk->n", slope, self.covariance, slope), 0.0))
         return loss.reshape(shape), deviation.reshape(shape)
 
@@ -121,7 +116,7 @@ class Fit:
 
     def _bounds(self, loss: np.ndarray, deviation: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
         raw = self.model.residual == "raw"
-        reach = stdtrit(self.freedom, 0.95) * np.hypot(deviation / (1.0 if raw else loss), noise)
+        reach = quantile95(self.freedom) * np.hypot(deviation / (1.0 if raw else loss), noise)
         return (loss - reach, loss + reach) if raw else (loss * np.exp(-reach), loss * np.exp(reach))
 
     @property
@@ -193,10 +188,9 @@ class Fit:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"this is no fit of one law: {type(error).__name__} {error}; fit its runs again") from None
-        if covariance.shape != 2 * (len(value),) or not (
-            np.isfinite(fit.fitted).all() and np.isfinite(covariance).all()
-        ):
-            raise UserError("the fit's parameters or covariance are not finite numbers; fit its runs again")
+        finite_ = np.isfinite(fit.fitted).all() and np.isfinite(covariance).all()
+        if covariance.shape != 2 * (len(value),) or not (finite_ and 1.0 <= fit.freedom < np.inf):
+            raise UserError("the fit's parameters, covariance or freedom are not finite numbers; fit its runs again")
         return fit
 
 
@@ -209,6 +203,15 @@ def columns_of(law: Law, runs: Runs, tokens: str) -> dict[str, np.ndarray]:
         if np.isnan(values).any():
             raise UserError(f"the {law.name} law needs {name} in every row; {int(np.isnan(values).sum())} rows lack it")
     return found
+
+
+def loss_and_slope(law: Law, fitted: np.ndarray, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Losses [n] of a batch [n] at fitted values [p], and their slopes [n, p] in these."""
+    count = len(next(iter(batch.values())))
+    rows = {name: padded(values, bucket(count), 1.0) for name, values in batch.items()}
+    with jax.enable_x64(True):
+        loss, slope = _predict(law, fitted, rows)
+    return np.asarray(loss)[:count], np.asarray(slope)[:count]
 
 
 @functools.cache

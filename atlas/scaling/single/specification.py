@@ -103,24 +103,6 @@ SHARE = Column("p", lambda runs, tokens: runs.own(runs.shares), 1.0, needs=("tok
 _COLUMNS = {column.name: column for column in (N, D, U, SHARE)}
 
 
-def _unbend(parameter: Parameter, x: jax.Array, centre: Batch) -> jax.Array:
-    """The fitted value (of a coefficient, the log slope) at a coordinate."""
-    if parameter.role == "level":
-        return jnp.log(_LOW * centre["loss"] * jax.nn.softplus(x))
-    if parameter.role == "exponent":
-        return -jnp.log(_STEEP * jax.nn.softplus(x))
-    return x
-
-
-def _bend(parameter: Parameter, value: jax.Array, centre: Batch) -> jax.Array:
-    """The inverse of `_unbend`."""
-    if parameter.role == "level":
-        return _inverse_softplus(jnp.exp(value) / (_LOW * centre["loss"]))
-    if parameter.role == "exponent":
-        return _inverse_softplus(jnp.exp(-value) / _STEEP)
-    return value
-
-
 def _inverse_softplus(y: jax.Array) -> jax.Array:
     return y + jnp.log(-jnp.expm1(-y))
 
@@ -197,13 +179,22 @@ class Law:
         """
         if self.coordinates is not None:
             return self.coordinates(x, centre)
-        values = [_unbend(parameter, value, centre) for parameter, value in zip(self.parameters, x, strict=True)]
-        return jnp.stack(values) + self._shift(jnp.stack(values), centre)
+        level, exponent = self._roles()
+        bent = jnp.log(jax.nn.softplus(jnp.where(level | exponent, x, 0.0)))
+        values = jnp.where(level, jnp.log(_LOW * centre["loss"]) + bent, x)
+        values = jnp.where(exponent, -jnp.log(_STEEP) - bent, values)
+        return values + self._shift(values, centre)
 
     def locate(self, fitted: jax.Array, centre: Batch) -> jax.Array:
         """The inverse of `fitted` for laws without coordinates of their own."""
-        values = fitted - self._shift(fitted, centre)
-        return jnp.stack([_bend(p, value, centre) for p, value in zip(self.parameters, values, strict=True)])
+        values, (level, exponent) = fitted - self._shift(fitted, centre), self._roles()
+        size = jnp.where(level, values - jnp.log(_LOW * centre["loss"]), -values - jnp.log(_STEEP))
+        return jnp.where(level | exponent, _inverse_softplus(jnp.exp(size)), values)
+
+    def _roles(self) -> tuple[np.ndarray, np.ndarray]:
+        """[p] whether each is a level, and whether an exponent."""
+        roles = np.array([p.role for p in self.parameters])
+        return roles == "level", roles == "exponent"
 
     def natural(self, fitted: jax.Array) -> dict[str, jax.Array]:
         """Parameters by name."""
@@ -227,10 +218,12 @@ class Law:
 
     def _shift(self, fitted: jax.Array, centre: Batch) -> jax.Array:
         """[p] log coefficients less the logs of their terms' slopes."""
-        shifts = [jnp.zeros_like(fitted[0])] * len(fitted)
-        for i, j, column in self.terms():
-            shifts[i] = jnp.exp(fitted[j]) * jnp.log(centre[column]) - fitted[j]
-        return jnp.stack(shifts)
+        if not (terms := self.terms()):
+            return jnp.zeros_like(fitted)
+        which, exponents, columns = zip(*terms, strict=True)
+        logs = fitted[np.array(exponents)]
+        each = jnp.exp(logs) * jnp.log(jnp.stack([centre[column] for column in columns])) - logs
+        return each @ np.eye(len(fitted))[np.array(which)]
 
     def start(self, batch: Batch, loss: jax.Array, weight: jax.Array, centre: Batch) -> jax.Array:
         """Coordinates [s, p] from which to descend: best of the grid by variable projection.

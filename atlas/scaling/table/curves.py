@@ -1,11 +1,10 @@
 """Loss curves: loss as a decreasing function of training tokens, and its inverse."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
-from scipy.optimize import isotonic_regression
 
 from checked import UserError
 
@@ -33,7 +32,9 @@ class LossCurve:
         return float(self.loss[0] if len(self.tokens) == 1 else self._interpolant(np.log(tokens)))
 
     @functools.cached_property
-    def _interpolant(self) -> PchipInterpolator:
+    def _interpolant(self) -> Callable[[float], np.ndarray]:
+        from scipy.interpolate import PchipInterpolator  # takes half a second, which a fit need not wait for
+
         return PchipInterpolator(np.log(self.tokens), self.loss)
 
     def reach(self, loss: float) -> float:
@@ -66,6 +67,8 @@ def loss_curve(tokens: np.ndarray, loss: np.ndarray) -> LossCurve:
     >>> round(curve.at(1e7), 3), round(curve.reach(2.0) / 1e7, 6), curve.reach(1.0)
     (2.0, 1.0, inf)
     """
+    from scipy.optimize import isotonic_regression  # takes half a second, which a fit need not wait for
+
     tokens, loss = np.asarray(tokens, np.float64), np.asarray(loss, np.float64)
     if tokens.shape != loss.shape or tokens.ndim != 1 or not len(tokens):
         raise UserError(f"a loss curve needs equally many tokens and losses; got {tokens.shape} and {loss.shape}")
