@@ -1,16 +1,19 @@
-"""What further models would tell of a larger one, by simulated fits: the practice of A Hitchhiker's Guide to Scaling
+"""What further models would tell of a larger one: the practice of A Hitchhiker's Guide to Scaling
 Law Estimation (arXiv 2410.11840), whose warm-up cut and split are in atlas.scaling.table.splits."""
 
-import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from atlas.scaling.estimates import Z90
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
-from atlas.scaling.single.bootstrap import losses_of, refit
+from atlas.scaling.noise import LEAST_VARIANCE, shrinkage
+from atlas.scaling.single.draws import law_draws
 from atlas.scaling.single.fit import fit
-from atlas.scaling.single.fitted import Fit
+from atlas.scaling.single.fitted import Fit, columns_of, loss_and_slope
 from atlas.scaling.table.runs import Runs, load_runs
 from atlas.scaling.table.splits import past_warm_up
 from checked import UserError
@@ -19,52 +22,103 @@ _ENOUGH_SIZES = 5  # of models, from which the guide's errors fall to a few per 
 _CORRELATED = 0.3  # within a run: from here ten checkpoints tell no more than three independent ones
 _AHEAD = 30.0  # times the compute of the largest run, for which a plan is judged: beyond any that the budget affords
 _LEAST_SIZE, _BISECTIONS = 1e-3, 60  # of the smallest model, where a search for affordable sizes begins; it ends exact
+_LAWS = 256  # under which plans are judged: errors of a plan are then known to a few per cent, their ratios far better
+_SURE = 0.95  # of the laws, that must find a plan worse than the first lest the two count as equal
+_ALIKE = 0.02  # relative: errors so near are one, whatever the draw of laws tells
+_OPEN = 100.0  # standard deviation of a fitted value that nothing determines
 _FIRST = 0.2  # part of a planned run after which it is evaluated first: behind the warm-up
 _MODELS, _RATIOS = (1, 3, 5), (20.0, 100.0)  # planned models, and their tokens per parameter: optimal and over-trained
 
 
 def expected_errors(
-    design: pd.DataFrame, target: dict[str, float], truth: Fit, *, count: int = 64, seed: int = 0, **options: Any
+    designs: Sequence[pd.DataFrame], target: dict[str, float], truth: Fit, *, count: int = _LAWS, seed: int = 0
 ) -> np.ndarray:
-    """Absolute relative errors [count] of predicting a target from planned runs, by simulating and fitting them.
+    """Expected absolute relative errors [plans, laws] of predicting a target from fits to planned runs.
+
+    Every plan is judged under the same laws: the fitted one and `count` − 1 others that its runs allow. At each of them
+    the fit is linearised, with the fit's noise and prior, so that nothing is left to chance but the choice of laws. The
+    rows of a run weigh as their correlation deserves, and more runs never tell less; `fit` weighs them equally, and its
+    errors are these where rows do not correlate, and larger where they do.
 
     Args:
-      design: the planned runs table without losses: num_params, tokens, run, …
+      designs: planned runs tables without losses: num_params, tokens, run, …
       target: columns of the law at which to predict, such as {"N": 1e10, "D": 2e11}.
-      truth: the fit to take for the truth; its residuals and their correlation within runs are the noise.
-      count: simulations.
-      options: for `fit`.
+      truth: the fit whose laws, noise and correlation within runs are taken.
+      count: laws; those under which some error is not a number are left out.
+      seed: of the draw of laws.
+
+    Raises:
+      UserError: no law gives an error that is a number.
     """
-    random = np.random.default_rng(seed)
-    exact = load_runs(design.assign(loss=1.0, row=np.arange(len(design))))
-    exact = dataclasses.replace(exact, loss=truth.predict_runs(exact)[0])
-    start = fit(truth.model, exact, tokens=truth.tokens, **options | {"warm_up": 0.0})
-    sigma, rho = truth.diagnostics.sigma, truth.diagnostics.correlation
-    shared = random.normal(size=(count, len(exact.run_ids)))[:, exact.run]
-    single = random.normal(size=(count, len(exact)))
-    observed = np.tile(start.problem.observed, (count, 1))
-    observed[:, : len(exact)] += sigma * (np.sqrt(rho) * shared + np.sqrt(1.0 - rho) * single)
-    weight = np.broadcast_to(start.problem.weight, observed.shape)
-    ends, _ = refit(start, np.broadcast_to(start.x, (count, len(start.x))), weight, observed)
-    losses = losses_of(start, ends, start.batch(**target))
-    return np.abs(losses / truth.predict(**target)[0] - 1.0).ravel()
+    planned = [load_runs(design.assign(loss=1.0, row=np.arange(len(design)))) for design in designs]
+    columns = [columns_of(truth.model, runs, truth.tokens) for runs in planned]
+    at = truth.batch(**target)
+    rows = {name: np.concatenate([*(found[name] for found in columns), at[name].ravel()]) for name in at}
+    laws = [truth.fitted, *_allowed(truth, count - 1, seed)]
+    errors = np.array([_linearised(truth, planned, *loss_and_slope(truth.model, law, rows)) for law in laws]).T
+    known = np.isfinite(errors).all(0)
+    if not known.any():
+        raise UserError("the runs leave the law so open that no plan can be judged; add runs of other sizes and tokens")
+    return errors[:, known]
 
 
-def advice(runs: Runs, budget: float, law: str = "chinchilla", **options: Any) -> tuple[pd.DataFrame, list[str]]:
+def _allowed(truth: Fit, count: int, seed: int) -> np.ndarray:
+    """Fitted values [count, p] of laws that the runs allow; none where the fit does not say."""
+    with np.errstate(over="ignore"):  # of exponents that the runs leave open
+        drawn = law_draws(truth.to_json(), count, seed)
+    if drawn is None:
+        return np.zeros((0, len(truth.fitted)))
+    return np.stack([np.log(drawn[p.name]) if p.positive else drawn[p.name] for p in truth.model.parameters], -1)
+
+
+def _linearised(truth: Fit, planned: Sequence[Runs], loss: np.ndarray, slope: np.ndarray) -> list[float]:
+    """The expected error after each plan, from losses [n] of all their rows and the target's, and slopes [n, p]."""
+    sigma, rho = max(truth.diagnostics.sigma, LEAST_VARIANCE**0.5), truth.diagnostics.correlation
+    variance = sigma**2 * _excess(float(truth.problem.corner) / sigma)
+    scaled, aim = slope / loss[:, None] if truth.model.residual == "log" else slope, slope[-1] / loss[-1]
+    prior = truth.problem.precision + np.eye(len(aim)) / _OPEN**2
+    errors, first = [], 0
+    for runs in planned:
+        jacobian, first = scaled[first : first + len(runs)], first + len(runs)
+        by_run = np.zeros((len(runs.run_ids), len(aim)))
+        np.add.at(by_run, runs.run, jacobian)
+        shrink = shrinkage(np.bincount(runs.run), rho)[:, None]
+        told = (jacobian.T @ jacobian - by_run.T @ (shrink * by_run)) / (variance * (1.0 - rho))
+        errors.append(np.sqrt(2.0 / np.pi * (aim @ np.linalg.solve(told + prior, aim))))
+    return errors
+
+
+def _excess(corner: float) -> float:
+    """Variance of a Huber estimate over that of least squares under normal noise, by the corner in σ.
+
+    >>> [round(_excess(corner), 3) for corner in (1e-3, 1.345, 10.0)]
+    [1.57, 1.053, 1.0]
+    """
+    inside = math.erf(corner / math.sqrt(2.0))
+    square = inside - corner * math.sqrt(2.0 / math.pi) * math.exp(-(corner**2) / 2.0) + corner**2 * (1.0 - inside)
+    return square / inside**2
+
+
+def advice(
+    runs: Runs, budget: float, law: str = "chinchilla", *, seed: int = 0, **options: Any
+) -> tuple[pd.DataFrame, list[str]]:
     """What to train for `budget` FLOPs so that a law fitted to all predicts a larger run best, and cautions.
 
-    The target has 30 times the compute of the largest run, at its tokens per parameter. Plans add one, three
-    or five models, at 20 and at 100 tokens per parameter, of sizes from the smallest in the table to what the
+    The target has 30 times the compute of the largest run, at its tokens per parameter. Plans add nothing, or one,
+    three or five models, at 20 and at 100 tokens per parameter, of sizes from the smallest in the table to what the
     budget affords, each with as many evaluations as a run of the table has.
 
     Args:
       runs: rows of one target language.
       budget: C = Σ 6·N·D in FLOPs.
       law, options: for `fit`.
+      seed: of the laws under which plans are judged, see `expected_errors`.
 
     Returns:
-      A row per plan, best first: models, tokens_per_param, largest (N), flops, expected_are (median),
-      high_are (90 % quantile); the first plan trains nothing. And sentences on the table.
+      A row per plan, best first: models (0: nothing is trained), tokens_per_param, largest (N), flops; rank, which
+      plans share that the draw of laws does not tell apart; expected_are, the geometric mean of its errors under the
+      laws that the runs allow, its monte_carlo standard error, and high_are, their 90 % quantile; beaten, the part of
+      the laws under which the first plan predicts better. And sentences on the table, and on which plans are equal.
     """
     if not (np.isfinite(budget) and budget > 0):
         raise UserError(f"the budget must be a positive number of FLOPs, got {budget:g}")
@@ -76,16 +130,39 @@ def advice(runs: Runs, budget: float, law: str = "chinchilla", **options: Any) -
     target = {"N": kept.N[top] * scale, "D": kept.total_tokens[top] * scale}
     here = pd.DataFrame({"num_params": kept.N, "tokens": kept.own(kept.D), "run": kept.run})
     rows_each = max(round(len(kept) / len(kept.run_ids)), 1)
-    rows = []
+    designs, plans = [], []
     for models, ratio in [(0, 0.0)] + [(models, ratio) for models in _MODELS for ratio in _RATIOS]:
         sizes = _affordable(models, ratio, budget, kept.N.min())
-        design = pd.concat([here, *(_planned(i, N, ratio, rows_each) for i, N in enumerate(sizes))], ignore_index=True)
-        middle, high = np.quantile(expected_errors(design, target, fitted, **options), [0.5, 0.9])
+        added = [_planned(i, N, ratio, rows_each) for i, N in enumerate(sizes)]
+        designs.append(pd.concat([here, *added], ignore_index=True))
         cost = float(np.sum(FLOPS_PER_PARAMETER_TOKEN * ratio * sizes**2))
-        rows.append((models, ratio, sizes.max(initial=0.0), cost, middle, high))
-    names = ["models", "tokens_per_param", "largest", "flops", "expected_are", "high_are"]
-    table = pd.DataFrame(rows, columns=names).sort_values("expected_are", ignore_index=True)
-    return table, [*_cautions(runs, kept, fitted), *fitted.warnings]
+        plans.append((models, ratio, sizes.max(initial=0.0), cost))
+    table = pd.DataFrame(plans, columns=["models", "tokens_per_param", "largest", "flops"])
+    table = _ranked(table, expected_errors(designs, target, fitted, seed=seed))
+    equal = table[(table["rank"] == 1) | (table["beaten"] < _SURE)][1:]
+    notes = _cautions(runs, kept, fitted)
+    if len(equal):
+        named = ", ".join(f"{p.models:g} at {p.tokens_per_param:g}" if p.models else "none" for p in equal.itertuples())
+        notes.append(f"the runs do not tell the first plan from these, in models at tokens per parameter: {named}")
+    return table, [*notes, *fitted.warnings]
+
+
+def _ranked(plans: pd.DataFrame, errors: np.ndarray) -> pd.DataFrame:
+    """The plans by their errors [plans, laws], best first; those that differ by no more than the draw of laws share a
+    rank, in the order in which they came."""
+    logs = np.log(errors)
+    ranks, first = np.zeros(len(plans), int), None
+    for plan in np.argsort(logs.mean(1)):
+        apart = logs[plan] - logs[plan if first is None else first]
+        error = Z90 * apart.std() / np.sqrt(len(apart))
+        if first is None or apart.mean() > max(error, _ALIKE):
+            first, rank = plan, ranks.max() + 1
+        ranks[plan] = rank
+    middle, order = np.exp(logs.mean(1)), np.argsort(ranks, kind="stable")
+    spread = middle * logs.std(1) / np.sqrt(logs.shape[1])
+    scores = {"rank": ranks, "expected_are": middle, "monte_carlo": spread, "high_are": np.quantile(errors, 0.9, 1)}
+    beaten = (errors > errors[order[0]]).mean(1)
+    return plans.assign(**scores, beaten=beaten).iloc[order].reset_index(drop=True)
 
 
 def _affordable(models: int, ratio: float, budget: float, smallest: float) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Bootstrap of a fit: the runs drawn again and again, the law fitted to each draw from the optimum of all."""
 
 import dataclasses
-from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -67,37 +66,28 @@ def bootstrap(fit: Fit, count: int = 1000, *, seed: int = 0) -> Bootstrap:
     runs, random = fit.n_runs, np.random.RandomState(seed)
     draws = np.stack([np.bincount(random.choice(runs, runs), minlength=runs) for _ in range(count)])
     weights = padded((draws[:, fit.problem.run[: fit.n_rows]].T).astype(float), len(fit.problem.weight), 0.0).T
-    ends, arrived = refit(fit, np.broadcast_to(fit.x, (count, len(fit.x))), weights)
+    ends, arrived = _refit(fit, weights)
     with jax.enable_x64(True):
         values = np.asarray(_natural(fit.model, ends, fit.problem.centre))
     return Bootstrap(fit.model.names, values, float(np.mean(arrived)))
 
 
-def losses_of(fit: Fit, x: np.ndarray, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Losses [B, …] of the laws at coordinates x [B, p], for a batch as `Fit.batch` gives it."""
-    with jax.enable_x64(True):
-        return np.asarray(_losses(fit.model, x, fit.problem.centre, batch))
-
-
-def refit(
-    fit: Fit, x: np.ndarray, weight: np.ndarray, observed: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Descends from x [B, p] under other weights, or other observations, of the rows [B, n].
+def _refit(fit: Fit, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Descends from the optimum of all under other weights of the rows [B, n].
 
     Lanes that arrive make room for others, so that no resample waits for the slowest.
 
     Returns:
       Coordinates [B, p] and whether each gradient vanished [B].
     """
-    x, done = np.array(x), np.zeros(len(x), bool)
-    observed = np.broadcast_to(fit.problem.observed, weight.shape) if observed is None else observed
+    x, done = np.tile(fit.x, (len(weight), 1)), np.zeros(len(weight), bool)
     for _ in range(_ROUNDS):
         waiting = np.flatnonzero(~done)
         for first in range(0, len(waiting), _LANES):
             some = waiting[first : first + _LANES]
             lanes = np.resize(some, _LANES)
             with jax.enable_x64(True):
-                end, arrived = _round(fit.model, x[lanes], fit.problem, weight[lanes], observed[lanes], fit.scale)
+                end, arrived = _round(fit.model, x[lanes], fit.problem, weight[lanes], fit.scale)
             x[some], done[some] = np.asarray(end)[: len(some)], np.asarray(arrived)[: len(some)]
         if done.all():
             break
@@ -105,20 +95,14 @@ def refit(
 
 
 @partial(jax.jit, static_argnames="law")
-def _round(law: Law, x, problem: Problem, weight, observed, scale):
-    def lane(x, weight, observed):
-        own = problem._replace(weight=weight, observed=observed)
-        end = estimator.descend(law, x, own, scale, steps=_STEPS)
+def _round(law: Law, x, problem: Problem, weight, scale):
+    def lane(x, weight):
+        end = estimator.descend(law, x, problem._replace(weight=weight), scale, steps=_STEPS)
         return end.x, end.decrement <= estimator.OPTIMAL * end.value
 
-    return jax.vmap(lane)(x, weight, observed)
+    return jax.vmap(lane)(x, weight)
 
 
 @partial(jax.jit, static_argnames="law")
 def _natural(law: Law, x: jax.Array, centre: dict) -> jax.Array:
     return jax.vmap(lambda x: jnp.stack([*law.natural(law.fitted(x, centre)).values()]))(x)
-
-
-@partial(jax.jit, static_argnames="law")
-def _losses(law: Law, x: jax.Array, centre: dict, batch: dict) -> jax.Array:
-    return jax.vmap(lambda x: law.predict(x, centre, batch))(x)
