@@ -57,7 +57,7 @@ def fit_document(
     if resamples:
         document["bootstrap"] = _resample(found, document["parameters"], resamples, seed)
     if advise is not None:
-        table, notes = advice(runs, advise, law, **options)
+        table, notes = advice(runs, advise, law, seed=seed, **options)
         document["advice"] = finite({"flops": advise, "plans": table.to_dict("records"), "notes": notes})
     if ranked is not None:
         document["comparison"] = finite({"split": holdout or "top_compute", "laws": ranked.to_dict("records")})
@@ -128,22 +128,24 @@ def latex(table: pd.DataFrame) -> str:
     """Parameters [value, se, low, high, identified] as a tabular for booktabs.
 
     >>> row = {"value": 0.35, "se": 0.01, "low": 0.33, "high": 0.37, "identified": False}
-    >>> print(latex(pd.DataFrame({"alpha": row}).T))
+    >>> skewed = {"value": 2143.0, "se": 770.0, "low": 1184.0, "high": 3880.0, "identified": True}
+    >>> print(latex(pd.DataFrame({"alpha": row, "B": skewed}).T))
     \\begin{tabular}{lrrl}
     \\toprule
     parameter & value & s.e. & 90\\,\\% interval \\\\
     \\midrule
     alpha & 0.35 & 0.01 & [0.33, 0.37], not identified \\\\
+    B & 2143 & $\\times\\!\\div$1.43 & [1184, 3880] \\\\
     \\bottomrule
     \\end{tabular}
     <BLANKLINE>
     """
     lines = [r"\begin{tabular}{lrrl}", r"\toprule", r"parameter & value & s.e. & 90\,\% interval \\", r"\midrule"]
     for name, row in table.iterrows():
-        value, se, low, high = (
-            r"$\infty$" if pd.isna(row[key]) else f"{row[key]:.4g}" for key in ("value", "se", "low", "high")
-        )
+        value, low, high = (_text(row[key], digits=4) for key in ("value", "low", "high"))
+        error = _spread(row)
         verdict = "" if row["identified"] else ", not identified"
         shown = str(name).replace("_", r"\_")
-        lines.append(rf"{shown} & {value} & {se} & [{low}, {high}]{verdict} \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+        lines.append(rf"{shown} & {value} & {error} & [{low}, {high}]{verdict} \\")
+    text = "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    return text.replace("∞", r"$\infty$").replace("×÷", r"$\times\!\div$")
