@@ -151,6 +151,8 @@ def test_what_a_prior_decides_is_not_identified():
     found = fit(dataclasses.replace(LAWS["chinchilla"], parameters=known), study(sigma=0.02))
     assert not found.parameters["alpha"].identified
     assert "alpha not identified: its prior decides it" in found.warnings
+    assert not found.parameters["A"].identified and not found.parameters["E"].identified
+    assert "A, E not identified: the prior of alpha decides it" in found.warnings
 
 
 def test_intervals_of_six_rows_are_those_of_one_degree_of_freedom():
