@@ -55,6 +55,7 @@ def estimates_of(
     for term, exponent, unit in ((LOG_A, LOG_ALPHA, units.N), (LOG_B, LOG_BETA, units.D)):
         slope[:, term, exponent] = np.exp(theta[:, exponent]) * np.log(unit)
         told[:, term] &= told[:, exponent]
+        told[:, LOG_E] &= told[:, exponent]  # what is left at infinite N and D is known no better than the way there
     deviation = np.sqrt(np.einsum("tip,tpk,tik->ti", slope, cov[:, :p, :p], slope))
     law = natural_arrays(theta, direct, units, runs.targets, runs.languages)
     if law.rates_by_source:
