@@ -30,8 +30,8 @@ C = TypeVar("C", bound=Checked)
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 # XLA's older generator of code for CPUs compiles fits in half the time, and they run as fast; training runs slower by
-# it. Where a jaxlib does not know the flag, XLA ends the process: it was seen in 0.10 and in 0.12.
-_LEAN, _KNOWN = "xla_cpu_use_fusion_emitters", ("0.10", "0.11", "0.12")
+# it. Where a jaxlib does not know the flag, as 0.12 does not, XLA ends the process.
+_LEAN, _KNOWN = "xla_cpu_use_fusion_emitters", ("0.10",)
 _WORTH_KEEPING = 0.1  # seconds of compilation; JAX's own threshold of 1 would leave out most programs of a fit
 
 
