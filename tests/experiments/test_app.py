@@ -114,7 +114,7 @@ def test_an_override_of_the_base_makes_other_runs(done):
     ("version", "flags", "plugin", "platforms", "left"),
     [
         ("0.10.2", None, False, None, "--xla_cpu_use_fusion_emitters=false"),
-        ("0.12.0.1", "--xla_dump_to=x", False, None, "--xla_dump_to=x --xla_cpu_use_fusion_emitters=false"),
+        ("0.10.0", "--xla_dump_to=x", False, None, "--xla_dump_to=x --xla_cpu_use_fusion_emitters=false"),
         ("0.10.2", None, True, "cpu", "--xla_cpu_use_fusion_emitters=false"),
         ("0.10.2", None, True, None, None),  # its own XLA reads the flags, too
         ("0.12.0.1", None, False, None, None),  # it does not know the flag, and would end the process
