@@ -49,7 +49,7 @@ def run(
         logging.set_verbosity(logging.WARNING)
         python_logging.getLogger().setLevel(python_logging.WARNING)
         _hush_dropped_reads()
-        _hear_interrupts()
+        said = _hear_interrupts()
         if fits:
             _compile_lean()
         _keep_programs()
@@ -59,6 +59,7 @@ def run(
             main(argv)
         except KeyboardInterrupt:
             then = "; the same command continues where it stopped" if resumes else ""
+            said.wait(timeout=1)  # so that lines do not cross; it may have been raised by no signal
             print(f"interrupted{then}", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
         except Exception as error:
@@ -126,11 +127,14 @@ def _mistake(error: Exception) -> str:
     return ""
 
 
-def _hear_interrupts() -> None:
+def _hear_interrupts() -> threading.Event:
     """Lets SIGINT and SIGTERM raise KeyboardInterrupt, and says at once that one was heard; the next ends all.
+
+    The event is set when it has been said.
 
     Python obeys a signal between two of its instructions: a compilation is one for many seconds.
     """
+    said = threading.Event()
     heard, wake = os.pipe()
     os.set_blocking(wake, False)
 
@@ -139,6 +143,7 @@ def _hear_interrupts() -> None:
         while os.read(heard, 1)[0] not in numbers:
             pass
         print("\ninterrupted: stops after what it is at; once more stops at once", file=sys.stderr, flush=True)
+        said.set()
         while os.read(heard, 1)[0] not in numbers:
             pass
         os._exit(EXIT_INTERRUPTED)
@@ -147,6 +152,7 @@ def _hear_interrupts() -> None:
         signal.signal(number, signal.default_int_handler)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     threading.Thread(target=listen, daemon=True).start()
+    return said
 
 
 class Config:
