@@ -1,5 +1,6 @@
 """Processes at once, interrupts and environments."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -116,6 +117,14 @@ def test_a_platform_that_is_not_here_is_one_line(tmp_path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: Unable to initialize backend 'cuda'")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="without the extra compile (libtpu)")
+def test_a_compiler_of_tpus_beside_a_cpu_is_in_nobodys_way(tmp_path):
+    changes = ["--config.train.steps=(2,)", "--config.model.layers=1", "--config.data.synthetic_tokens=20000"]
+    done = binary("train", "--config=configs/train.py", *changes, f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.thorough
