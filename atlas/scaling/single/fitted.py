@@ -188,8 +188,8 @@ class Fit:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"this is no fit of one law: {type(error).__name__} {error}; fit its runs again") from None
-        finite_ = np.isfinite(fit.fitted).all() and np.isfinite(covariance).all()
-        if covariance.shape != 2 * (len(value),) or not (finite_ and 1.0 <= fit.freedom < np.inf):
+        numbers = np.isfinite(fit.fitted).all() and np.isfinite(covariance).all()
+        if covariance.shape != 2 * (len(value),) or not (numbers and 1.0 <= fit.freedom < np.inf):
             raise UserError("the fit's parameters, covariance or freedom are not finite numbers; fit its runs again")
         return fit
 
