@@ -23,6 +23,7 @@ JOINT = recovery.Study((3, 1, 6, 6), languages=5, checkpoints=8)
 _SERIES = {"40 runs": (40, 8), "120 runs": (120, 3)}
 _RESAMPLES = 200
 _LARGE = {"N": 1e11, "D": 2e12}  # ten times the largest run's parameters, and its tokens
+_SIGMA = 0.005  # of the noise of a row's log loss
 
 Score = tuple[bool, float, bool]
 
@@ -30,13 +31,14 @@ Score = tuple[bool, float, bool]
 def run(workdir: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows with the columns
 
-      fit, parameter     "loss" is that of a model larger than any run's
+      fit, parameter     "loss" is that of a model larger than any run's by the law, "run" that of such a run, with its
+                         noise (Chinchilla's law)
       coverage           part of the intervals that hold the truth
       bias, spread       median of (estimate − truth) / standard error, and its 90 % range over a normal's: ideally 0, 1
       told               part of the estimates that the fit calls identified
       told_coverage      coverage of these
       intervals, studies how many there were
-      reached            whether the coverage lies between LOW and HIGH
+      reached            whether the coverage lies between LOW and HIGH ("run": above LOW)
 
     `workdir` keeps outcomes for another time.
     """
@@ -60,11 +62,11 @@ def correlation(seed: int) -> float:
 
 
 def measure_series(runs: int, checkpoints: int, way: str, seed: int) -> Outcome:
-    """Scores of Chinchilla's parameters and of an extrapolated loss.
+    """Scores of Chinchilla's parameters, of an extrapolated loss and of a new run's.
 
     way: the fit's objective; or "bootstrap": percentiles over resampled runs, with the objective "huber".
     """
-    frame = simulation.series(runs, seed, checkpoints, rho=correlation(seed))
+    frame = simulation.series(runs, seed, checkpoints, _SIGMA, correlation(seed))
     # The simulated law holds from the first row on.
     found = fit("chinchilla", load_runs(frame), objective="huber" if way == "bootstrap" else way, warm_up=0)
     loss, deviation = found.predict(**_LARGE)
@@ -78,7 +80,13 @@ def measure_series(runs: int, checkpoints: int, way: str, seed: int) -> Outcome:
         extrapolated = Estimate(float(loss), float(deviation), *map(float, bounds), True)
     E, A, alpha, B, beta = simulation.CHINCHILLA.values()
     scores = {name: [score(parameters[name], truth)] for name, truth in simulation.CHINCHILLA.items()}
-    return scores | {"loss": [score(extrapolated, E + A / _LARGE["N"] ** alpha + B / _LARGE["D"] ** beta)]}
+    expected = E + A / _LARGE["N"] ** alpha + B / _LARGE["D"] ** beta
+    scores["loss"] = [score(extrapolated, expected)]
+    if way != "bootstrap":
+        low, high = map(float, found.run_interval(**_LARGE))
+        run = Estimate(float(loss), float(np.log(high / low) / (2 * Z90) * loss), low, high, True)
+        scores["run"] = [score(run, expected * np.exp(_SIGMA * np.random.default_rng([seed, runs]).normal()))]
+    return scores
 
 
 def measure_joint(seed: int) -> Outcome:
@@ -123,5 +131,6 @@ def _row(name: str, parameter: str, scores: list[list[Score]]) -> dict[str, Any]
         "told_coverage": float(inside[told > 0].mean()) if told.any() else float("nan"),
         "intervals": len(inside),
         "studies": len(scores),
-        "reached": "yes" if LOW <= coverage <= HIGH else "no",
+        # Misfit is estimated from few runs, and widens the interval of a run under a law that is right.
+        "reached": "yes" if LOW <= coverage <= (1.0 if parameter == "run" else HIGH) else "no",
     }

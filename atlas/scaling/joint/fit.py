@@ -16,7 +16,7 @@ from atlas.scaling.joint.arrow import Arrow, Coordinates
 from atlas.scaling.joint.prior import HYPERPRIOR, Hyperprior, check_options, joint_prior
 from atlas.scaling.joint.rounds import Spreads
 from atlas.scaling.joint.system import Units
-from atlas.scaling.joint.verdicts import Estimates, estimates_of, judge_runs, unsettled
+from atlas.scaling.joint.verdicts import DISTORTED, Estimates, estimates_of, judge_runs, unsettled
 from atlas.scaling.law import GUARD, JointLaw, num_languages
 from atlas.scaling.noise import HUBER_VARIANCE
 from atlas.scaling.padding import bucket, padded
@@ -255,7 +255,7 @@ def fit_joint(
     """
     check_options(runs.languages, families, scripts, tau_prior, lambda_kind, mixing)
     notes = list(runs.warnings)
-    used = runs.own(runs.D) > 0
+    used = _tellable(runs, notes)
     runs = _trained_rows(runs, used, notes)
     units = Units(*(float(np.exp(np.mean(np.log(values)))) for values in (runs.N, runs.total_tokens)))
     rows = rows_by_target(runs, units)
@@ -290,12 +290,32 @@ def fit_joint(
     )
 
 
-def _trained_rows(runs: Runs, trained: np.ndarray, notes: list[str]) -> Runs:
+def _tellable(runs: Runs, notes: list[str]) -> np.ndarray:
+    """[n] whether a row says something of the law; in `notes` which do not.
+
+    A loss of a language that its run does not train starts from a level of its own. One of a language of next to no
+    share follows the law's guard, and shares are written to a thousandth; where most of a language's rows have no more
+    they are all that there is, and kept.
+    """
+    own = runs.own(runs.shares)
+    trained, little = own > 0, (own > 0) & (own < DISTORTED * GUARD)
     if not trained.any():
         raise UserError("no row evaluates a language that its run was trained on: a joint fit needs such rows")
     if not trained.all():
         notes.append(f"left out {int((~trained).sum())} of {len(runs)} rows: the run was not trained on their language")
-        runs = runs.where(trained)
+    size = len(runs.targets)
+    many, few = (np.bincount(runs.target[rows], minlength=size) for rows in (trained, little))
+    little &= (2 * few < many)[runs.target]
+    if little.any():
+        notes.append(
+            f"left out {int(little.sum())} of {len(runs)} rows: less than {DISTORTED * GUARD:.1%} of their run is in "
+            "the language, too little for the law"
+        )
+    return trained & ~little
+
+
+def _trained_rows(runs: Runs, trained: np.ndarray, notes: list[str]) -> Runs:
+    runs = runs.where(trained)
     kept = np.unique(runs.target)
     if len(kept) == len(runs.targets):
         return runs
@@ -354,14 +374,16 @@ def start_tau(runs: Runs, initial: pd.DataFrame | None) -> np.ndarray:
 def _rounds(state: system.State, rows: system.Rows, spreads: Spreads) -> tuple[rounds.Round, bool]:
     """Refines until parameters, noise and prior stand still, the guard narrowing on the way; then to the optimum."""
     judge, keep, hold, shift, seen, rho = False, False, True, np.inf, np.zeros(2), [0.0] * 4
+    ahead = rounds.Ahead()
     for i in range(_ROUNDS):
         # First the law, then its noise, then which runs go astray: a verdict on a law that does not fit may stand.
         hold = i < len(_GUARDS) or (i < _HELD and hold and shift > _NEAR)
         if i < len(_GUARDS):
             guard = _GUARDS[i]
             linear = system.linearise(state, rows, guard)
-        tolerance = _ROUGH if hold else _FINE
-        state, linear, report, *_ = rounds.refine(state, linear, rows, spreads, guard, judge, keep, hold, tolerance)
+        tolerance, start = _ROUGH if hold else _FINE, state.x
+        found = rounds.refine(state, linear, rows, spreads, guard, judge, keep, hold, tolerance)
+        state, linear, report, *_ = found
         noise, shift = np.array([state.noise.rho, state.noise.clip]), float(report.shift)
         still = shift < _STILL and np.allclose(noise, seen, rtol=_STILL)
         settled = i > len(_GUARDS) and still and judge
@@ -373,6 +395,9 @@ def _rounds(state: system.State, rows: system.Rows, spreads: Spreads) -> tuple[r
         # Two places of ρ's grid can each make the other one likelier: then it lies between them.
         if (middle := _alternating(rho)) is not None:
             keep, state = True, state._replace(noise=state.noise._replace(rho=jnp.float64(middle)))
+        if i >= len(_GUARDS) and (further := ahead(start, found)) is not None:
+            state = state._replace(x=further)
+            linear = system.linearise(state, rows, guard)
     end = rounds.settle(state, linear, rows, spreads, _SETTLED)
     return end, settled and float(end.report.shift) < _LAST_SHIFT
 

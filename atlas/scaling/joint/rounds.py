@@ -26,6 +26,8 @@ from atlas.scaling.solver import Optimum, levenberg_marquardt
 
 _ITERATIONS = 60  # most steps of one descent; 1 to 5 are usual
 _LAST_ROUNDS = 60  # at most, with noise and priors held
+_AHEAD = 16.0  # times its length, at most, that a step is continued
+_WORSE = 2.0  # times the shift before: a continued step that is followed by more is taken back
 _DAMPING = 1e-6  # of the first step; much more would hardly move along what the rows leave to the prior
 _STEP = 1e-3  # decrement of their descents: one step each, since every round moves the pseudo-observations
 _LEAST_INFORMED = 1e-3  # keeps a spread from being divided by nothing
@@ -123,17 +125,58 @@ def refine(
     return Round(State(end.x, noise, prior), linear, report, cov, matrix)
 
 
+class Ahead:
+    """Continues the steps of rounds that creep: SQUAREM (Varadhan and Roland 2008) on their fixed point.
+
+    A row beyond the corner pulls as one at the corner, so that a law which is far from it follows by little a round,
+    hundreds of times in nearly the same direction. Of every three rounds' steps the length and the change tell how far
+    they lead.
+    """
+
+    def __init__(self) -> None:
+        self._path: list[Coordinates] = []
+        self._before: tuple[Coordinates, float] | None = None
+
+    def __call__(self, start: Coordinates, found: Round) -> Coordinates | None:
+        """Where the next round starts in place of this one's end; None for that end.
+
+        Args:
+          start: where the round `found` began.
+        """
+        shift = float(found.report.shift)
+        if self._before is not None:
+            (end, past), self._before, self._path = self._before, None, []
+            return end if shift > _WORSE * past else None
+        self._path = [*self._path, start]
+        if len(self._path) < 3:
+            return None
+        path, self._path = [*self._path[1:], found.state.x], []
+        deviation = jnp.sqrt(jnp.diagonal(found.covariance, axis1=1, axis2=2)[:, : start.own.shape[1]])
+        step, turn = (path[1].own - path[0].own) / deviation, (path[2].own - 2 * path[1].own + path[0].own) / deviation
+        length = float(jnp.linalg.norm(step) / jnp.maximum(jnp.linalg.norm(turn), 1e-300))
+        if not length > 1.0:
+            return None
+        self._before = found.state.x, shift
+        far = min(length, _AHEAD)
+        return jax.tree.map(lambda a, b, c: a + 2.0 * far * (b - a) + far**2 * (c - 2.0 * b + a), *path)
+
+
 def settle(state: State, linear: Linear, rows: Rows, spreads: Spreads, shift: float) -> Round:
     """The exact optimum with noise, weights of runs and prior held, to a shift in posterior standard deviations.
 
     Args:
       linear: the law of the rows at the state.
     """
+    ahead = Ahead()
     for _ in range(_LAST_ROUNDS):
         found = refine(state, linear, rows, spreads, laws.GUARD, False, True, True, _STEP)
-        state, linear = found.state, found.linear
         if float(found.report.shift) < shift:
             break
+        further = ahead(state.x, found)
+        state, linear = found.state, found.linear
+        if further is not None:
+            state = state._replace(x=further)
+            linear = system.linearise(state, rows)
     return found
 
 

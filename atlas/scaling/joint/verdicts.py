@@ -32,7 +32,7 @@ _TELLING = 0.5  # a parameter is identified if its posterior variance is below t
 _EPOCHS = 4.0  # fewer tell nothing of repetition: λ within a factor of e^2.5 (joint simulations)
 _ALIKE = 0.02  # range of a target's shares within which B and the transfer weights cannot be told apart
 _LOST = 0.2  # weight of a run below which it is said to have gone astray
-_DISTORTED = 3.0  # widths of the guard below which it bends the law
+DISTORTED = 3.0  # widths of the guard below which it bends the law
 _LARGEST = 700.0  # logarithm that float64 still holds
 
 
@@ -160,7 +160,7 @@ def unsettled(rows: int, parameters: int, lowest_z: float, mixing: str) -> str:
     """What a fit says that did not settle, with what would mend it."""
     if rows < parameters:
         mend = f"{rows} rows are few for {parameters} parameters: add runs, or leave out sources"
-    elif lowest_z < _DISTORTED * GUARD and mixing == "sum":
+    elif lowest_z < DISTORTED * GUARD and mixing == "sum":
         mend = "some runs are left next to no effective tokens: let languages substitute (--mixing=ces)"
     else:
         mend = "leave out runs whose losses contradict the others', or add runs on other mixtures"
@@ -173,7 +173,7 @@ def judge_runs(weights: dict[str, float], lowest_z: float, notes: list[str]) -> 
     if astray:
         shown = ", ".join(astray[:6]) + (", …" if len(astray) > 6 else "")
         notes.append(f"{len(astray)} runs do not follow the law of the others and lost their weight: {shown}")
-    if lowest_z < _DISTORTED * GUARD:
+    if lowest_z < DISTORTED * GUARD:
         notes.append(
             f"effective tokens fall to {lowest_z:.3g} of the tokens seen in some run: "
             "the law's guard distorts the fit there"

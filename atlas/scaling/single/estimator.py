@@ -11,6 +11,7 @@ from atlas.scaling import noise
 from atlas.scaling.single.specification import Law
 from atlas.scaling.solver import Optimum, levenberg_marquardt
 
+SAMPLE = 4096  # rows on which the starts of a longer table compete: enough to tell them apart, in a second
 _STAGES = 5  # corners from the spread of the residuals to the one asked for
 _WIDEST = 3.0  # median residuals: a first corner that hardly clips, so that the first descent is least squares
 _ROUGH = 1e-3  # Newton decrement over objective at which a wider corner has served
@@ -175,6 +176,12 @@ def solve(law: Law, problem: Problem) -> Solution:
 def polish(law: Law, near: Solution, problem: Problem, scale: jax.Array) -> Solution:
     """The optimum that a descent from a solution of another sample or prior reaches."""
     return _solution(law, descend(law, near.x, problem, scale), problem, scale, near.agreeing)
+
+
+def near(x: np.ndarray) -> Solution:
+    """A place [p] from which `polish` may start."""
+    unknown = np.float64(np.nan)
+    return Solution(x, unknown, unknown, unknown, np.bool_(False), unknown)
 
 
 def _solution(law: Law, end: Optimum, problem: Problem, scale: jax.Array, agreeing: jax.Array) -> Solution:

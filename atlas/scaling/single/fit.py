@@ -1,7 +1,6 @@
 """Fits of one law to one series of runs."""
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 
 import jax
@@ -15,14 +14,13 @@ from atlas.scaling.single.fitted import Diagnostics, Fit, columns_of, residual_o
 from atlas.scaling.single.library import law_named
 from atlas.scaling.single.specification import Law
 from atlas.scaling.table.runs import Runs
-from atlas.scaling.table.splits import WARM_UP, past_warm_up, split_runs
+from atlas.scaling.table.splits import WARM_UP, held_rows, late_rows, past_warm_up, split_runs
 from checked import UserError, unknown
 
 OBJECTIVES = ("huber", "least_squares", "lad")
 RESIDUALS = ("log", "raw")
 _LAD_DELTA = 1e-5  # a Huber corner this small is least absolute deviations for any real noise
 _NO_CORNER = 1e6  # one that no residual reaches: least squares
-_SAMPLE = 4096  # rows on which the starts of a longer table compete: enough to tell them apart, in a second
 
 _TOLD = 0.5  # of a prior's variance: below it the runs, not the prior, have told most of a parameter
 
@@ -33,8 +31,8 @@ _PUBLISHED = (float(np.log(0.35)), 0.35)
 
 _PARTS = (0.0, 0.1, 0.2, 0.3, 0.5)  # of each run, that may be left out at its start
 _TAIL = 0.7  # part of the largest model's runs behind which they are predicted, as in the guide
-_CLEARLY = 0.9  # of the usual choice's error, below which another is preferred to it
-_SIZES = 3  # of models, without which nothing can be predicted from smaller ones
+_CLEARLY = 0.6  # of the usual choice's error, below which another is preferred to it: one model's runs tell little
+_SIZES = 3  # of models, without which nothing can be predicted from smaller ones; a term of N passes through so many
 _ROWS_EACH = 40  # of a run, by which the part is chosen; neighbours tell the same
 _ALL_BUT_ENDS = 1.0 - 1e-9
 
@@ -76,15 +74,15 @@ def fit(
     tokens = tokens or model.tokens
     _check(model, runs, objective, delta, tokens)
     corner = {"huber": delta, "least_squares": _NO_CORNER, "lad": _LAD_DELTA}[objective]
-    part, drawn, misfit = (warm_up, False, 0.0) if warm_up is not None else _choose(model, runs, corner, tokens)
+    part, why = (warm_up, "") if warm_up is not None else _choose(model, runs, corner, tokens)
     runs = past_warm_up(runs, part)
-    if drawn:
-        note = "exponents are drawn to 0.35, about which published ones lie: the smaller models predict the largest so"
+    if why:
+        note = f"exponents are drawn to 0.35, about which published ones lie: {why}"
         runs = dataclasses.replace(runs, notes=(*runs.notes, note))
-    return _fitted(model, runs, corner, tokens, drawn, misfit)
+    return _fitted(model, runs, corner, tokens, bool(why))
 
 
-def _fitted(law: Law, runs: Runs, corner: float, tokens: str, drawn: bool, misfit: float = 0.0, least: int = 0) -> Fit:
+def _fitted(law: Law, runs: Runs, corner: float, tokens: str, drawn: bool, least: int = 0) -> Fit:
     """The fit of all rows; drawn: whether exponents are drawn to published ones; least: rows to pad to."""
     columns = columns_of(law, runs, tokens)
     open_ = law.diagnose(columns)
@@ -93,27 +91,36 @@ def _fitted(law: Law, runs: Runs, corner: float, tokens: str, drawn: bool, misfi
     problem = _problem(law, columns, runs, corner, *_prior(law, usual), least)
     with jax.enable_x64(True):
         solution, spread = _solve(law, problem, len(runs))
-    return _report(law, runs, open_, tokens, problem, solution, spread, misfit)
+    return _report(law, runs, columns, open_, tokens, problem, solution, spread)
 
 
-def _choose(law: Law, runs: Runs, corner: float, tokens: str) -> tuple[float, bool, float]:
-    """The part of each run to leave out, whether exponents are drawn to published ones, and the misfit.
+def _choose(law: Law, runs: Runs, corner: float, tokens: str) -> tuple[float, str]:
+    """The part of each run to leave out, and why exponents are drawn to published ones, "" where they are not.
 
-    Those with which the smaller models predict the ends of the largest one's runs best, if clearly; else, and without
-    three sizes to tell, WARM_UP and no. A table without intermediate rows is kept whole.
+    WARM_UP, and drawn where there are three sizes, since a term of N passes through any three losses; but what lets the
+    smaller models predict the ends of the largest one's runs clearly better. A table without intermediate rows is kept
+    whole.
     """
     if past_warm_up(runs, _ALL_BUT_ENDS) is runs:
-        return 0.0, False, 0.0
+        return 0.0, ""
     some = _thinned(runs)
     # Of checkpoints at powers of two a cut can leave so few that exponents are open: such a cut is none.
     open_ = [set(law.diagnose(columns_of(law, past_warm_up(some, part), tokens))) for part in _PARTS]
     parts = [part for part, names in zip(_PARTS, open_, strict=True) if names <= open_[0]]
-    usual = max(part for part in parts if part <= WARM_UP), False
-    if len(np.unique(some.N)) < _SIZES:
-        return *usual, 0.0
-    train, test = split_runs(some, "largest_n")
+    sizes = len(np.unique(some.N))
+    usual = max(part for part in parts if part <= WARM_UP), sizes == _SIZES
+    best = usual if sizes < _SIZES else _predicting_best(law, some, corner, tokens, parts, usual)
+    why = "three sizes agree with any" if usual[1] else "the smaller models predict the largest so"
+    return best[0], why if best[1] else ""
+
+
+def _predicting_best(
+    law: Law, runs: Runs, corner: float, tokens: str, parts: list[float], usual: tuple[float, bool]
+) -> tuple[float, bool]:
+    """The part to leave out and whether exponents are drawn: of the usual pair and those that differ in one of them."""
+    train, test = split_runs(runs, "largest_n")
     test, scores = past_warm_up(test, _TAIL), {}
-    for part, drawn in itertools.product(parts, (False, True)):
+    for part, drawn in dict.fromkeys([*((part, usual[1]) for part in parts), (usual[0], True)]):
         kept = past_warm_up(train, part)
         if len(kept) >= len(law.names):
             found = _fitted(law, kept, corner, tokens, drawn, least=bucket(len(train)))
@@ -122,8 +129,26 @@ def _choose(law: Law, runs: Runs, corner: float, tokens: str) -> tuple[float, bo
             error = float(np.mean(errors))
             scores[part, drawn] = error if np.isfinite(error) else np.inf
     best = min(scores, key=scores.__getitem__, default=usual)
-    best = best if scores.get(best, 0.0) < _CLEARLY * scores.get(usual, np.inf) else usual
-    return *best, scores.get(best, 0.0)
+    return best if scores.get(best, 0.0) < _CLEARLY * scores.get(usual, np.inf) else usual
+
+
+def _apart(
+    law: Law, columns: Mapping[str, np.ndarray], runs: Runs, open_: Mapping[str, str], drawn: bool
+) -> np.ndarray:
+    """[n] 1 for rows that the others are to predict, which tells the law's misfit, and -1 for rows left out of that.
+
+    Of the largest model's runs the ends are predicted, of a table without intermediate rows the runs of most compute;
+    nothing where the other rows leave more exponents open.
+    """
+    none = np.zeros(len(runs), int)
+    if np.isnan(runs.total_tokens).any() or len(np.unique(runs.N)) < _SIZES:
+        return none
+    curves = past_warm_up(runs, _ALL_BUT_ENDS) is not runs
+    held = held_rows(runs, "largest_n" if curves else "top_compute")
+    enough = np.sum(~held) > len(law.names)
+    if not (enough and (drawn or set(law.diagnose({k: v[~held] for k, v in columns.items()})) <= set(open_))):
+        return none
+    return np.where(held, np.where(late_rows(runs, _TAIL), 1, -1), 0)
 
 
 def _thinned(runs: Runs) -> Runs:
@@ -138,12 +163,12 @@ def _thinned(runs: Runs) -> Runs:
 
 
 def _solve(law: Law, problem: Problem, rows: int) -> tuple[estimator.Solution, estimator.Spread]:
-    if rows > _SAMPLE:
+    if rows > estimator.SAMPLE:
         # The starts of a long table compete on some of its rows.
-        some = np.random.default_rng(0).choice(rows, _SAMPLE, replace=False)
+        some = np.random.default_rng(0).choice(rows, estimator.SAMPLE, replace=False)
         picked = {name: values[some] for name, values in problem.batch.items()}
         sample = {name: getattr(problem, name)[some] for name in ("observed", "weight")}
-        near = estimator.solve(law, problem._replace(batch=picked, run=np.zeros(_SAMPLE, int), **sample))
+        near = estimator.solve(law, problem._replace(batch=picked, run=np.zeros(estimator.SAMPLE, int), **sample))
         solution = estimator.polish(law, near, problem, estimator.prior_scale(law, near.x, problem))
     else:
         solution = estimator.solve(law, problem)
@@ -219,7 +244,7 @@ def _check(law: Law, runs: Runs, objective: str, delta: float, tokens: str) -> N
         raise UserError(f"{len(runs)} rows cannot determine the {len(law.names)} parameters of the {law.name} law")
 
 
-def _report(law, runs, open_, tokens, problem, solution, spread, misfit) -> Fit:
+def _report(law, runs, columns, open_, tokens, problem, solution, spread) -> Fit:
     fitted, predicted = spread.fitted, spread.predicted[: len(runs)]
     covariance = spread.to_fitted @ spread.covariance @ spread.to_fitted.T
     notes = list(runs.warnings)
@@ -251,7 +276,6 @@ def _report(law, runs, open_, tokens, problem, solution, spread, misfit) -> Fit:
             sigma=float(spread.sigma),
             correlation=float(spread.correlation),
             independent_rows=float(spread.rows),
-            misfit=misfit,
             r2=r2(runs.loss, predicted),
             are=float(np.mean(relative_error(runs.loss, predicted))),
         ),
@@ -260,6 +284,7 @@ def _report(law, runs, open_, tokens, problem, solution, spread, misfit) -> Fit:
         problem=problem,
         x=solution.x,
         scale=float(solution.scale),
+        apart=_apart(law, columns, runs, open_, bool(np.any(problem.precision))),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from atlas.scaling.estimates import Estimate, document, finite, quantile95
 from atlas.scaling.padding import bucket, padded
+from atlas.scaling.single import estimator
 from atlas.scaling.single.estimator import Problem
 from atlas.scaling.single.library import law_named
 from atlas.scaling.single.specification import Law
@@ -27,7 +28,6 @@ class Diagnostics:
       sigma: standard deviation of a row's log loss (or loss, where residuals are raw) around the law, by the median.
       correlation: of residuals within a run.
       independent_rows: how many independent rows would tell as much.
-      misfit: by how much smaller models miss the largest one's runs, in log loss (or loss); 0 where nothing tells.
       r2, are: coefficient of determination of the losses and mean absolute relative error (of raw residuals: mean
         absolute error over mean absolute loss), in sample.
     """
@@ -37,7 +37,6 @@ class Diagnostics:
     sigma: float
     correlation: float
     independent_rows: float
-    misfit: float
     r2: float
     are: float
 
@@ -60,6 +59,8 @@ class Fit:
       diagnostics: residual scale, curvature, in-sample scores.
       fitted: [p] fitted values.
       model, problem, x, scale: what was solved and where, for `bootstrap`; without rows in a fit read from JSON.
+      apart: [n_rows] 1 for rows whose prediction by those at 0 tells the misfit, -1 for others.
+      missed: the misfit where it is known already.
     """
 
     law: str
@@ -80,6 +81,29 @@ class Fit:
     problem: Problem = dataclasses.field(repr=False)
     x: np.ndarray = dataclasses.field(repr=False)
     scale: float = dataclasses.field(repr=False)
+    apart: np.ndarray = dataclasses.field(repr=False)
+    missed: float | None = None
+
+    @functools.cached_property
+    def misfit(self) -> float:
+        """By how much a fit of the smaller runs misses the largest, beyond a row's noise; 0 where nothing tells.
+
+        Root mean square, in log loss (or loss, where residuals are raw).
+        """
+        if self.missed is not None or not np.any(self.apart > 0):
+            return self.missed or 0.0
+        known = padded(self.apart == 0, len(self.problem.weight), False)
+        smaller = self.problem._replace(weight=self.problem.weight * known)
+        with jax.enable_x64(True):
+            if self.n_rows > estimator.SAMPLE:
+                found = estimator.polish(self.model, estimator.near(self.x), smaller, np.float64(self.scale))
+            else:
+                found = estimator.solve(self.model, smaller)
+            # Compiled already, unlike residuals by themselves.
+            predicted = estimator.spread(self.model, found.x, smaller, found.scale).predicted
+            error = np.asarray(self.problem.observed - self.model.observed(predicted))[: self.n_rows][self.apart > 0]
+        excess = float(np.mean(error**2)) - self.diagnostics.sigma**2
+        return float(np.sqrt(max(excess, 0.0))) if np.isfinite(excess) else 0.0
 
     @property
     def values(self) -> dict[str, float]:
@@ -111,7 +135,7 @@ class Fit:
 
     def run_interval(self, *columns, **named) -> tuple[np.ndarray, np.ndarray]:
         """Bounds of the 90 % interval of a new run's loss: of the law, with a row's noise and the law's misfit."""
-        noise = np.hypot(self.diagnostics.sigma, self.diagnostics.misfit)
+        noise = np.hypot(self.diagnostics.sigma, self.misfit)
         return self._bounds(*self.predict(*columns, **named), noise)
 
     def _bounds(self, loss: np.ndarray, deviation: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +172,10 @@ class Fit:
         coordinates = [f"log {p.name}" if p.positive else p.name for p in self.model.parameters]
         centre = {c.name: self.problem.centre[c.name] for c in self.model.columns if c.name in self.problem.centre}
         covariance = {"coordinates": coordinates, "matrix": self.covariance.tolist(), "centre": centre}
-        diagnostics = dataclasses.asdict(self.diagnostics) | {"starts_agreeing": self.starts_agreeing}
+        diagnostics = dataclasses.asdict(self.diagnostics) | {
+            "misfit": self.misfit,
+            "starts_agreeing": self.starts_agreeing,
+        }
         extra = {"diagnostics": diagnostics, "covariance": covariance | {"freedom": self.freedom}}
         reading = {"tokens": self.tokens, "residual": self.model.residual, "loss_unit": self.unit}
         return document(self.law, self, holdout) | finite(extra | {"reading": reading})
@@ -166,7 +193,8 @@ class Fit:
             value = np.array([estimate.value for estimate in estimates.values()], float)
             covariance = np.array(plain["covariance"]["matrix"], float)
             diagnostics = dict(plain["diagnostics"])
-            agreeing, centre = diagnostics.pop("starts_agreeing"), plain["covariance"]["centre"]
+            agreeing, missed = diagnostics.pop("starts_agreeing"), float(diagnostics.pop("misfit"))
+            centre = plain["covariance"]["centre"]
             positive = [p.positive for p in model.parameters]
             known = {name: plain[name] for name in ("law", "objective", "converged", "n_rows", "n_runs")}
             fit = cls(
@@ -183,6 +211,8 @@ class Fit:
                 problem=_no_rows(centre),
                 x=np.full(len(value), np.nan),
                 scale=float("nan"),
+                apart=np.zeros(0, int),
+                missed=missed,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, UserError):

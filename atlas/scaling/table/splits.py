@@ -38,7 +38,7 @@ def split_runs(runs: Runs, split: str, *, seed: int = 0) -> tuple[Runs, Runs]:
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     runs = runs.where(~(runs.own(runs.D) <= 0))
-    out = _held_rows(runs, split, seed)
+    out = held_rows(runs, split, seed)
     train = ~out
     if split == "guide":
         train &= _after_guides_warm_up(runs)
@@ -76,7 +76,7 @@ def past_warm_up(runs: Runs, part: float | None = None) -> Runs:
     seen = runs.total_tokens
     if np.isnan(seen).any():
         return runs
-    early = (seen < part * _by_run(runs, seen)[runs.run]) & (runs.phase != COOLDOWN)
+    early = ~late_rows(runs, part) & (runs.phase != COOLDOWN)
     if not early.any():
         return runs
     note = f"left out {int(early.sum())} of {len(runs)} rows: the first {part:.0%} of their runs (warm_up=0 keeps them)"
@@ -84,7 +84,12 @@ def past_warm_up(runs: Runs, part: float | None = None) -> Runs:
     return dataclasses.replace(kept, notes=(*kept.notes, note))
 
 
-def _held_rows(runs: Runs, split: str, seed: int) -> np.ndarray:
+def late_rows(runs: Runs, part: float) -> np.ndarray:
+    """[n] whether a row lies behind the first `part` of the tokens of its run."""
+    return runs.total_tokens >= part * _by_run(runs, runs.total_tokens)[runs.run]
+
+
+def held_rows(runs: Runs, split: str, seed: int = 0) -> np.ndarray:
     """[n] whether a row's run is held out."""
     if split in ("largest_n", "guide"):
         sizes = _by_run(runs, runs.N)

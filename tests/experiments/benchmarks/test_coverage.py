@@ -25,7 +25,7 @@ def test_only_honest_intervals_pass(shrink, reached):
 
 def test_intervals_of_chinchilla_hold_the_truth_most_times():
     outcomes = [coverage.measure_series(30, 8, "least_squares", seed) for seed in range(25)]
-    for name in ("E", "A", "alpha", "B", "beta", "loss"):
+    for name in ("E", "A", "alpha", "B", "beta", "loss", "run"):
         row = coverage._row("series", name, [outcome[name] for outcome in outcomes])
         assert row["coverage"] >= 0.7 and 0.5 < row["spread"] < 1.6 and row["told"] == 1.0
 
