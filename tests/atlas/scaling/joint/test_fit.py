@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from atlas.scaling import fit_joint, heldout, load_runs, simulation
+from atlas.scaling.joint.fit import _tellable
 from atlas.scaling.joint.verdicts import unsettled
 from atlas.scaling.law import JointLaw
 from checked import UserError
@@ -224,6 +225,19 @@ def test_a_study_of_mixtures_finds_how_languages_substitute():
     assert rmse(missed) < 0.1 and all(e.identified for e in told)
     again = JointLaw.from_json(json.loads(json.dumps(fit.to_json()["joint_law"])))
     np.testing.assert_array_equal(again.eta, fit.law.eta)
+
+
+def test_rows_of_next_to_no_share_are_left_out_unless_they_are_most(medium):
+    _, runs, _ = medium
+    shares, notes = np.tile([0.999, 0.001], (4, 1)), []
+    rows = {"N": np.ones(4), "loss": np.ones(4), "run": np.arange(4), "run_ids": tuple("abcd"), "frame": runs.frame[:4]}
+    few = dataclasses.replace(
+        runs, D=shares, U=shares, target=np.array([0, 1, 1, 1]), languages=("x", "y"), targets=("x", "y"), **rows
+    )
+    assert _tellable(few, notes).all() and not notes
+    shares[2:] = 0.5
+    assert _tellable(few, notes).tolist() == [True, False, True, True]
+    assert "left out 1 of 4 rows: less than 0.3% of their run" in notes[0]
 
 
 def test_a_mixture_without_effective_tokens_has_no_interval(medium):
