@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from atlas.scaling.joint.arrow import factor
-from atlas.scaling.joint.fit import JointFit, fit_joint
+from atlas.scaling.joint.fit import JointFit, fit_joint, telling_rows
 from atlas.scaling.joint.system import LOG_A, LOG_B, LOG_E, natural_arrays
 from atlas.scaling.law import JointLaw
 from atlas.scaling.single.draws import linear_in_value
@@ -39,10 +39,10 @@ def refitted(document: Mapping, runs: Runs) -> JointFit:
     Raises:
       UserError: the document is of another law or of other rows, or the runs give other parameters.
     """
-    trained = int((runs.own(runs.D) > 0).sum())
-    if document.get("law") != "atlas" or document.get("n_rows") != trained:
+    used = int(telling_rows(runs, []).sum())
+    if document.get("law") != "atlas" or document.get("n_rows") != used:
         of = f"the {document.get('law')} law and {document.get('n_rows')} rows"
-        raise UserError(f"fit.json is of {of}, not of the atlas law and the {trained} rows of runs.csv")
+        raise UserError(f"fit.json is of {of}, not of the atlas law and the {used} rows of runs.csv")
     for known in ("published", "none"):
         fit = fit_joint(runs, **labels(runs.languages, known), mixing=mixing_of(document))
         if _agrees(fit, document["parameters"]):

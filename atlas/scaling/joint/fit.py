@@ -37,7 +37,7 @@ _CLIPPED, _NEAR = 1.02, 1.0
 _SETTLED = 1e-5  # shift of a round, in posterior standard deviations, that ends the last ones
 _OPTIMAL = 1e-6  # Newton decrement below which a gradient counts as zero
 _LAST_SHIFT = 1e-3  # of the last round, above which the fit has not settled
-_SUPPORTED = 0.1  # of the effective share that nearly all rows exceed: with less, the law only continues its own form
+SUPPORTED = 0.1  # of the effective share that nearly all rows exceed: with less, the law only continues its own form
 _START_TAU = (-0.5, 1.5)  # starting values are kept within
 
 
@@ -156,7 +156,7 @@ class JointFit:
         """[m] whether points have too few effective tokens to be predicted; the loss that just enough would give."""
         law, units, target = self.law, self.record.units, points.target
         D, U = points.D * units.D, points.U * units.D
-        least = _SUPPORTED * self._supported[target]
+        least = SUPPORTED * self._supported[target]
         E, A, alpha, B, beta = (getattr(law, name)[target] for name in ("E", "A", "alpha", "B", "beta"))
         with jax.enable_x64(True):
             A = A * np.asarray(num_languages(D)) ** law.phi
@@ -255,7 +255,7 @@ def fit_joint(
     """
     check_options(runs.languages, families, scripts, tau_prior, lambda_kind, mixing)
     notes = list(runs.warnings)
-    used = _tellable(runs, notes)
+    used = telling_rows(runs, notes)
     runs = _trained_rows(runs, used, notes)
     units = Units(*(float(np.exp(np.mean(np.log(values)))) for values in (runs.N, runs.total_tokens)))
     rows = rows_by_target(runs, units)
@@ -290,7 +290,7 @@ def fit_joint(
     )
 
 
-def _tellable(runs: Runs, notes: list[str]) -> np.ndarray:
+def telling_rows(runs: Runs, notes: list[str]) -> np.ndarray:
     """[n] whether a row says something of the law; in `notes` which do not.
 
     A loss of a language that its run does not train starts from a level of its own. One of a language of next to no

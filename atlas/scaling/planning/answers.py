@@ -13,7 +13,7 @@ import pandas as pd
 
 from atlas.scaling.estimates import Z90
 from atlas.scaling.joint.draws import joint_draws, mixing_of, refitted
-from atlas.scaling.joint.fit import fit_joint
+from atlas.scaling.joint.fit import SUPPORTED, fit_joint
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
 from atlas.scaling.planning.allocation import allocation_band, compute_optimal
 from atlas.scaling.planning.crossover import crossover_law, measured_crossovers, published_crossovers
@@ -206,18 +206,23 @@ def predict(
     mixtures = by_language(shares, joint.sources, 0.0, "source language of --mixture")
     known = runs.unique_tokens()
     U = np.where(np.isnan(given), [known.get(name, np.inf) for name in joint.sources], given)
+    asked = np.array([t for t, name in enumerate(joint.targets) if language in ("", name)])
+    weight = np.tile(mixtures, (len(asked), 1)) if shares else np.eye(len(joint.sources))[asked]
+    D = tokens * weight / weight.sum(1, keepdims=True)
+    least = SUPPORTED * joint.supported_share(*runs.aligned(joint.sources))[asked]
+    told = joint.effective_share(D, U, asked) >= least
+    beyond = ", ".join(joint.targets[t] for t in asked[~told])
+    if not told.any():
+        raise UserError(f"the mixture leaves {beyond} hardly an effective token, which no law tells; give it a share")
     draws, bands = fitted.joint_draws()
     rows: list[dict[str, Any]] = []
-    for t, name in enumerate(joint.targets):
-        if language in ("", name):
-            weight = mixtures if shares else np.eye(len(joint.sources))[t]
-            D = tokens * weight / weight.sum()
-            rows.append(
-                {"language": name, "params": params, "tokens": tokens, "loss": float(joint.loss(params, D, U, t))}
-            )
-            if draws is not None:
-                rows[-1]["loss_low"], rows[-1]["loss_high"] = band(draws.loss(params, D, U, t))
-    return pd.DataFrame(rows), fitted.caution | {"law": "atlas", "bands": bands}
+    for t, seen in zip(asked[told], D[told], strict=True):
+        loss = float(joint.loss(params, seen, U, t))
+        rows.append({"language": joint.targets[t], "params": params, "tokens": tokens, "loss": loss})
+        if draws is not None:
+            rows[-1]["loss_low"], rows[-1]["loss_high"] = band(draws.loss(params, seen, U, t))
+    no_say = {"no prediction": f"{beyond}: hardly an effective token in the mixture"} if beyond else {}
+    return pd.DataFrame(rows), fitted.caution | {"law": "atlas", "bands": bands} | no_say
 
 
 def mixture(fit: str, flops: float, weights: Numbers, unique: Numbers) -> Answer:

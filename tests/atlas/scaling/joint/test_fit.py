@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from atlas.scaling import fit_joint, heldout, load_runs, simulation
-from atlas.scaling.joint.fit import _tellable
+from atlas.scaling.joint.fit import telling_rows
 from atlas.scaling.joint.verdicts import unsettled
 from atlas.scaling.law import JointLaw
 from checked import UserError
@@ -234,9 +234,9 @@ def test_rows_of_next_to_no_share_are_left_out_unless_they_are_most(medium):
     few = dataclasses.replace(
         runs, D=shares, U=shares, target=np.array([0, 1, 1, 1]), languages=("x", "y"), targets=("x", "y"), **rows
     )
-    assert _tellable(few, notes).all() and not notes
+    assert telling_rows(few, notes).all() and not notes
     shares[2:] = 0.5
-    assert _tellable(few, notes).tolist() == [True, False, True, True]
+    assert telling_rows(few, notes).tolist() == [True, False, True, True]
     assert "left out 1 of 4 rows: less than 0.3% of their run" in notes[0]
 
 

@@ -45,6 +45,15 @@ def test_mixture_is_the_plan_of_fit_and_runs_with_bands(study):
     assert (table.share_low <= table.share + 1e-6).all() and list(table.language) == ["l0", "l1"]
 
 
+def test_mixtures_that_leave_no_effective_tokens_are_refused(study, tmp_path):
+    law = answers.Fitted(study).document["joint_law"]
+    against = rewrite(study, tmp_path, joint_law=law | {"tau": [[1.0, 0.2], [-0.2, 1.0]]})
+    with pytest.raises(UserError, match="leaves l1 hardly an effective token"):
+        answers.predict(against, 1e9, 1e11, "l1", {"l0": 1.0}, {}, {})
+    table, facts = answers.predict(against, 1e9, 1e11, "", {"l0": 1.0}, {}, {})
+    assert list(table.language) == ["l0"] and facts["no prediction"].startswith("l1: ")
+
+
 def test_predictions_of_a_study_and_of_a_law_of_one_loss(study, tmp_path):
     table, _ = answers.predict(study, 1e9, 1e11, "", {}, {}, {})
     assert (
