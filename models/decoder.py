@@ -41,7 +41,7 @@ class Block(nnx.Module):
         n_BTM = self._attention_input(x_BTM)
         y_BTM, metrics = self.attention(n_BTM, segments_BT, *view, train=train, measure=measure)
         x_BTM = self._add(x_BTM, n_BTM, y_BTM)
-        return x_BTM, metrics | _largest(x_BTM, segments_BT)
+        return x_BTM, metrics | _largest(x_BTM, sharding.own(segments_BT))
 
     def extend(
         self, x_BCM: jax.Array, layer: LayerCache, position_BC: jax.Array, view: View
@@ -144,7 +144,8 @@ class Decoder(nnx.Module):
     def hidden(
         self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None, *, train: bool = False, measure: bool = False
     ) -> tuple[jax.Array, Metrics]:
-        """The normalised last hidden state [B, T, M] and the attention metrics.
+        """The normalised last hidden state [B, T, M] and the attention metrics; where devices share windows, the state
+        of this one's part of them.
 
         Args:
           tokens_BT: int32 ids.
@@ -162,8 +163,8 @@ class Decoder(nnx.Module):
         if segments_BT.shape != tokens_BT.shape:
             raise ValueError(f"segments of shape {segments_BT.shape} must be {tokens_BT.shape} like tokens")
         # Of rotary positions only differences within a document matter.
-        views = self._views(jnp.arange(tokens_BT.shape[1])[None])
-        x_BTM, metrics = self._apply_layers(self._embed(tokens_BT), segments_BT, views, train, measure)
+        views = self._views(sharding.own(jnp.arange(tokens_BT.shape[1])[None]))
+        x_BTM, metrics = self._apply_layers(self._embed(sharding.own(tokens_BT)), segments_BT, views, train, measure)
         return self._normalise(x_BTM), metrics
 
     def init_cache(self, batch: int, capacity: int) -> Cache:

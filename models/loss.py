@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from models import sharding
 from models.attention.module import Metrics
 from models.decoder import Decoder
 
@@ -22,9 +23,10 @@ def token_losses(
       train, measure: see `Decoder.hidden`; the first to train, the second to evaluate.
 
     Returns:
-      Losses in nats float32 [B, T], weights float32 [B, T] (0 or 1), and the model's metrics.
+      Losses in nats float32 [B, T], weights float32 [B, T] (0 or 1), and the model's metrics; where devices share
+      windows, of this one's part of them.
     """
-    inputs_BT, targets_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
+    inputs_BT, targets_BT = tokens_BS[:, :-1], sharding.own(tokens_BS[:, 1:])
     segments_BT = document_segments(inputs_BT, separator, padding)
     x_BTM, metrics = model.hidden(inputs_BT, segments_BT, train=train, measure=measure)
     losses = _chunked_losses if model.loss_chunk else _losses

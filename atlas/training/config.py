@@ -21,10 +21,11 @@ class MeshConfig(Checked, section="mesh"):
     run: int = field(1, "over the runs of a population", unit="devices", least=-1)
     data: int = field(-1, "over the windows of a batch", unit="devices", least=-1)
     fsdp: int = field(1, "over the windows of a batch and the parameters", unit="devices", least=-1)
+    context: int = field(1, "over the tokens of a window and the parameters", unit="devices", least=-1)
     tensor: int = field(1, "over heads, feed-forward width and vocabulary", unit="devices", least=-1)
 
     def check(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("run", "data", "fsdp", "tensor")}
+        sizes = {name: getattr(self, name) for name in ("run", "data", "fsdp", "context", "tensor")}
         for name, size in sizes.items():
             self.require(size != 0, name, "must be positive, or -1 for the rest")
             self.require(size > 0 or list(sizes.values()).count(-1) == 1, name, "can be -1 for one axis only")

@@ -1,5 +1,6 @@
 """Devices, processes and shardings: one mesh, one table from logical axis names to mesh axes."""
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from models.sharding import mesh_axes
 T = TypeVar("T")
 PyTree = Any
 
-AXES = ("run", "data", "fsdp", "tensor")
+AXES = ("run", "data", "fsdp", "context", "tensor")
 
 
 def initialize_distributed() -> None:
@@ -56,7 +57,7 @@ def first_process_first(make: Callable[[], T]) -> T:
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh run × data × fsdp × tensor over `devices` (default: all of them).
+    """The mesh run × data × fsdp × context × tensor over `devices` (default: all of them).
 
     Between slices, or hosts of GPUs that JAX calls so, the network is slow: data is split over them first, all else
     lies within. Axis types are Auto: jit propagates shardings, as pjit did.
@@ -90,7 +91,11 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 def parameter_sharding(mesh: Mesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
     """The sharding of a population's parameter [R, (layers,) *axes]; an axis that does not divide is replicated."""
     names = ["run"] + [None] * (len(shape) - 1 - len(axes)) + list(mesh_axes(axes))
-    fits = [n if n and size % mesh.shape[n] == 0 else None for n, size in zip(names, shape, strict=True)]
+
+    def parts(name: str | tuple[str, ...]) -> int:
+        return math.prod(mesh.shape[axis] for axis in np.atleast_1d(name))
+
+    fits = [n if n and size % parts(n) == 0 else None for n, size in zip(names, shape, strict=True)]
     return NamedSharding(mesh, P(*fits))
 
 
@@ -113,12 +118,24 @@ def over_devices(function: Callable, mesh: Mesh, in_specs: PyTree, out_specs: Py
 
 
 def check_divisible(mesh: Mesh, config: RunConfig, population: int) -> None:
-    """Raises UserError where a batch, a model or a population does not divide over its mesh axes."""
-    parts, train, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], config.train, mesh.shape["fsdp"]
+    """Raises UserError where a batch, a window, a model or a population does not divide over its mesh axes."""
+    sizes, train, model = mesh.shape, config.train, config.model
+    parts, matrices = sizes["data"] * sizes["fsdp"], sizes["fsdp"] * sizes["context"]
     if train.batch_size % (parts * train.microbatches):
         many = f"data × fsdp = {parts} devices" + f" × {train.microbatches} microbatches" * (train.microbatches > 1)
-        raise UserError(f"train.batch_size={train.batch_size} does not divide over {many}; use a multiple")
-    if config.model.d_model % fsdp:
-        raise UserError(f"model.d_model={config.model.d_model} does not divide over mesh.fsdp={fsdp}; use a divisor")
+        raise UserError(
+            f"train.batch_size={train.batch_size} does not divide over {many}; use a multiple, or split windows over "
+            "mesh.context"
+        )
+    if model.d_model % matrices:
+        over = f"mesh.fsdp={sizes['fsdp']}" + f" × mesh.context={sizes['context']}" * (sizes["context"] > 1)
+        raise UserError(f"model.d_model={model.d_model} does not divide over {over}; use a divisor")
+    unit = model.block if model.is_sparse and model.selection == "block" else 1
+    if config.data.window % (sizes["context"] * unit):
+        blocks = f" in blocks of {unit}" if unit > 1 else ""
+        raise UserError(
+            f"data.window={config.data.window} does not divide over mesh.context={sizes['context']}{blocks}; use a "
+            "multiple"
+        )
     if population % mesh.shape["run"]:
         raise UserError(f"a population of {population} runs does not divide over mesh.run={mesh.shape['run']}")

@@ -196,7 +196,8 @@ class TrainStep:
     def _counts(self, model: Decoder, tokens_BS: jax.Array) -> tuple[jax.Array, ...]:
         """What means are taken over: targets, tokens read, and queries that a running variance rests on."""
         segments_BT = document_segments(tokens_BS[:, :-1], self.separator, self.padding)
-        targets, tokens = (jnp.sum(tokens_xx != self.padding) for tokens_xx in (tokens_BS[:, 1:], tokens_BS[:, :-1]))
+        own = map(sharding.own, (tokens_BS[:, 1:], tokens_BS[:, :-1]))
+        targets, tokens = (jnp.sum(tokens_BT != self.padding) for tokens_BT in own)
         return sharding.total(targets), sharding.total(tokens), model.layers.attention.variance_weight(segments_BT)
 
     def _loss(

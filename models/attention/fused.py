@@ -17,8 +17,10 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+from models import sharding
 from models.attention import kernels
 from models.attention.keys import Attended, Reads, Selection, visible_keys
+from models.attention.tiles import pad
 
 _LOG = logging.getLogger(__name__)
 _LANES = 128  # queries and keys of the smallest block that a TPU takes
@@ -52,7 +54,9 @@ def kernel(q_BTHE: jax.Array, selection: Selection | None = None, softcap: float
 def _for_tpu(q_BTHE: jax.Array, selection: Selection | None, softcap: float) -> tuple[str, Kernel, str]:
     """The name of a kernel, the kernel, and why it does not take this."""
     if selection is None:
-        return "splash attention", functools.partial(attend_splash, softcap=softcap), ""
+        attend, T = functools.partial(attend_splash, softcap=softcap), q_BTHE.shape[1]
+        apart = sharding.parts() > 1 and T % _LANES
+        return "splash attention", attend, f"devices have {T} tokens, not a multiple of {_LANES}" if apart else ""
     attend = functools.partial(kernels.attend, selection=selection)
     return "the kernel for selected blocks", attend, kernels.refusal(q_BTHE, selection)
 
@@ -80,33 +84,35 @@ def _say(words: str, level: int) -> None:
 def attend_splash(
     q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, reads: Reads, softcap: float = 0.0, interpret: bool = False
 ) -> Attended:
-    """`oracle.attend` without a selection or a window, on whole rows; interpret: on a CPU, for tests."""
+    """`oracle.attend` without a selection or a window, on whole rows or the parts that devices have of them; interpret:
+    on a CPU, for tests."""
     T, H = q_BTHE.shape[1:3]
-    padding = -T % _LANES
     q_BHTE, k_BGSE, v_BGSE = (
-        jnp.pad(a, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
+        pad(a, _LANES).swapaxes(1, 2)
         for a in (q_BTHE * jnp.asarray(q_BTHE.shape[3] ** -0.5, q_BTHE.dtype), k_BSGE, v_BSGE)
     )
     # A document is named by the position of its first token; what is padded here reads itself.
-    document_BT = jnp.pad(reads.first, ((0, 0), (0, padding)), constant_values=-1)
-    attend = _splash(T + padding, H, softcap, interpret)
-    o_BHTE = jax.vmap(lambda q, k, v, document: attend(q, k, v, segment_ids=splash.SegmentIds(document, document)))(
-        q_BHTE, k_BGSE, v_BGSE, document_BT
+    document_BT = pad(reads.first, _LANES, constant_values=-1)
+    attend = _splash(q_BHTE.shape[2], H, softcap, interpret)
+    o_BHTE = jax.vmap(lambda q, k, v, *documents: attend(q, k, v, segment_ids=splash.SegmentIds(*documents)))(
+        q_BHTE, k_BGSE, v_BGSE, document_BT, sharding.across(document_BT)
     )
     return Attended(o_BHTE.swapaxes(1, 2)[:, :T].astype(v_BSGE.dtype))
 
 
 def _splash(T: int, H: int, softcap: float, interpret: bool) -> Callable[..., jax.Array]:
-    block = next(size for size in _BLOCKS if T % size == 0)
+    """Of T queries of this device; what it says of rows [H, queries, keys] is cut as the queries are."""
+    block, parts = next(size for size in _BLOCKS if T % size == 0), sharding.parts()
     names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
-    return splash.make_splash_mha(
-        masks.MultiHeadMask([masks.CausalMask((T, T))] * H),
+    whole = splash.make_splash_mha(
+        masks.MultiHeadMask([masks.CausalMask((T * parts, T * parts))] * H),
         block_sizes=splash.BlockSizes(**dict.fromkeys(names, block)),
         head_shards=1,
-        q_seq_shards=1,
+        q_seq_shards=parts,
         attn_logits_soft_cap=softcap or None,
         interpret=interpret,
     )
+    return jax.tree.map(lambda a: sharding.own(a) if a.ndim > 1 else sharding.own(a[None])[0], whole)
 
 
 def attend_cudnn(

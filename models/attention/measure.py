@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from models import sharding
 from models.attention import oracle
 from models.attention.indexer import head_mean, index_scores
 from models.attention.keys import Reads, Selection, visible_keys
@@ -45,7 +46,8 @@ def measure(
     q_BTHE, k_BSGE, reads = jax.lax.stop_gradient((q_BTHE, k_BSGE, reads))
     B, T, H, _ = q_BTHE.shape
     S = k_BSGE.shape[1]
-    lists_BPA = select_blocks(reads, selection)[0] if selection is not None and selection.block else None
+    in_blocks = selection is not None and selection.block
+    lists_BPA = sharding.across(select_blocks(reads, selection)[0]) if in_blocks else None  # of all tiles of a row
     per_query = None if reads.index is None else (reads.index.query, reads.index.gate)
 
     def chosen(tile: Reads, of_index: Any) -> jax.Array:

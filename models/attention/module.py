@@ -58,10 +58,9 @@ class Attention(nnx.Module):
     With train=True an adaptive k rule also moves its running variance, which the next step will use.
 
     Under jit every path gives on many devices what it gives on one. Batches are split over any axis, heads and
-    key/value heads by the sharding of their projections. To split the sequence, shard T of the input: XLA gathers
-    keys, values and index keys, G·(2·E) + I numbers a token, and each device works on its own queries. That pays
-    where all scores are computed at once (query_chunk=0); tiles follow one another, and are better split by batch
-    and heads.
+    key/value heads by the sharding of their projections. Where devices share windows (see `sharding`), the input is
+    this one's part of them, and the segments are whole; keys, values and index keys are gathered, G·(2·E) + I numbers a
+    token.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -102,27 +101,30 @@ class Attention(nnx.Module):
         train: bool = False,
         measure: bool = False,
     ) -> tuple[jax.Array, Metrics]:
-        q_BTHE, k_BSGE, v_BSGE, gate_BSGE = self._project(x_BTM, rotation)
-        document = in_documents(segments_BT)
+        q_BTHE, k_BSGE, v_BSGE, gate_BTGE = self._project(x_BTM, rotation)
+        valid_BT, document = sharding.own(segments_BT >= 0), jax.tree.map(sharding.own, in_documents(segments_BT))
         reads = self._reads(x_BTM, in_window(document, window), rotation)
+        if reads.index is not None:
+            reads = reads._replace(index=reads.index._replace(key=sharding.across(reads.index.key)))
+        k_BSGE, v_BSGE = sharding.across(k_BSGE), sharding.across(v_BSGE)
         attended = self._attend(q_BTHE, k_BSGE, v_BSGE, reads, window)
         metrics = {"indexer_loss": jnp.zeros((), jnp.float32)}
         if self.selection is not None:
             of_selection = {"indexer_loss": attended.indexer_loss, "mean_k": attended.selected}
-            metrics = {name: _mean(value_BT, segments_BT >= 0) for name, value_BT in of_selection.items()}
+            metrics = {name: _mean(value_BT, valid_BT) for name, value_BT in of_selection.items()}
         if train and self.running_variance is not None:
             self.running_variance[...] = self._next_variance(attended.variance, segments_BT)
         if measure:
             softcap = self.architecture.attention_softcap
             measured = measuring.measure(q_BTHE, k_BSGE, reads, document.first, self.selection, softcap)
-            metrics |= _measured_metrics(measured, segments_BT)
-        if gate_BSGE is not None:
-            metrics["value_gate"] = _gate_mean(gate_BSGE, segments_BT >= 0)
+            metrics |= _measured_metrics(measured, valid_BT, valid_BT & (document.position > document.first))
+        if gate_BTGE is not None:
+            metrics["value_gate"] = _gate_mean(gate_BTGE, valid_BT)
         o_BTHE = attended.output
         if self.output_gate is not None:
             gate_BTHE = self.output_gate(x_BTM)
             o_BTHE *= gate_BTHE
-            metrics["output_gate"] = _gate_mean(gate_BTHE, segments_BT >= 0)
+            metrics["output_gate"] = _gate_mean(gate_BTHE, valid_BT)
         return self._output(o_BTHE), metrics
 
     def init_cache(self, batch: int, capacity: int, dtype: jnp.dtype) -> cache.LayerCache:
@@ -230,7 +232,7 @@ class Attention(nnx.Module):
         if self.selection is not None and self.selection.block:
             # The list of a tile rests on its first query.
             counted_BT &= jnp.arange(segments_BT.shape[1]) % self.selection.block == 0
-        return counted_BT
+        return sharding.own(counted_BT)
 
     def variance_weight(self, segments_BT: jax.Array) -> jax.Array:
         """Of how many queries a running variance takes the mean, over the devices that share the batch."""
@@ -257,10 +259,8 @@ def _gate_mean(gate_BTHE: jax.Array, valid_BT: jax.Array) -> jax.Array:
     return _mean(jnp.mean(gate_BTHE, axis=(2, 3), dtype=jnp.float32), valid_BT)
 
 
-def _measured_metrics(measured: Measured, segments_BT: jax.Array) -> Metrics:
+def _measured_metrics(measured: Measured, valid_BT: jax.Array, later_BT: jax.Array) -> Metrics:
     """The first token's as in arXiv 2505.06708 (Table 4), per document; not selected, it has probability 0."""
-    valid_BT = segments_BT >= 0
-    later_BT = valid_BT & ~document_start(segments_BT)
     per_head_H = jax.vmap(_mean, in_axes=(2, None))(measured.first_token, later_BT)
     metrics = {
         "first_token_attention": jnp.mean(per_head_H),

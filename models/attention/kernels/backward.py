@@ -33,7 +33,7 @@ def of_queries(how: How, tile: Tile, keys: Keys, bias_J: jax.Array, lists_BPA: j
     out = _OfQueries(shape.q, shape.index, shape.gate, shape.gate), (1, 2, 2, 2)
     scratch = (pltpu.VMEM((how.groups * how.width, how.ratio * how.block), jnp.float32),)
     found = pieces.over_lists(_query_gradients, how, lists_BPA, (tile, keys, bias_J), out, scratch)
-    return Queries(found.q, found.index, found.gate, None), jnp.sum(found.bias, axis=(0, 2))
+    return Queries(found.q, found.index, found.gate, None, None), jnp.sum(found.bias, axis=(0, 2))
 
 
 def _query_gradients(
@@ -46,7 +46,7 @@ def _query_gradients(
     @pl.when(step.entries[0] >= 0)
     def add_blocks() -> None:
         for entry, block in zip(step.entries, keys, strict=True):
-            hidden_KC, p_GKN = pieces.hidden(how, tile[0], step.tile, entry), []
+            hidden_KC, p_GKN = pieces.hidden(how, tile[0], entry), []
             for g in range(how.groups):
                 p_KN, ds_KN, *_ = _pair(how, g, tile, block, hidden_KC)
                 lanes = pieces.lanes(how, g)
@@ -92,7 +92,7 @@ def _index_pair(
 def of_keys(how: How, tile: Tile, keys: Keys, bias_J: jax.Array, lists_BPA: jax.Array) -> Keys:
     """The gradients of the keys."""
     B, P, A = lists_BPA.shape
-    steps = P * A
+    steps, blocks = P * A, keys.k.shape[1] // how.block
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), keys)
 
     def at_tile(b: Any, e: Any, blocks: Any, tiles: Any) -> tuple[Any, Any]:
@@ -113,27 +113,38 @@ def of_keys(how: How, tile: Tile, keys: Keys, bias_J: jax.Array, lists_BPA: jax.
 
         @pl.when(p >= 0)
         def add_tile() -> None:
-            _add_key_gradients(how, p, block, tile, keys, bias_J, sums)
+            _add_key_gradients(how, block, tile, keys, bias_J, sums)
 
         @pl.when(closes)
         def close_block() -> None:
             for ref, total in zip(out, sums, strict=True):
                 ref[...] = total[...].astype(ref.dtype)
 
-    of_tile, of_keys = tuple(pieces.specs(arrays, P, at_tile) for arrays in tile), pieces.specs(keys, P, at_block)
+    of_tile, of_keys = tuple(pieces.specs(arrays, P, at_tile) for arrays in tile), pieces.specs(keys, blocks, at_block)
     grid = {"num_scalar_prefetch": 2, "grid": (B, steps), "out_specs": (of_keys,)}
     grid |= {"in_specs": (of_tile, of_keys, pl.BlockSpec(memory_space=pltpu.SMEM))}
     scratch = jax.tree.map(lambda a: pltpu.VMEM((how.block, a.shape[2]), jnp.float32), keys)
-    blocks_Be, tiles_Be = inverted(lists_BPA)
+    blocks_Be, tiles_Be = inverted(lists_BPA, blocks)
     run = pieces.call(body, how.interpret, (shapes,), scratch_shapes=(scratch,), **grid)
-    return run(blocks_Be.reshape(-1), tiles_Be.reshape(-1), tile, keys, bias_J)[0]
+    found = run(blocks_Be.reshape(-1), tiles_Be.reshape(-1), tile, keys, bias_J)[0]
+    return found if blocks == P else _listed(found, blocks_Be, tiles_Be, blocks)
 
 
-def _add_key_gradients(
-    how: How, p: jax.Array, block: jax.Array, tile: Tile, keys: Keys, bias_J: Array, sums: Keys
-) -> None:
+def _listed(found: Keys, blocks_Be: jax.Array, tiles_Be: jax.Array, blocks: int) -> Keys:
+    """0 for blocks that no tile lists, which no step has written; where all tiles are here each lists its own."""
+    at_Be = jnp.where(tiles_Be < 0, blocks, blocks_Be)
+    listed_BK = jax.vmap(lambda at: jnp.zeros(blocks, bool).at[at].set(True, mode="drop"))(at_Be)
+
+    def keep(a_BSM: jax.Array) -> jax.Array:
+        a_BKWM = a_BSM.reshape(*listed_BK.shape, -1, a_BSM.shape[2])
+        return jnp.where(listed_BK[..., None, None], a_BKWM, 0).reshape(a_BSM.shape)
+
+    return jax.tree.map(keep, found)
+
+
+def _add_key_gradients(how: How, block: jax.Array, tile: Tile, keys: Keys, bias_J: Array, sums: Keys) -> None:
     queries = tile[0]
-    hidden_KC, p_GKN = pieces.hidden(how, queries, p, block), []
+    hidden_KC, p_GKN = pieces.hidden(how, queries, block), []
     for g in range(how.groups):
         p_KN, ds_KN, q_NE, do_NE = _pair(how, g, tile, keys, hidden_KC)
         lanes = pieces.lanes(how, g)
@@ -145,16 +156,16 @@ def _add_key_gradients(
         sums.index[...] += pieces.dot(ddot_KC, queries.index[j], 1, 0)
 
 
-def inverted(lists_BPA: jax.Array) -> tuple[jax.Array, jax.Array]:
+def inverted(lists_BPA: jax.Array, blocks: int) -> tuple[jax.Array, jax.Array]:
     """The pairs of a block and a tile that lists it, by block and then by tile: two int32 [B, P·A].
 
-    Behind them, of the last block, the entries that list nothing, with -1 for a tile.
+    Behind them, of the last of so many blocks, the entries that list nothing, with -1 for a tile.
 
-    >>> blocks, tiles = inverted(jnp.array([[[0, -1], [0, 1], [0, 2]]]))
+    >>> blocks, tiles = inverted(jnp.array([[[0, -1], [0, 1], [0, 2]]]), 3)
     >>> blocks.tolist(), tiles.tolist()
     ([[0, 0, 0, 1, 2, 2]], [[0, 1, 2, 1, 2, -1]])
     """
     B, P, _ = lists_BPA.shape
-    pair_BPA = jnp.where(lists_BPA < 0, P * P, lists_BPA * P + jnp.arange(P, dtype=jnp.int32)[:, None])
+    pair_BPA = jnp.where(lists_BPA < 0, blocks * P, lists_BPA * P + jnp.arange(P, dtype=jnp.int32)[:, None])
     pair_Be = jnp.sort(pair_BPA.reshape(B, -1), axis=1)
-    return jnp.minimum(pair_Be // P, P - 1), jnp.where(pair_Be < P * P, pair_Be % P, -1)
+    return jnp.minimum(pair_Be // P, blocks - 1), jnp.where(pair_Be < blocks * P, pair_Be % P, -1)

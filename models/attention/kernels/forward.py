@@ -59,7 +59,7 @@ def _attend(
     # Lists are filled up at their ends.
     @pl.when(step.entries[0] >= 0)
     def add_blocks() -> None:
-        hidden = [pieces.hidden(how, queries, step.tile, entry) for entry in step.entries]
+        hidden = [pieces.hidden(how, queries, entry) for entry in step.entries]
         blocks = list(zip(keys, hidden, strict=True))
         for g in range(how.groups):
             q_NE, of_group, row = pieces.stack(how, queries.q, g), pieces.lanes(how, g), slice(g, g + 1)
@@ -125,7 +125,7 @@ def _diverge(
     def add_blocks() -> None:
         q_GNE = [pieces.stack(how, queries.q, g) for g in range(how.groups)]
         for entry, block in zip(step.entries, keys, strict=True):
-            hidden_KC = pieces.hidden(how, queries, step.tile, entry)
+            hidden_KC = pieces.hidden(how, queries, entry)
             p_GKN = [pieces.probabilities(how, g, block, q_NE, hidden_KC, saved) for g, q_NE in enumerate(q_GNE)]
             target_KC = pieces.head_mean(how, p_GKN)
             logits_KC = _index_logits(how, queries, block, bias_J)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from models import sharding
 from models.attention.kernels import backward, forward, scores
 from models.attention.kernels.pieces import Cotangents, How, Keys, Queries, Saved
 from models.attention.keys import Attended, Reads, Selection
@@ -31,7 +32,7 @@ def refusal(q_BTHE: jax.Array, selection: Selection) -> str:
         return f"queries are {q_BTHE.dtype}"
     if W * H * E * q_BTHE.dtype.itemsize > _TILE_BYTES:
         return f"{W} queries of {H} heads of {E} are more than {_TILE_BYTES} bytes"
-    if B * -(-T // W) * list_length(selection, T) > _LISTED:
+    if B * -(-T // W) * list_length(selection, T * sharding.parts()) > _LISTED:
         return f"{B} rows of {T} tokens list more than {_LISTED} blocks; train.microbatches makes fewer rows"
     return ""
 
@@ -39,7 +40,7 @@ def refusal(q_BTHE: jax.Array, selection: Selection) -> str:
 def attend(
     q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, reads: Reads, selection: Selection, interpret: bool = False
 ) -> Attended:
-    """`oracle.attend` with a selection of blocks, on whole rows, in float32 or bfloat16; interpret: on a CPU."""
+    """`oracle.attend` with a selection of blocks, on rows or whole tiles of them, in float32 or bfloat16; interpret: on a CPU."""
     B, T, H, E = q_BTHE.shape
     W, G, index = selection.block, k_BSGE.shape[2], reads.index
     lists_BPA, variance_BT = scores.select_blocks(reads, selection, interpret)
@@ -55,7 +56,7 @@ def attend(
         rows(q_BTHE * E**-0.5),
         pad(index.query * selection.scale, W).transpose(0, 2, 1, 3),
         pad(index.gate, W).transpose(0, 2, 1),
-        pad(reads.first, W, mode="edge")[:, None],
+        *(pad(a, W, mode="edge")[:, None] for a in reads[:2]),
     )
     keys = Keys(rows(k_BSGE), rows(v_BSGE), rows(index.key))
     o_BTM, loss_B1T, selected_B1T = _attend(how, queries, keys, index.bias, lists_BPA)

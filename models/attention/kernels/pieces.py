@@ -30,11 +30,13 @@ class How(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Of queries: q [B, T, H·E], over sqrt(E); index [B, J, T, I], scaled; gate [B, J, T]; first int32 [B, 1, T]."""
+    """Of queries: q [B, T, H·E], over sqrt(E); index [B, J, T, I], scaled; gate [B, J, T]; position and first int32
+    [B, 1, T]."""
 
     q: Array
     index: Array
     gate: Array
+    position: Array
     first: Array
 
 
@@ -71,7 +73,7 @@ class Step(NamedTuple):
 
 
 # The axis that is cut into tiles or blocks; axis 0 is B.
-_AXES: dict[type, tuple[int, ...]] = {Queries: (1, 2, 2, 2), Keys: (1, 1, 1), Saved: (2, 2), Cotangents: (1, 2, 2)}
+_AXES: dict[type, tuple[int, ...]] = {Queries: (1, 2, 2, 2, 2), Keys: (1, 1, 1), Saved: (2, 2), Cotangents: (1, 2, 2)}
 
 
 def specs(arrays: Any, parts: int, at: Place, axes: tuple[int, ...] | None = None) -> Any:
@@ -131,7 +133,7 @@ def over_lists(
         entries = [lists[(b * P + p) * A + i * n + j] for j in range(n)]
         kernel(how, Step(p, entries, i == 0, i == A // n - 1), queries, keys, bias_J, out, *scratch)
 
-    of_keys = tuple(specs(keys, P, functools.partial(at_entry, j)) for j in range(n))
+    of_keys = tuple(specs(keys, keys.k.shape[1] // how.block, functools.partial(at_entry, j)) for j in range(n))
     of_tile = tuple(specs(arrays, P, at_tile) for arrays in queries)
     grid = {"num_scalar_prefetch": 1, "grid": (B, P, A // n), "scratch_shapes": scratch}
     grid |= {"in_specs": (of_tile, of_keys, pl.BlockSpec(memory_space=pltpu.SMEM))}
@@ -174,12 +176,11 @@ def head_mean(how: How, p_GKN: list[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.add, heads) / len(heads)
 
 
-def hidden(how: How, queries: Queries, tile: jax.Array, entry: jax.Array) -> jax.Array:
-    """0 where a query of the tile sees a key of the block that the entry lists, else -inf; [K, C]."""
+def hidden(how: How, queries: Queries, entry: jax.Array) -> jax.Array:
+    """0 where a query sees a key of the block that the entry lists, else -inf; [K, C]."""
     shape = (how.block, how.block)
     key_KC = jnp.where(entry < 0, _NOWHERE, entry * how.block) + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    query_KC = tile * how.block + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    return jnp.where((queries.first[...] <= key_KC) & (key_KC <= query_KC), 0.0, -jnp.inf)
+    return jnp.where((queries.first[...] <= key_KC) & (key_KC <= queries.position[...]), 0.0, -jnp.inf)
 
 
 def logits(how: How, g: int, keys: Keys, q_NE: jax.Array, hidden_KC: jax.Array) -> jax.Array:

@@ -46,15 +46,15 @@ class _Scored(NamedTuple):
 
 
 def select_blocks(reads: Reads, selection: Selection, interpret: bool = False) -> tuple[jax.Array, jax.Array | None]:
-    """`selection.select_blocks` on whole rows."""
-    W = selection.block
-    firsts, T = first_queries(jax.lax.stop_gradient(reads), W), reads.position.shape[1]
+    """`selection.select_blocks` on rows, or whole tiles of them."""
+    W, S = selection.block, reads.index.key.shape[1]
+    firsts = first_queries(jax.lax.stop_gradient(reads), W)
     scored = _score(firsts, W, selection.scale, interpret)
-    P = firsts.position.shape[1]
-    variance_BP = None if selection.k_rule == "fixed" else scored.variance[:, 0, :P]
-    best_BPP = scored.best[:, :P, :P].swapaxes(1, 2)
-    lists_BPA = choose_blocks(best_BPP, variance_BP, firsts, selection, list_length(selection, T))
-    return lists_BPA, of_tiles(variance_BP, reads, W)
+    X = firsts.position.shape[1]
+    variance_BX = None if selection.k_rule == "fixed" else scored.variance[:, 0, :X]
+    best_BXP = scored.best[:, : -(-S // W), :X].swapaxes(1, 2)
+    lists_BPA = choose_blocks(best_BXP, variance_BX, firsts, selection, list_length(selection, S))
+    return lists_BPA, of_tiles(variance_BX, reads, W)
 
 
 def _score(firsts: Reads, W: int, scale: float, interpret: bool) -> _Scored:

@@ -18,7 +18,7 @@ KINDS = {
     "blocks": {"model.attention": "gated_sparse", "model.selection": "block", "model.block": 8},
 }
 QUICK = ("tokens",)
-ONE, FSDP = {}, {"mesh.fsdp": 8}
+ONE, FSDP, CONTEXT = {}, {"mesh.fsdp": 8}, {"mesh.context": 4, "mesh.fsdp": 2}
 MIXED = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 PARTS = {"train.microbatches": 4}
 kinds = pytest.mark.parametrize(
@@ -33,11 +33,9 @@ def measured():
 
     def of(kind: str) -> list[dict]:
         if kind not in found:
-            ways = (ONE, FSDP, PARTS) if kind in QUICK else (ONE, FSDP, PARTS, MIXED, FSDP | {"train.microbatches": 2})
-            cases = json.dumps([KINDS[kind] | way for way in ways])
-            command = [sys.executable, "-m", "tests.atlas.training.devices", cases]
-            done = subprocess.run(command, env=os.environ | host_devices(8), capture_output=True, text=True, check=True)
-            found[kind] = json.loads(done.stdout.splitlines()[-1])
+            ways = [ONE, FSDP, CONTEXT, PARTS]
+            ways += [] if kind in QUICK else [MIXED, FSDP | {"train.microbatches": 2}, {"mesh.context": 2, "mesh.tensor": 2}]
+            found[kind] = devices([KINDS[kind] | way for way in ways])
         return found[kind]
 
     return of
@@ -71,9 +69,33 @@ def test_fsdp_gathers_weights_and_scatters_gradients_and_keeps_windows_apart(mea
     assert gathered.count(model.layers) == 2 * scattered.count(model.layers) - indexer
 
 
-def test_temporaries_fall_with_the_number_of_devices():
-    cases = json.dumps([{"mesh.fsdp": 2}, {"mesh.fsdp": 8}])
-    command = [sys.executable, "-m", "tests.atlas.training.devices", cases]
+@kinds
+def test_context_keeps_tokens_apart_and_moves_keys(measured, kind):
+    sizes = measured(kind)[2]["sizes"]
+    model, windows, tokens = BASE.model, 8, 32
+    keys = 4 * windows * tokens * model.kv_heads * model.head_width
+    moved = [(opcode, size) for opcode, size, times in sizes if times >= model.layers]
+    assert ("all-gather", keys) in {(opcode.removesuffix("-start"), size) for opcode, size in moved}
+    assert max(size for _, size in moved) == keys < 4 * windows * tokens * model.d_model
+
+
+@pytest.mark.parametrize("kind", ["tokens", pytest.param("blocks", marks=pytest.mark.thorough)])
+def test_one_window_trains_on_many_devices_in_a_share_of_the_memory(kind):
+    length = {"data.window": 512, "train.batch_size": 1, "model.query_chunk": 8}
+    one, *others = devices([KINDS[kind] | length | {"mesh.context": count} for count in (1, 2, 8)])
+    for other in others:
+        for name, value in one["sums"].items():
+            np.testing.assert_allclose(other["sums"][name], value, rtol=2e-6, atol=2e-6, err_msg=name)
+    assert others[1]["temporaries"] < 0.35 * others[0]["temporaries"]
+
+
+def devices(cases: list[dict]) -> list[dict]:
+    """What `measure` says of the cases, in a process with 8 devices."""
+    command = [sys.executable, "-m", "tests.atlas.training.devices", json.dumps(cases)]
     done = subprocess.run(command, env=os.environ | host_devices(8), capture_output=True, text=True, check=True)
-    two, eight = (case["temporaries"] for case in json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_temporaries_fall_with_the_number_of_devices():
+    two, eight = (case["temporaries"] for case in devices([{"mesh.fsdp": 2}, {"mesh.fsdp": 8}]))
     assert eight < 0.35 * two
