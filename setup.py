@@ -1,4 +1,4 @@
-"""Installs ATLAS: pip install . or pip install .[cuda|tpu|compile|test|peers|notebooks]."""
+"""Installs ATLAS: pip install . or pip install .[cuda|tpu|compile|test|peers|tensorboard|notebooks]."""
 
 import pathlib
 import re
@@ -44,6 +44,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "tensorboard": ["tensorboardX>=2.6"],  # writes its files; they are shown by tensorboard itself
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         # To compile for TPUs and GPUs that are not here: compilers alone, without NVIDIA's libraries. Beside a run on a

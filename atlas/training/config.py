@@ -55,6 +55,7 @@ class TrainConfig(Checked, section="train"):
     evaluation_windows: int = field(64, "of validation, a language, at most", unit="windows", least=1)
     evaluate_every: int = field(0, "on the trunk; 0: only where branches end", unit="steps", least=0)
     checkpoint_every: int = field(0, "0: only where branches begin", unit="steps", least=0)
+    tensorboard: bool = field(False, "event files for TensorBoard, beside the logs")
 
     def check(self) -> None:
         ascending = self.steps and all(a < b for a, b in zip(self.steps, self.steps[1:], strict=False))
@@ -103,7 +104,10 @@ class RunConfig(Checked):
 
 
 # What changes no number of a run: labels, how it is executed, and the vocabulary, which is the tokenizer's.
-_NOT_IDENTITY = ("name", "group", "mesh.", "train.checkpoint_every", "train.microbatches", "model.vocab_size", "data.")
+_NOT_IDENTITY = (
+    "name", "group", "mesh.", "train.checkpoint_every", "train.microbatches", "train.tensorboard", "model.vocab_size",
+    "data.",
+)  # fmt: skip
 
 
 @functools.cache

@@ -107,6 +107,7 @@ class Population:
         self._directories = [workdir / "runs" / name for name in self._ids]
         self._checkpoints = workdir / "checkpoints" / population_name(self._ids)
         self._workdir, self._lines = workdir, [[] for _ in configs]
+        self._boards = metrics.Boards() if settings.tensorboard else None
         model = dataclasses.replace(self._config.model, vocab_size=corpus.tokenizer.vocab_size)
         self._counts, self._tokens = count_params(model), len(configs) * settings.batch_size * corpus.window
         self._meter = Meter(self._tokens, 6.0 * self._counts["non_embedding"] * self._tokens)
@@ -229,6 +230,8 @@ class Population:
     def _save(self, directory: pathlib.Path, step: int, state: TrainState) -> None:
         checkpoint.save(directory, step, state)
         checkpoint.prune(directory, keep=checkpoint.steps(directory)[-2:])
+        if self._boards:
+            self._boards.close()
 
     def _log(self, segment: Segment, step: int, values: Arrays | None) -> None:
         if values is None:
@@ -253,6 +256,8 @@ class Population:
         for directory, lines in zip(self._directories, self._lines, strict=True):
             if _writes() and lines:
                 metrics.append(directory / METRICS, *lines)
+                if self._boards:
+                    self._boards.add(directory, *lines)
             lines.clear()
 
     def _forget(self, segment: Segment, start: int) -> None:
@@ -274,7 +279,11 @@ class Population:
             for name, values_K in by_language.items():
                 record[name] = dict(zip(self._corpus.languages, values_K.tolist(), strict=True))
             metrics.keep(directory / EVALUATIONS, lambda r: not at.items() <= r.items())  # noqa: B023  called at once
-            metrics.append(directory / EVALUATIONS, record | {n: float(value[run]) for n, value in measured.items()})
+            record |= {name: float(value[run]) for name, value in measured.items()}
+            metrics.append(directory / EVALUATIONS, record)
+            if self._boards:
+                self._boards.add(directory, record)
+                self._boards.close()
 
     def _begin(self) -> None:
         """Writes what the runs are; from now on none of them is done."""

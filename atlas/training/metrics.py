@@ -3,11 +3,12 @@
 Every line ends in a checksum of the rest of it, so that damage to a log is found like damage to a checkpoint.
 """
 
+import importlib.util
 import json
 import math
 import pathlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from checked import UserError
@@ -39,6 +40,43 @@ def keep(path: pathlib.Path, condition: Callable[[Record], bool]) -> None:
     """Rewrites the file with only the records that meet the condition: a run that resumes writes the others again."""
     if path.exists():
         write_atomically(path, "".join(_line(record) for record in read(path) if condition(record)))
+
+
+class Boards:
+    """What `append` writes once more, as scalars for TensorBoard: of each phase in `tensorboard/PHASE` beside the log.
+
+    Raises UserError where tensorboardX is not installed.
+    """
+
+    def __init__(self) -> None:
+        if not importlib.util.find_spec("tensorboardX"):
+            raise UserError("train.tensorboard needs tensorboardX: pip install 'atlas-scaling[tensorboard]'")
+        self._writers: dict[pathlib.Path, Any] = {}
+
+    def add(self, directory: pathlib.Path, *records: Record) -> None:
+        """Adds records of the run in a directory; what a run that resumes writes again replaces what it had written."""
+        from tensorboardX import SummaryWriter
+
+        for record in records:
+            place = directory / "tensorboard" / record["phase"]
+            if place not in self._writers:
+                self._writers[place] = SummaryWriter(str(place), purge_step=record["step"])
+            for name, value in _scalars(record):
+                self._writers[place].add_scalar(name, value, record["step"], record.get("time"))
+
+    def close(self) -> None:
+        """Writes what is waiting."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+
+def _scalars(record: Record, prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name not in ("step", "time"):
+            yield prefix + name, value
 
 
 def _line(record: Record) -> str:

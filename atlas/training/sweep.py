@@ -108,6 +108,8 @@ def check_runs(runs: Sequence[RunConfig], population: int = 1, workdir: pathlib.
                 before.append(run)
         with naming(unit[0].name):
             check_divisible(make_mesh(unit[0].mesh), unit[0], len(unit))
+            if unit[0].train.tensorboard:
+                metrics.Boards()
 
 
 def _check_parent(run: RunConfig, before: Sequence[RunConfig], workdir: pathlib.Path | None) -> None:

@@ -40,7 +40,8 @@ def refusal(q_BTHE: jax.Array, selection: Selection) -> str:
 def attend(
     q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, reads: Reads, selection: Selection, interpret: bool = False
 ) -> Attended:
-    """`oracle.attend` with a selection of blocks, on rows or whole tiles of them, in float32 or bfloat16; interpret: on a CPU."""
+    """`oracle.attend` with a selection of blocks, on rows or whole tiles of them, in float32 or bfloat16; interpret: on
+    a CPU."""
     B, T, H, E = q_BTHE.shape
     W, G, index = selection.block, k_BSGE.shape[2], reads.index
     lists_BPA, variance_BT = scores.select_blocks(reads, selection, interpret)
@@ -50,7 +51,7 @@ def attend(
     lists_BPA = jnp.pad(lists_BPA, ((0, 0), (0, 0), (0, -lists_BPA.shape[2] % together)), constant_values=-1)
 
     def rows(a_BTx: jax.Array) -> jax.Array:
-        return pad(a_BTx.reshape(B, T, -1), W)
+        return pad(a_BTx.reshape(*a_BTx.shape[:2], -1), W)
 
     queries = Queries(
         rows(q_BTHE * E**-0.5),

@@ -1,3 +1,4 @@
+import importlib.util
 import pathlib
 import signal
 
@@ -8,6 +9,7 @@ from atlas.training import finished, load_model, run_id, status, train
 from atlas.training import metrics as logs
 from checked import UserError
 from checked.files import read_sealed
+from tests.atlas.training.test_metrics import events
 from tests.atlas.training.worker import config_of, run_worker, start_worker
 
 
@@ -26,10 +28,24 @@ def final_losses(workdir: pathlib.Path, changes: dict) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, corpus) -> dict:
+def trained(tmp_path_factory: pytest.TempPathFactory, corpus) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    train([config_of({})], corpus, workdir)
-    return outcome(workdir, {})
+    shown = importlib.util.find_spec("tensorboardX") is not None
+    train([config_of({"train.tensorboard": shown})], corpus, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(trained: pathlib.Path) -> dict:
+    return outcome(trained, {})
+
+
+def test_boards_show_every_phase(trained):
+    pytest.importorskip("tensorboardX")
+    boards = trained / "runs" / run_id(config_of({})) / "tensorboard"
+    found = {directory.name: {tag for tag, *_ in events(directory)} for directory in boards.iterdir()}
+    assert found.keys() == {"trunk", "cooldown", "cooldown-6", "cooldown-12"}
+    assert "loss" in found["cooldown-12"] and "bits_per_byte/a1" in found["cooldown"] & found["trunk"]
 
 
 def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, uninterrupted):

@@ -1,4 +1,6 @@
+import importlib.util
 import math
+import struct
 
 import pytest
 
@@ -41,3 +43,32 @@ def test_keep_rewrites(tmp_path):
     metrics.keep(path, lambda record: record["step"] < 2)
     assert metrics.read(path) == [{"step": 0}, {"step": 1}]
     assert [path.name for path in tmp_path.iterdir()] == ["m.jsonl"]
+
+
+def events(directory):
+    """(tag, value, step) of the scalars that TensorBoard would find, file by file."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    for path in sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        data = path.read_bytes()
+        while data:
+            (size,) = struct.unpack("<Q", data[:8])
+            event, data = event_pb2.Event.FromString(data[12 : 12 + size]), data[16 + size :]
+            yield from ((value.tag, value.simple_value, event.step) for value in event.summary.value)
+
+
+def test_boards_hold_numbers_by_phase(tmp_path):
+    pytest.importorskip("tensorboardX")
+    boards = metrics.Boards()
+    speed = {"mfu": 0.5}
+    boards.add(tmp_path, {"phase": "trunk", "step": 1, "time": 9.0, "loss": 0.25, "speed": speed})
+    boards.add(tmp_path, {"phase": "trunk", "step": 2, "loss": 0.125}, {"phase": "cooldown", "step": 2, "loss": None})
+    boards.close()
+    found = list(events(tmp_path / "tensorboard" / "trunk"))
+    assert found == [("loss", 0.25, 1), ("speed/mfu", 0.5, 1), ("loss", 0.125, 2)]
+    assert list(events(tmp_path / "tensorboard" / "cooldown")) == []
+
+
+def test_boards_without_their_library(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"train\.tensorboard needs tensorboardX: pip install"):
+        metrics.Boards()

@@ -19,6 +19,7 @@ KINDS = {
 }
 QUICK = ("tokens",)
 ONE, FSDP, CONTEXT = {}, {"mesh.fsdp": 8}, {"mesh.context": 4, "mesh.fsdp": 2}
+IN_HEADS = {"mesh.context": 2, "mesh.tensor": 2}
 MIXED = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 PARTS = {"train.microbatches": 4}
 kinds = pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def measured():
     def of(kind: str) -> list[dict]:
         if kind not in found:
             ways = [ONE, FSDP, CONTEXT, PARTS]
-            ways += [] if kind in QUICK else [MIXED, FSDP | {"train.microbatches": 2}, {"mesh.context": 2, "mesh.tensor": 2}]
+            ways += [] if kind in QUICK else [MIXED, FSDP | {"train.microbatches": 2}, IN_HEADS]
             found[kind] = devices([KINDS[kind] | way for way in ways])
         return found[kind]
 

@@ -1,21 +1,25 @@
 """Attention on eight devices against one: python -m tests.models.attention.sharded VARIANT…, in a process with eight.
 
-Batches are split over `data`, key/value heads over `tensor`, and the sequence over `sequence`.
+Batches are split over `data`, key/value heads over `tensor`, and the sequence over `sequence`; kernels, which XLA
+cannot split, have their own parts of the windows along `context`.
 """
 
 import dataclasses
+import functools
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from models import ModelConfig
-from models.attention import Attention
+from models import ModelConfig, sharding
+from models.attention import Attention, fused, kernels, oracle
+from models.attention.kernels import listed
 from models.layers import make_rotation
+from tests.models.attention.inputs import assert_near, make_inputs, make_segments, make_selection, value_and_gradients
 
 BASE = ModelConfig(
     d_model=16, heads=4, kv_heads=2, head_width=4, indexer_width=4, k_base=6, k_min=2, k_max=8, attention="gated_sparse"
@@ -25,6 +29,18 @@ VARIANTS = {
     "tiles": {"query_chunk": 4},
     "dense tiles": {"query_chunk": 4, "attention": "gated"},
     "blocks": {"selection": "block", "block": 4},
+}
+PARTS = 2
+BLOCKS = functools.partial(kernels.attend, interpret=True)
+KERNELS = {
+    # Name, shape, selection, kernel by interpretation. Documents cross from one device to the next.
+    "splash": (
+        {"T": 256, "H": 2, "G": 1},
+        None,
+        lambda q, k, v, reads, _: fused.attend_splash(q, k, v, reads, interpret=True),
+    ),
+    "kernel": ({"T": 32}, make_selection(block=4, k_base=9, k_max=16), BLOCKS),
+    "kernel, lists of one block": ({"T": 32}, make_selection(block=4, k_rule="fixed", k_base=1), BLOCKS),
 }
 AXES = {"heads": "tensor", "kv_heads": "tensor"}
 
@@ -55,11 +71,38 @@ def compare(mesh, config):
         np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * max(np.max(np.abs(e)), 1))
 
 
+def compare_kernel(shape, selection, attend):
+    mesh = jax.make_mesh((PARTS,), ("context",), (AxisType.Auto,), devices=jax.devices()[:PARTS])
+    inputs = make_inputs(**shape)
+    segments = make_segments("documents", *inputs[0].shape[:2])
+
+    def apart(q, k, v, reads, _):
+        def part(q, k, v, reads):
+            if reads.index is not None:
+                reads = reads._replace(index=reads.index._replace(key=sharding.across(reads.index.key)))
+            return attend(q, sharding.across(k), sharding.across(v), reads, selection)
+
+        rows = P(None, "context")
+        of_reads = jax.tree.map(lambda a: rows if a.ndim > 1 else P(), reads)
+        specs = (rows, rows, rows, of_reads)
+        return jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(q, k, v, reads)
+
+    expected = value_and_gradients(oracle.attend, inputs, segments, selection)
+    actual = value_and_gradients(apart, inputs, segments, selection)
+    of = (lambda found: (found[0], found[1])) if selection else (lambda found: (found[0].output, found[1][:3]))
+    assert_near(of(actual), of(expected), 1e-5)
+
+
 def main():
+    listed._TOGETHER = 8  # several steps a list
     jax.config.update("jax_enable_x64", True)
-    mesh = jax.make_mesh((2, 2, 2), ("data", "sequence", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "sequence", "tensor"), axis_types=(AxisType.Auto,) * 3)
     for name in sys.argv[1:]:
-        compare(mesh, dataclasses.replace(BASE, dtype="float64", **VARIANTS[name]))
+        if name in VARIANTS:
+            compare(mesh, dataclasses.replace(BASE, dtype="float64", **VARIANTS[name]))
+        else:
+            with jax.enable_x64(False):
+                compare_kernel(*KERNELS[name])
         print("equal:", name)
 
 

@@ -5,13 +5,14 @@ import sys
 import pytest
 
 from tests.experiments.binaries import host_devices
-from tests.models.attention.sharded import VARIANTS
+from tests.models.attention.sharded import KERNELS, VARIANTS
 
-QUICK = ["tiles", "blocks"]
+QUICK = ["tiles", "blocks", "kernel"]
 
 
 @pytest.mark.parametrize(
-    "variants", [QUICK, pytest.param([name for name in VARIANTS if name not in QUICK], marks=pytest.mark.thorough)]
+    "variants",
+    [QUICK, pytest.param([name for name in VARIANTS | KERNELS if name not in QUICK], marks=pytest.mark.thorough)],
 )
 def test_eight_devices_give_the_results_of_one(variants):
     command = [sys.executable, "-m", "tests.models.attention.sharded", *variants]
