@@ -80,7 +80,8 @@ def test_context_keeps_tokens_apart_and_moves_keys(measured, kind):
     assert max(size for _, size in moved) == keys < 4 * windows * tokens * model.d_model
 
 
-@pytest.mark.parametrize("kind", ["tokens", pytest.param("blocks", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", ["tokens", "blocks"])
 def test_one_window_trains_on_many_devices_in_a_share_of_the_memory(kind):
     length = {"data.window": 512, "train.batch_size": 1, "model.query_chunk": 8}
     one, *others = devices([KINDS[kind] | length | {"mesh.context": count} for count in (1, 2, 8)])
