@@ -2,6 +2,6 @@
 
 from atlas.data.batches import Batch, Sampler
 from atlas.data.config import DataConfig
-from atlas.data.corpus import Corpus, fingerprint, languages_of, load, prepare
+from atlas.data.corpus import Corpus, fingerprint, languages_of, load, prepare, prepare_part
 
-__all__ = ["Batch", "Corpus", "DataConfig", "Sampler", "fingerprint", "languages_of", "load", "prepare"]
+__all__ = ["Batch", "Corpus", "DataConfig", "Sampler", "fingerprint", "languages_of", "load", "prepare", "prepare_part"]

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from atlas.data import sources, synthetic, tokenizers, windows
+from atlas.data import sources, synthetic, tokenizers, tokens, windows
 from atlas.data.config import TRAINED_TOKENIZERS, DataConfig
 from atlas.data.tokenizers import Tokenizer
 from atlas.data.windows import WindowSource
@@ -105,52 +106,112 @@ def languages_of(config: DataConfig) -> tuple[str, ...]:
     return (*config.languages, *config.tasks) if config.languages else sources.open_source(config).languages
 
 
-def prepare(config: DataConfig, directory: Path | str) -> Corpus:
+def prepare(config: DataConfig, directory: Path | str, workers: int = 1) -> Corpus:
     """Builds the corpus of a config in a directory, or reuses it; shows a bar on a terminal.
 
-    An interrupted build goes on with the language it was in.
+    An interrupted build goes on with the file it was at. Its windows are the same for any number of workers.
 
     Args:
       config: see DataConfig.
       directory: where `corpus.json`, the windows and the tokenizer go.
+      workers: processes that make tokens of text.
 
     Raises:
       UserError: for a bad text, or a directory that holds another corpus.
     """
     directory = Path(directory)
-    bar = tqdm(unit="B", unit_scale=True, delay=0.5, disable=None)
     # One process at a time builds; those that waited find it built.
-    with locked(directory / ".lock", f"corpus {directory}", wait=True), bar:
-        source = sources.open_source(config, on_read=bar.update)
-        identity = _identity(config, source)
-        description = _description(directory) or {"identity": identity, "statistics": {}}
-        _check_same(description["identity"], identity, directory)
+    with locked(directory / ".lock", f"corpus {directory}", wait=True), _bar() as bar:
+        source, description = _open(config, directory)
         if "fingerprint" not in description:
             bar.reset(sum(source.work.values()))
             with disk_errors(directory):
-                _build(config, source, directory, description, bar)
+                _build(config, source, directory, description, workers, bar)
     return load(directory)
 
 
-def _build(config: DataConfig, source: sources.Source, directory: Path, description: dict, bar: tqdm) -> None:
-    """Builds what `description` lacks, adding to it and to the directory language by language."""
+def prepare_part(config: DataConfig, directory: Path | str, number: int, count: int, workers: int = 1) -> int:
+    """Makes the tokens of every `count`-th file of a corpus from `number` on, which `prepare` then cuts windows from.
+
+    Of a language that is capped, files are left out once those before them hold what it needs.
+
+    Args:
+      number: from 0; other processes and machines that see the directory take the others.
+
+    Returns:
+      How many files that were.
+
+    Raises:
+      UserError: as `prepare`.
+    """
+    directory = Path(directory)
+    with locked(directory / ".lock", f"corpus {directory}", wait=True):
+        source, description = _open(config, directory)
+        if "fingerprint" in description:
+            return 0
+        with disk_errors(directory):
+            tokenizer = _tokenizer(config, source, directory, description)
+    own, parts = _units(source, description)[number::count], functools.cache(source.parts)
+    with _bar() as bar, disk_errors(directory), tokens.Maker(config, directory, tokenizer, own, workers) as make:
+        bar.reset(sum(part.work for _, part in own))
+        for language, part in own:
+            bar.set_description(f"prepare {language}")
+            before = itertools.takewhile(lambda other, part=part: other != part, parts(language))
+            if part.split != "train" or not tokens.enough(config, directory, language, before):
+                make(language, part)
+            bar.update(part.work)
+    return len(own)
+
+
+def _bar() -> tqdm:
+    return tqdm(unit="B", unit_scale=True, delay=0.5, disable=None)
+
+
+def _open(config: DataConfig, directory: Path) -> tuple[sources.Source, dict]:
+    """The source of a config, and what its directory has so far."""
+    source = sources.open_source(config)
+    identity = _identity(config, source)
+    description = _description(directory) or {"identity": identity, "statistics": {}}
+    _check_same(description["identity"], identity, directory)
+    return source, description
+
+
+def _units(source: sources.Source, description: dict) -> list[tokens.Unit]:
+    """The parts of all languages that are not built yet."""
+    languages = [language for language in source.languages if language not in description["statistics"]]
+    return [(language, part) for language in languages for part in source.parts(language)]
+
+
+def _tokenizer(config: DataConfig, source: sources.Source, directory: Path, description: dict) -> Tokenizer:
+    """The tokenizer of a directory, made if there is none yet."""
     _write(directory, description)
     if "tokenizer" in description:
-        tokenizer = _saved_tokenizer(directory, description)
-    else:
-        tokenizer = _make_tokenizer(config, source)
-        tokenizer.save(directory)
-        description["tokenizer"] = tokenizer.fingerprint
-        _write(directory, description)
-    done = 0
-    for language, work in source.work.items():
-        bar.set_description(f"prepare {language}")
-        if language not in description["statistics"]:
-            description["statistics"][language] = _build_language(config, source, language, tokenizer, directory)
-            _write(directory, description)
-        done += work
-        # A split may end before its files do, and what was built before is not read at all.
-        bar.update(done - bar.n)
+        return _saved_tokenizer(directory, description)
+    tokenizer = _make_tokenizer(config, source)
+    tokenizer.save(directory)
+    description["tokenizer"] = tokenizer.fingerprint
+    _write(directory, description)
+    return tokenizer
+
+
+def _build(
+    config: DataConfig, source: sources.Source, directory: Path, description: dict, workers: int, bar: tqdm
+) -> None:
+    """Builds what `description` lacks, adding to it and to the directory language by language."""
+    tokenizer, done = _tokenizer(config, source, directory, description), 0
+    with tokens.Maker(config, directory, tokenizer, _units(source, description), workers) as make:
+        for language, work in source.work.items():
+            bar.set_description(f"prepare {language}")
+            if language not in description["statistics"]:
+                parts, most = source.parts(language), tokens.most_tokens(config)
+                read = _Documents(language, parts, most, make, bar)
+                description["statistics"][language] = _build_language(config, read, tokenizer, directory)
+                _write(directory, description)
+                shutil.rmtree(tokens.place(directory, language), ignore_errors=True)
+            done += work
+            # A split may end before its files do, and what was built before is not read at all.
+            bar.update(done - bar.n)
+    shutil.rmtree(tokens.place(directory), ignore_errors=True)
     spoken = [language for language in source.languages if language not in config.tasks]
     pairs = synthetic.relatedness(spoken, config.seed) if config.source == "synthetic" else None
     description["relatedness"] = None if pairs is None else [[*pair, share] for pair, share in pairs.items()]
@@ -158,17 +219,57 @@ def _build(config: DataConfig, source: sources.Source, directory: Path, descript
     _write(directory, description)
 
 
+class _Documents:
+    """The documents of a language by split, from one pass over its parts: splits are asked for in their order."""
+
+    def __init__(self, language: str, parts: Iterable[sources.Part], most: float, make: tokens.Maker, bar: tqdm):
+        self.language, self.sizes = language, {split: Counter() for split in sources.SPLITS}
+        self._parts, self._most, self._make, self._bar = list(parts), most, make, bar
+        self._waiting: dict[str, list[np.ndarray]] = {split: [] for split in sources.SPLITS}
+        self._room = {name: sources.HELD_OUT_BYTES for part in self._parts for name in part.held_out}
+
+    def of(self, split: str) -> Iterator[np.ndarray]:
+        """Ids of documents, int32, many together."""
+        for name in sources.SPLITS[: sources.SPLITS.index(split)]:
+            self._waiting.pop(name, None)  # a cap has ended it
+        while True:
+            while self._waiting[split]:
+                yield self._waiting[split].pop(0)
+            mine = [part for part in self._parts if split in (part.split, *part.held_out)]
+            full = self.sizes[split]["tokens"] >= self._most if split == "train" else self._room.get(split, 1) <= 0
+            if not mine or full:
+                return
+            self._parts.remove(mine[0])
+            self._add(mine[0], self._make(self.language, mine[0]))
+            self._bar.update(mine[0].work)
+
+    def _add(self, part: sources.Part, read: tokens.Tokens) -> None:
+        split = read.split.copy()
+        for name in part.held_out:
+            claimed = split == sources.SPLITS.index(name)
+            size = np.where(claimed, read.num_bytes, 0)
+            full = claimed & (np.cumsum(size) - size >= self._room[name])
+            split[full] = sources.SPLITS.index(part.split)
+            self._room[name] -= int(size[~full].sum())
+        for name in self._waiting:
+            here = split == sources.SPLITS.index(name)
+            self._waiting[name].append(read.ids[np.repeat(here, read.length)].astype(np.int32))
+            counts = {"bytes": read.num_bytes, "tokens": read.length, "altered": read.altered}
+            sums = {key: int(value[here].sum()) for key, value in counts.items()}
+            self.sizes[name].update(documents=int(here.sum()), **sums)
+
+
 def _build_language(
-    config: DataConfig, source: sources.Source, language: str, tokenizer: Tokenizer, directory: Path
+    config: DataConfig, read: _Documents, tokenizer: Tokenizer, directory: Path
 ) -> dict[str, Counter[str]]:
     """Writes the windows of a language; returns the sizes of each split."""
-    sizes = {split: Counter() for split in sources.SPLITS}
-    cuts = {split: _cut(config, source, language, split, tokenizer, sizes[split]) for split in sources.SPLITS}
+    language, sizes = read.language, read.sizes
+    cuts = {split: _cut(config, read, split, tokenizer) for split in sources.SPLITS}
     windows.write(directory, language, config.window, cuts)
     if altered := sum(size["altered"] for size in sizes.values()):
         _LOG.warning("the tokenizer alters %d documents of %s: bits per byte go by bytes of text", altered, language)
     if config.max_train_windows:
-        # Text is read some documents ahead of its windows: what a cap kept is known by proportion.
+        # Text is read ahead of its windows: what a cap kept is known by proportion.
         train = sizes["train"]
         kept = min(1.0, train["windows"] * config.window / train["tokens"])
         for name in ("documents", "bytes", "tokens"):
@@ -176,12 +277,9 @@ def _build_language(
     return sizes
 
 
-def _cut(
-    config: DataConfig, source: sources.Source, language: str, split: str, tokenizer: Tokenizer, sizes: Counter[str]
-) -> Iterator[np.ndarray]:
-    """Windows of a split, counting them and what they are made of."""
-    texts, again = itertools.tee(filter(None, source.documents(language, split)))
-    documents = _spelled(again, tokenizer.encode_documents(texts), tokenizer.token_bytes, sizes)
+def _cut(config: DataConfig, read: _Documents, split: str, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Windows of a split, counting them."""
+    documents, language, sizes = read.of(split), read.language, read.sizes[split]
     if split == "train":
         cut = itertools.islice(windows.cut(documents, config.window), config.max_train_windows or None)
     else:
@@ -196,17 +294,6 @@ def _cut(
             f"{language} has {sizes['tokens']} training tokens, fewer than a window of {config.window} + 1; "
             "lower data.window, add text, or leave the language out"
         )
-
-
-def _spelled(
-    texts: Iterable[str], documents: Iterable[np.ndarray], token_bytes: np.ndarray, sizes: Counter[str]
-) -> Iterator[np.ndarray]:
-    """The same documents, counted together with the texts that they spell; `altered` are those whose bytes differ."""
-    for text, document in zip(texts, documents, strict=True):
-        num_bytes = len(text.encode())
-        altered = int(token_bytes[document].sum() != num_bytes)
-        sizes.update(documents=1, bytes=num_bytes, tokens=len(document), altered=altered)
-        yield document
 
 
 def _make_tokenizer(config: DataConfig, source: sources.Source) -> Tokenizer:

@@ -6,6 +6,7 @@ import functools
 import gzip
 import hashlib
 import importlib
+import itertools
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -21,21 +22,36 @@ from checked.files import parse_json
 SPLITS = ("train", "validation", "test")
 # MADLAD-400's rule (ATLAS, section 6): test = min(20M tokens, 20 %), here at 4 bytes a token; validation is
 # kept like it.
-_HELD_OUT_BYTES = 80_000_000
+HELD_OUT_BYTES = 80_000_000
 _HELD_OUT_SHARES = {"test": 0.2, "validation": 0.05}
+_TEXTS_BYTES = 2**25  # of plain files that are read as one part
 _SYNTHETIC_HELD_OUT, _SYNTHETIC_HELD_OUT_LEAST = 0.05, 32_768
 _FILES = {"jsonl": "*.jsonl.gz", "madlad": "*clean_*.jsonl.gz", "text": "*.txt"}
 
 
-class Source(NamedTuple):
-    """Text by language and split.
+class Part(NamedTuple):
+    """A file of a language, or what is read at one go as a file is.
 
-    documents: texts of a language and a split, in an order that never changes.
+    split: of its documents, but for those that a hash claims for one of the splits `held_out`. work: as of a Source.
+    """
+
+    name: str
+    split: str = "train"
+    held_out: tuple[str, ...] = ()
+    work: int = 0
+
+
+class Source(NamedTuple):
+    """Text by language.
+
+    parts: of a language, those of one split in the order of their documents, which never changes.
+    texts: documents of a language's part, by its name.
     identity: gives what the text depends on, wherever it lies: equal for equal texts.
     work: by language, bytes to read, or another measure of the time it takes beside its neighbours.
     """
 
-    documents: Callable[[str, str], Iterator[str]]
+    parts: Callable[[str], list[Part]]
+    texts: Callable[[str, str], Iterator[str]]
     identity: Callable[[], dict[str, object]]
     work: dict[str, int]
 
@@ -44,30 +60,38 @@ class Source(NamedTuple):
         """Names, in order."""
         return tuple(self.work)
 
+    def documents(self, language: str, split: str) -> Iterator[str]:
+        """Texts of a language and a split."""
+        parts = [part for part in self.parts(language) if split in (part.split, *part.held_out)]
+        texts = itertools.chain.from_iterable(self.texts(language, part.name) for part in parts)
+        held_out = next((part.held_out for part in parts), ())
+        return split_by_hash(texts, split, held_out) if held_out else texts
 
-def open_source(config: DataConfig, on_read: Callable[[int], object] = lambda _: None) -> Source:
+
+def open_source(config: DataConfig) -> Source:
     """The source that a config names, with its tasks as further languages.
 
     Args:
       config: validated.
-      on_read: is told the size of each file when it has been read, in bytes.
 
     Raises:
       UserError: an unknown or missing language, no such input.
     """
     origin: dict[str, object] = {"seed": config.seed, "synthetic_tokens": config.synthetic_tokens}
+    drawn = [Part(split, split, work=config.synthetic_tokens * (split == "train")) for split in SPLITS]
     if config.source == "synthetic":
         names = config.languages or synthetic.DEFAULT_LANGUAGES
         work = dict.fromkeys(names, config.synthetic_tokens)
-        source = Source(functools.partial(_synthetic, config), lambda: origin, work)
+        source = Source(lambda _: drawn, functools.partial(_synthetic, config), lambda: origin, work)
     else:
-        source = _tfds(config) if config.source == "tfds" else _Files(config, on_read).source()
+        source = _tfds(config) if config.source == "tfds" else _Files(config).source()
     if not config.tasks:
         return source
     if both := set(source.languages) & set(config.tasks):
         raise UserError(f"data.tasks names {min(both)}, which is a language of the source, too; rename that one")
     return Source(
-        lambda name, split: _synthetic(config, name, split) if name in config.tasks else source.documents(name, split),
+        lambda name: drawn if name in config.tasks else source.parts(name),
+        lambda name, part: _synthetic(config, name, part) if name in config.tasks else source.texts(name, part),
         lambda: source.identity() | {"tasks": {"names": list(config.tasks), **origin}},
         source.work | dict.fromkeys(config.tasks, config.synthetic_tokens),
     )
@@ -86,8 +110,8 @@ def _synthetic(config: DataConfig, name: str, split: str) -> Iterator[str]:
 class _Files:
     """A directory a language, at any fsspec path, in one of the layouts that DataConfig describes."""
 
-    def __init__(self, config: DataConfig, on_read: Callable[[int], object]):
-        self._layout, self._input, self._on_read = config.source, config.input, on_read
+    def __init__(self, config: DataConfig):
+        self._layout, self._input = config.source, config.input
         try:
             self._fs, root = fsspec.core.url_to_fs(config.input)
             if not self._fs.isdir(root):
@@ -126,20 +150,33 @@ class _Files:
         return {name: entries[name] for name in names if entries[name]["type"] != "directory"}
 
     def source(self) -> Source:
-        # A file is read once a split where splits are made by hash.
-        passes = 1 if self._layout == "jsonl" else len(SPLITS)
-        work = {name: passes * sum(file["size"] for file in files.values()) for name, files in self._files.items()}
-        return Source(self._documents, self._identity, work)
+        work = {name: sum(file["size"] for file in files.values()) for name, files in self._files.items()}
+        return Source(self._parts, self._texts, self._identity, work)
 
-    def _documents(self, language: str, split: str) -> Iterator[str]:
+    def _parts(self, language: str) -> list[Part]:
         files = self._files[language]
-        if self._layout == "jsonl":
-            name = f"{split}.jsonl.gz"
-            if name not in files:
-                raise UserError(f"{self._input}/{language} lacks {name}; put that split there")
-            return self._read_jsonl(files[name])
-        read = self._read_text if self._layout == "text" else self._read_madlad
-        return split_by_hash((text for file in files.values() for text in read(file)), split)
+        if self._layout != "jsonl":
+            works = {name: sum(file["size"] for file in group) for name, group in self._groups(language).items()}
+            return [Part(name, held_out=tuple(_HELD_OUT_SHARES), work=work) for name, work in works.items()]
+        names = {split: f"{split}.jsonl.gz" for split in SPLITS}
+        if lacking := [name for name in names.values() if name not in files]:
+            raise UserError(f"{self._input}/{language} lacks {lacking[0]}; put that split there")
+        return [Part(name, split, work=files[name]["size"]) for split, name in names.items()]
+
+    def _texts(self, language: str, part: str) -> Iterator[str]:
+        read = {"text": self._read_text, "madlad": self._read_madlad, "jsonl": self._read_jsonl}[self._layout]
+        return itertools.chain.from_iterable(map(read, self._groups(language)[part]))
+
+    def _groups(self, language: str) -> dict[str, list[dict[str, Any]]]:
+        """What is read at one go, by the name of its first file: small files together, as whole texts are."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        size = 0
+        for name, file in self._files[language].items():
+            if self._layout != "text" or not groups or size >= _TEXTS_BYTES:
+                groups[name], size, last = [], 0, name
+            groups[last].append(file)
+            size += file["size"]
+        return groups
 
     def _identity(self) -> dict[str, object]:
         digests = {}
@@ -163,7 +200,6 @@ class _Files:
             yield data.decode()
         except UnicodeDecodeError as error:
             raise UserError(f"{file['name']} is not UTF-8 ({error}); convert it, for instance with iconv") from error
-        self._on_read(file["size"])
 
     def _read_madlad(self, file: dict[str, Any]) -> Iterator[str]:
         # MADLAD-400 writes a line break as a backslash and an n.
@@ -182,7 +218,6 @@ class _Files:
             raise UserError(f"{path} is not a whole gzip file ({where}: {error}); compress or copy it again") from error
         if not number:
             raise UserError(f"{path} is empty; a split needs at least one document")
-        self._on_read(file["size"])
 
 
 @contextlib.contextmanager
@@ -209,10 +244,12 @@ def split_by_hash(texts: Iterable[str], split: str, held_out: Iterable[str] = tu
       split: the split to yield.
       held_out: the splits to take from the texts.
     """
-    room = dict.fromkeys(held_out, _HELD_OUT_BYTES)
+    room = dict.fromkeys(held_out, HELD_OUT_BYTES)
     for text in texts:
         data = text.encode()
-        belongs = _split_of(data, room)
+        belongs = claimant(data)
+        if room.get(belongs, 0) <= 0:
+            belongs = "train"
         if belongs == split:
             yield text
         if belongs != "train":
@@ -221,10 +258,11 @@ def split_by_hash(texts: Iterable[str], split: str, held_out: Iterable[str] = tu
                 return
 
 
-def _split_of(data: bytes, room: dict[str, int]) -> str:
+def claimant(data: bytes) -> str:
+    """The split that a document belongs to by its hash, where that is made by hash and is not full."""
     position = int(_digest(data), 16) / 2**64
     for name, share in _HELD_OUT_SHARES.items():
-        if 0 <= position < share and room.get(name, 0) > 0:
+        if position < share:
             return name
         position -= share
     return "train"
@@ -269,18 +307,23 @@ def _tfds(config: DataConfig) -> Source:
     def find(language: str, prepare: bool = False) -> Any:
         return _tfds_builder(config.input.format(language=language), prepare)
 
-    def documents(language: str, split: str) -> Iterator[str]:
-        builder = find(language, prepare=True)
-        missing = [name for name in _HELD_OUT_SHARES if name not in builder.info.splits]
-        if split != "train" and split not in missing:
-            return _tfds_texts(builder, split)
-        return split_by_hash(_tfds_texts(builder, "train"), split, missing)
+    def parts(language: str) -> list[Part]:
+        splits = find(language, prepare=True).info.splits
+        missing = tuple(name for name in _HELD_OUT_SHARES if name not in splits)
+        return [
+            Part(name, name, missing if name == "train" else (), int(name == "train"))
+            for name in SPLITS
+            if name not in missing
+        ]
+
+    def texts(language: str, part: str) -> Iterator[str]:
+        return _tfds_texts(find(language, prepare=True), part)
 
     def identity() -> dict[str, object]:
         # Name, config and version, which TFDS promises to mean one content.
         return {"dataset": {language: find(language).info.full_name for language in config.languages}}
 
-    return Source(documents, identity, dict.fromkeys(config.languages, 1))
+    return Source(parts, texts, identity, dict.fromkeys(config.languages, 1))
 
 
 def _tfds_texts(builder: Any, split: str) -> Iterator[str]:

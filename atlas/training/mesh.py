@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from atlas.training.config import MeshConfig, RunConfig
 from checked import UserError
+from checked.environment import read_variable
 from models.sharding import mesh_axes
 
 T = TypeVar("T")
@@ -37,14 +38,6 @@ def initialize_distributed() -> None:
     several = tasks in environment and read_variable(tasks, "unset it where no step of SLURM runs") > 1
     if several or "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()
-
-
-def read_variable(name: str, remedy: str) -> int:
-    """A whole number of the environment; raises UserError, which ends in the remedy, where it is none or not set."""
-    value = os.environ.get(name, "")
-    if not value.isdecimal():
-        raise UserError(f"the environment has {name}={value!r}, which is no whole number; {remedy}")
-    return int(value)
 
 
 def first_process_first(make: Callable[[], T]) -> T:

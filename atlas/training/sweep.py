@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,8 +14,9 @@ from atlas.training import metrics
 from atlas.training.config import MeshConfig, RunConfig, corpus_key, naming, run_id, shape_of
 from atlas.training.finished import EVALUATIONS, METRICS, describe, is_done, load_model_config
 from atlas.training.loop import train
-from atlas.training.mesh import check_divisible, first_process_first, make_mesh, read_variable
+from atlas.training.mesh import check_divisible, first_process_first, make_mesh
 from checked import UserError
+from checked.environment import parse_shard
 from checked.files import read_sealed, write_sealed
 from models import array_shapes
 
@@ -35,18 +35,12 @@ def populations(configs: Sequence[RunConfig], size: int) -> list[list[RunConfig]
 
 
 def shard_of(units: Sequence[list[RunConfig]], shard: str) -> list[list[RunConfig]]:
-    """The units of shard "i/n" (0 ≤ i < n); "" asks the scheduler's environment, and is everything where there is none.
+    """The units of a shard, as `parse_shard` says.
 
     >>> shard_of([["a"], ["b"], ["c"]], "1/2")
     [['b']]
     """
-    shard = shard or _shard_of_environment()
-    try:
-        index, count = (int(part) for part in shard.split("/"))
-    except ValueError as error:
-        raise UserError(f"--shard={shard}: give i/n with whole numbers, such as 0/4") from error
-    if not 0 <= index < count:
-        raise UserError(f"--shard={shard}: i must lie in 0 … n−1")
+    index, count = parse_shard(shard)
     return list(units[index::count])
 
 
@@ -175,18 +169,3 @@ def _rows(config: RunConfig, directory: pathlib.Path) -> Iterator[dict]:
         for language, loss in record["bits_per_byte"].items():
             losses = {"language": language, "loss": loss, "nats_per_token": record["nats_per_token"][language]}
             yield shared | at | losses | tokens | unique
-
-
-def _shard_of_environment() -> str:
-    remedy = "give --shard=i/n"
-    if "SLURM_ARRAY_TASK_ID" in os.environ:
-        names = (f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT"))
-        task, first, last, step, count = (read_variable(name, remedy) for name in names)
-        # Of a list, or of one task that is repeated, SLURM does not tell the whole that this is a part of.
-        if count == 1 or (last - first) // step + 1 != count:
-            raise UserError(f"array task {task} is one of a list: say of how many, as --shard={task}/n, counted from 0")
-        return f"{(task - first) // step}/{count}"
-    if "JOB_COMPLETION_INDEX" in os.environ:
-        # Kubernetes sets the first itself and leaves the second to the job.
-        return "/".join(str(read_variable(name, remedy)) for name in ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"))
-    return "0/1"
