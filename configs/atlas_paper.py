@@ -51,7 +51,11 @@ def get_config(scale: str = "0") -> RunConfig:
         name="atlas_paper",
         mixture=f"unimax({','.join(mixtures['50v0'])};epochs=10)",
         data=DataConfig(
-            source="madlad", input="gs://BUCKET/madlad-400", languages=languages, tokenizer="unigram", window=2048,
+            source="madlad",
+            input="gs://BUCKET/madlad-400",
+            languages=languages,
+            tokenizer="unigram",
+            window=2048,
             max_train_windows=30_000 * 2048,  # all that the largest run reads: `prepare` need not go on
         ),  # fmt: skip
         train=TrainConfig(
