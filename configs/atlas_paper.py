@@ -57,7 +57,7 @@ def get_config(scale: str = "0") -> RunConfig:
             tokenizer="unigram",
             window=2048,
             max_train_windows=30_000 * 2048,  # all that the largest run reads: `prepare` need not go on
-        ),  # fmt: skip
+        ),
         train=TrainConfig(
             steps=(3_000, 10_000, 30_000),
             warmup_steps=1000,
