@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from models.attention import oracle
+from models.attention import fused, kernels, oracle
 from models.attention.indexer import index_scores
 from models.attention.keys import Reads, Selection, visible_keys
 from models.attention.selection import extend_lists, listed_keys, select_tokens
@@ -82,6 +82,8 @@ def attend(
         return oracle.attend_masked(q_BCHE, layer.key, layer.value, visible_BCS, softcap)[0], layer
     if selection.block:
         layer = layer._replace(lists=extend_lists(layer.lists, reads, selection))
+        if fused.decodes(q_BCHE, selection):
+            return kernels.extend(q_BCHE, layer.key, layer.value, layer.lists, reads, selection.block), layer
         selected_BCS = listed_keys(layer.lists, reads, S, selection.block)
         most = layer.lists.shape[2] * selection.block
     else:

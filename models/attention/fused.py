@@ -34,21 +34,42 @@ Kernel = Callable[[jax.Array, jax.Array, jax.Array, Reads], Attended]
 def kernel(q_BTHE: jax.Array, selection: Selection | None = None, softcap: float = 0.0) -> Kernel | None:
     """What attends q to all keys of its documents, or to the selected ones, on the devices of the current mesh; None
     where that is left to XLA."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kind = getattr(getattr(mesh, "abstract_device", None), "device_kind", "cpu")
+    kind = _device_kind()
     if kind.startswith("TPU"):
         name, attend, refusal = _for_tpu(q_BTHE, selection, softcap)
-        split = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1 and axis not in mesh.manual_axes]
-        refusal = f"XLA cannot split it over {split[0]}" if split else refusal
+        refusal = _split() or refusal
     elif kind.startswith("NVIDIA"):
         name, attend, refusal = "cuDNN", attend_cudnn, _cudnn_refusal(q_BTHE, selection, softcap)
     else:
         return None
+    return attend if _serves(name, refusal, "XLA does, as model.query_chunk says") else None
+
+
+def decodes(q_BCHE: jax.Array, selection: Selection) -> bool:
+    """Whether `kernels.extend` serves new queries to a cache on the devices of the current mesh."""
+    if not _device_kind().startswith("TPU"):
+        return False
+    refusal = _split() or kernels.refusal_of_extension(q_BCHE, selection)
+    return _serves("the kernel for decoding", refusal, "XLA does")
+
+
+def _device_kind() -> str:
+    return getattr(getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None), "device_kind", "cpu")
+
+
+def _split() -> str:
+    """Why XLA cannot run a kernel for TPUs as it is; empty if it can."""
+    mesh = jax.sharding.get_abstract_mesh()
+    split = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1 and axis not in mesh.manual_axes]
+    return f"XLA cannot split it over {split[0]}" if split else ""
+
+
+def _serves(name: str, refusal: str, otherwise: str) -> bool:
     if refusal:
-        _say(f"{name} does not attend: {refusal}; XLA does, as model.query_chunk says", logging.WARNING)
-        return None
-    _say(f"{name} attends", logging.INFO)
-    return attend
+        _say(f"{name} does not attend: {refusal}; {otherwise}", logging.WARNING)
+    else:
+        _say(f"{name} attends", logging.INFO)
+    return not refusal
 
 
 def _for_tpu(q_BTHE: jax.Array, selection: Selection | None, softcap: float) -> tuple[str, Kernel, str]:

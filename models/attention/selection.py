@@ -140,9 +140,14 @@ def extend_lists(lists_BPA: jax.Array, reads: Reads, selection: Selection) -> ja
     query, key, gate, bias = reads.index
     firsts = IndexInputs(take_rows(query, slot_BX), key, take_rows(gate, slot_BX), bias)
     at_firsts = Reads(tile_BX * W, jnp.zeros_like(tile_BX), firsts, reads.running_variance)
-    new_BXA, _ = _lists(at_firsts, selection, lists_BPA.shape[2])
     place_BX = jnp.where(slot_BX < C, tile_BX, lists_BPA.shape[1])
-    return jax.vmap(lambda lists, place, new: lists.at[place].set(new, mode="drop"))(lists_BPA, place_BX, new_BXA)
+
+    def extended(lists_BPA: jax.Array) -> jax.Array:
+        new_BXA, _ = _lists(at_firsts, selection, lists_BPA.shape[2])
+        return jax.vmap(lambda lists, place, new: lists.at[place].set(new, mode="drop"))(lists_BPA, place_BX, new_BXA)
+
+    # Most extensions open no tile: the index keys of the whole text need not be read for them.
+    return jax.lax.cond(jnp.any(slot_BX < C), extended, lambda lists_BPA: lists_BPA, lists_BPA)
 
 
 def listed_keys(lists_BPA: jax.Array, reads: Reads, S: int, block: int) -> jax.Array:

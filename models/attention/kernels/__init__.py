@@ -1,4 +1,5 @@
-"""Block selection on TPUs, as Pallas kernels: `attend` gives what `oracle.attend` gives, with its gradients.
+"""Block selection on TPUs, as Pallas kernels: `attend` gives what `oracle.attend` gives, with its gradients, and
+`extend` what `cache.attend` gives.
 
 A tile of queries reads the blocks of its list, for all heads at once; lists are known before a kernel starts, so that
 blocks are on their way while those before them are worked on. Logits stand with their keys below each other and their
@@ -14,6 +15,6 @@ Axes beside the legend's, as in `models.attention.selection` and `.tiles`: C que
 (W tokens both), P tiles of a row, A entries of a list, M heads side by side; N = H/G · C, the queries of a group.
 """
 
-from models.attention.kernels.listed import attend, refusal
+from models.attention.kernels.listed import attend, extend, refusal, refusal_of_extension
 
-__all__ = ["attend", "refusal"]
+__all__ = ["attend", "extend", "refusal", "refusal_of_extension"]

@@ -1,4 +1,8 @@
-"""Forward kernels: attention over the lists, and then the divergence between it and the indexer."""
+"""Forward kernels: attention over the lists, and then the divergence between it and the indexer; decoding.
+
+New queries of a row are few and lie in one tile, or in two: each tile has all of them, and those that are the other's
+see nothing of it.
+"""
 
 from typing import NamedTuple
 
@@ -14,7 +18,8 @@ _LEAST = float(jnp.finfo(jnp.float32).min) / 2  # finite: a query may see no key
 
 
 class Attention(NamedTuple):
-    """Output [B, T, H·E] in v's dtype; the two of `Saved`; selected int32 [B, 1, T], the number of keys."""
+    """Output [B, T, H·E] in v's dtype; the two of `Saved`; selected int32 [B, 1, T], the number of keys. In decoding
+    the output alone."""
 
     output: Array
     normaliser: Array
@@ -23,8 +28,8 @@ class Attention(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Of a tile, over its list: products with values, transposed; of the softmaxes of the heads and of the indexer the
-    largest logits and the sums of exponentials relative to them."""
+    """Of a tile, over its list: products with values, transposed; of the softmaxes of the heads and of the indexer, if
+    it is read, the largest logits and the sums of exponentials relative to them."""
 
     products_ME: Array
     largest_GN: Array
@@ -45,15 +50,27 @@ def attention(how: How, queries: Queries, keys: Keys, bias_J: jax.Array, lists_B
     return pieces.over_lists(_attend, how, lists_BPA, inputs, (out, (1, 2, 2, 2)), (scratch,))
 
 
+def extension(how: How, queries: Queries, keys: Keys, lists_RnA: jax.Array) -> jax.Array:
+    """The output [R, C, H·E] of C queries each, against the listed blocks of a cache [B, S, G·E]: R is a multiple of B.
+    Of a query that sees nothing of its list it is no number.
+    """
+    (R, C, M), N, G = queries.q.shape, how.ratio * queries.q.shape[1], how.groups
+    out = Attention(jax.ShapeDtypeStruct((R, C, M), keys.v.dtype), None, None, None)
+    scratch = _Sums(*(pltpu.VMEM(shape, jnp.float32) for shape in ((G * how.width, N), (G, N), (G, N))), None, None)
+    inputs = (queries,), keys, jnp.zeros(1, jnp.float32)
+    return pieces.over_lists(_attend, how, lists_RnA, inputs, (out, (1, 2, 2, 2)), (scratch,)).output
+
+
 def _attend(
     how: How, step: Step, tile: tuple[Queries], keys: tuple[Keys, ...], bias_J: Array, out: Attention, sums: _Sums
 ) -> None:
     (queries,) = tile
+    of_index = [] if queries.index is None else [sums.index_total_1C, out.selected]
 
     @pl.when(step.opens)
     def open_tile() -> None:
-        pieces.clear(sums.products_ME, sums.total_GN, sums.index_total_1C, out.selected)
-        for largest in (sums.largest_GN, sums.index_largest_1C):
+        pieces.clear(sums.products_ME, sums.total_GN, *of_index)
+        for largest in (sums.largest_GN, *([sums.index_largest_1C] if of_index else [])):
             largest[...] = jnp.full(largest.shape, _LEAST, largest.dtype)
 
     # Lists are filled up at their ends.
@@ -69,6 +86,8 @@ def _attend(
             for block, weight_KN in zip(keys, weights, strict=True):
                 product_EN += pieces.dot(block.v[:, of_group], weight_KN.astype(block.v.dtype), 0, 0)
             sums.products_ME[of_group] = product_EN
+        if not of_index:
+            return
         logits = [_index_logits(how, queries, block, bias_J) + hidden_KC for block, hidden_KC in blocks]
         _add(sums.index_largest_1C, sums.index_total_1C, slice(0, 1), logits)
         for hidden_KC in hidden:
@@ -79,6 +98,8 @@ def _attend(
         for g in range(how.groups):
             o_EN = sums.products_ME[pieces.lanes(how, g)] / sums.total_GN[g : g + 1]
             pieces.unstack(how, o_EN.T, g, out.output)
+        if not of_index:
+            return
         out.normaliser[...] = sums.largest_GN[...] + jnp.log(sums.total_GN[...])
         out.index_normaliser[...] = sums.index_largest_1C[...] + jnp.log(sums.index_total_1C[...])
 

@@ -31,7 +31,7 @@ class How(NamedTuple):
 
 class Queries(NamedTuple):
     """Of queries: q [B, T, H·E], over sqrt(E); index [B, J, T, I], scaled; gate [B, J, T]; position and first int32
-    [B, 1, T]."""
+    [B, 1, T]. In decoding index and gate are None, as are those of keys."""
 
     q: Array
     index: Array
@@ -116,17 +116,19 @@ def over_lists(
     """Runs kernel(how, step, of the tile, of the keys, bias, out, scratch) over the lists of all tiles.
 
     Args:
-      inputs: arrays of the queries as named tuples, of the keys, and the indexer's bias [J].
+      inputs: arrays of the queries as named tuples, of the keys, and the indexer's bias [J]. Several rows of lists may
+        share a row of keys.
       out: shapes of what belongs to the queries, a named tuple, and the axis of each that is cut into tiles.
     """
     (B, P, A), n, (queries, keys, bias_J) = lists_BPA.shape, how.together, inputs
+    sharing = B // keys.k.shape[0]
 
     def at_tile(b: Any, p: Any, i: Any, lists: Any) -> tuple[Any, Any]:
         return b, p
 
     def at_entry(j: int, b: Any, p: Any, i: Any, lists: Any) -> tuple[Any, Any]:
         entry = lists[(b * P + p) * A + i * n + j]
-        return b, jnp.where(entry < 0, p, entry)
+        return b // sharing, jnp.where(entry < 0, p, entry)
 
     def body(lists: Any, queries: Any, keys: Any, bias_J: Any, out: Any, *scratch: Any) -> None:
         b, p, i = (pl.program_id(axis) for axis in range(3))
@@ -165,8 +167,9 @@ def stack(how: How, x_CM: Array, g: int) -> jax.Array:
 
 def unstack(how: How, x_NE: jax.Array, g: int, out_CM: Array) -> None:
     """Writes what `stack` reads."""
+    C = out_CM.shape[0]
     for r in range(how.ratio):
-        head_CE = x_NE[r * how.block : (r + 1) * how.block]
+        head_CE = x_NE[r * C : (r + 1) * C]
         out_CM[:, lanes(how, g * how.ratio + r)] = head_CE.astype(out_CM.dtype)
 
 
@@ -178,7 +181,7 @@ def head_mean(how: How, p_GKN: list[jax.Array]) -> jax.Array:
 
 def hidden(how: How, queries: Queries, entry: jax.Array) -> jax.Array:
     """0 where a query sees a key of the block that the entry lists, else -inf; [K, C]."""
-    shape = (how.block, how.block)
+    shape = (how.block, queries.position.shape[1])
     key_KC = jnp.where(entry < 0, _NOWHERE, entry * how.block) + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     return jnp.where((queries.first[...] <= key_KC) & (key_KC <= queries.position[...]), 0.0, -jnp.inf)
 
