@@ -51,7 +51,8 @@ def attention(how: How, queries: Queries, keys: Keys, bias_J: jax.Array, lists_B
 
 
 def extension(how: How, queries: Queries, keys: Keys, lists_RnA: jax.Array) -> jax.Array:
-    """The output [R, C, H·E] of C queries each, against the listed blocks of a cache [B, S, G·E]: R is a multiple of B.
+    """The output [R, C, H·E] of C queries each, against the listed blocks of a cache, where R is a multiple of B.
+
     Of a query that sees nothing of its list it is no number.
     """
     (R, C, M), N, G = queries.q.shape, how.ratio * queries.q.shape[1], how.groups
@@ -84,7 +85,7 @@ def _attend(
             weights, shrink_1N = _add(sums.largest_GN, sums.total_GN, row, logits)
             product_EN = sums.products_ME[of_group] * shrink_1N
             for block, weight_KN in zip(keys, weights, strict=True):
-                product_EN += pieces.dot(block.v[:, of_group], weight_KN.astype(block.v.dtype), 0, 0)
+                product_EN += pieces.dot(pieces.head(how, block.v, g), weight_KN.astype(block.v.dtype), 0, 0)
             sums.products_ME[of_group] = product_EN
         if not of_index:
             return

@@ -101,8 +101,7 @@ def extend(
         *(of_tiles(a_BnC)[:, None] for a_BnC in (jnp.where(own_BnC, reads.position[:, None], -1), first_BnC)),
     )
     how = How(block, H // G, G, E, 1.0, together, interpret)
-    keys = Keys(k_BSGE.reshape(B, -1, G * E), v_BSGE.reshape(B, -1, G * E), None)
-    o_RCM = forward.extension(how, queries, keys, lists_BnA.reshape(B * n, 1, -1))
+    o_RCM = forward.extension(how, queries, Keys(k_BSGE, v_BSGE, None), lists_BnA.reshape(B * n, 1, -1))
     o_BnCM = o_RCM[:, :C].reshape(B, n, C, H * E)
     return jnp.sum(jnp.where(own_BnC[..., None], o_BnCM, 0), axis=1).reshape(B, C, H, E)
 

@@ -41,7 +41,7 @@ class Queries(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Of keys: k and v [B, S, G·E], index [B, S, I]."""
+    """Of keys: k and v [B, S, G·E], or [B, S, G, E] as a cache has them, which must not be copied; index [B, S, I]."""
 
     k: Array
     v: Array
@@ -159,6 +159,11 @@ def lanes(how: How, g: int) -> slice:
     return slice(g * how.width, (g + 1) * how.width)
 
 
+def head(how: How, keys: Array, g: int) -> jax.Array:
+    """The keys or values of head g, [K, E]."""
+    return keys[:, lanes(how, g)] if len(keys.shape) == 2 else keys[:, g]
+
+
 def stack(how: How, x_CM: Array, g: int) -> jax.Array:
     """The heads of group g of what holds all query heads, below each other; [N, E]."""
     heads = range(g * how.ratio, (g + 1) * how.ratio)
@@ -188,7 +193,7 @@ def hidden(how: How, queries: Queries, entry: jax.Array) -> jax.Array:
 
 def logits(how: How, g: int, keys: Keys, q_NE: jax.Array, hidden_KC: jax.Array) -> jax.Array:
     """Of attention in group g, [K, N]."""
-    return dot(keys.k[:, lanes(how, g)], q_NE, 1, 1) + jnp.concatenate([hidden_KC] * how.ratio, axis=1)
+    return dot(head(how, keys.k, g), q_NE, 1, 1) + jnp.concatenate([hidden_KC] * how.ratio, axis=1)
 
 
 def probabilities(how: How, g: int, keys: Keys, q_NE: jax.Array, hidden_KC: jax.Array, saved: Saved) -> jax.Array:

@@ -1,10 +1,16 @@
+import functools
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from atlas.training.chips import topology
 from models.attention import cache, kernels
-from models.attention.keys import Reads
+from models.attention.keys import IndexInputs, Reads
 from models.attention.selection import extend_lists, list_length
 from tests.models.attention.inputs import make_inputs, make_selection
 
@@ -39,3 +45,31 @@ def test_prompts_are_no_extensions():
     assert kernels.refusal_of_extension(q, make_selection(block=128)) == "17 new tokens are more than 16"
     q = jax.ShapeDtypeStruct((1, 16, 2, 128), jnp.bfloat16)
     assert kernels.refusal_of_extension(q, make_selection(block=128)) == ""
+
+
+def decoded(q, layer, position, query, gate, bias, selection):
+    index = IndexInputs(query, layer.index_key, gate, bias)
+    return cache.attend(q, layer, Reads(position, jnp.zeros_like(position), index, jnp.zeros(())), selection)
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="without the extra compile (libtpu)")
+@pytest.mark.parametrize("chip", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_decoding_compiles_for_tpus_and_copies_no_slots(chip):
+    """One token of four rows of 131,072 slots, and five to verify; 16 heads of 128, 8 key/value heads."""
+    mesh = Mesh(np.array(topology(chip)[1][:1]), ("data",), axis_types=(AxisType.Auto,))
+    rows, slots, G, J, I, half = 4, 2**17, 8, 4, 64, jnp.bfloat16
+    selection = make_selection(block=128, k_rule="fixed", k_base=2048)
+
+    def of(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=NamedSharding(mesh, P()))
+
+    lists = of(slots // 128, list_length(selection, slots), dtype=jnp.int32)
+    layer = cache.LayerCache(of(slots, G, 128, dtype=half), of(slots, G, 128, dtype=half), of(slots, I), lists)
+    for C in (1, 5):
+        queries = of(C, 16, 128, dtype=half), layer, of(C, dtype=jnp.int32), of(C, J, I), of(C, J)
+        with jax.set_mesh(mesh):
+            extend = jax.jit(functools.partial(decoded, selection=selection), donate_argnums=1)
+            compiled = extend.lower(*queries, jax.ShapeDtypeStruct((J,), jnp.float32)).compile()
+        assert "tpu_custom_call" in compiled.as_text()
+        assert compiled.memory_analysis().temp_size_in_bytes < 2**25  # slots of keys are 2**30
