@@ -57,9 +57,9 @@ def extension(how: How, queries: Queries, keys: Keys, lists_RnA: jax.Array) -> j
     """
     (R, C, M), N, G = queries.q.shape, how.ratio * queries.q.shape[1], how.groups
     out = Attention(jax.ShapeDtypeStruct((R, C, M), keys.v.dtype), None, None, None)
-    scratch = _Sums(*(pltpu.VMEM(shape, jnp.float32) for shape in ((G * how.width, N), (G, N), (G, N))), None, None)
+    scratch = [*(pltpu.VMEM(shape, jnp.float32) for shape in ((G * how.width, N), (G, N), (G, N))), None, None]
     inputs = (queries,), keys, jnp.zeros(1, jnp.float32)
-    return pieces.over_lists(_attend, how, lists_RnA, inputs, (out, (1, 2, 2, 2)), (scratch,)).output
+    return pieces.over_lists(_attend, how, lists_RnA, inputs, (out, (1, 2, 2, 2)), (_Sums(*scratch),)).output
 
 
 def _attend(
