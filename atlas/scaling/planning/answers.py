@@ -162,6 +162,8 @@ def allocate(flops: float, language: str, fit: str, regime: str, unique: Numbers
     """Size and tokens of least loss of one language; regime: of the published law, where no fit is given."""
     facts: dict[str, str] = {}
     for name in set(unique) - {language}:
+        if not language:
+            raise UserError(f"--unique is of {name}: give --language={name} beside it")
         raise unknown("language of --unique", name, [language])
     if fit:
         fitted = Fitted(fit)

@@ -260,7 +260,8 @@ def _hint(name: str, frame: pd.DataFrame) -> str:
         return "; a chart exported from W&B has no sizes: export its table of runs"
     plain = {str(column).lower(): column for column in frame}
     near = difflib.get_close_matches(name, list(plain), n=1)
-    return f"; did you mean --columns={name}={plain[near[0]]}?" if near else ""
+    say = f"did you mean --columns={name}={plain[near[0]]}?" if near else f"say which it is: --columns={name}=ITS_NAME"
+    return f"; {say}"
 
 
 def _required(frame: pd.DataFrame, needs: Sequence[str]) -> list[str]:
