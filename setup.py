@@ -16,7 +16,7 @@ setup(
     packages=find_packages(include=["checked*", "atlas*", "models*", "experiments*", "configs*"]),
     package_data={
         "atlas": ["py.typed"],
-        "atlas.report": ["*.css", "*.mplstyle"],
+        "atlas.report": ["*.css", "*.js", "*.mplstyle"],
         "checked": ["py.typed"],
         "models": ["*.csv", "py.typed"],
         "experiments.benchmarks": ["*.csv", "*.json"],

@@ -15,10 +15,10 @@ from atlas.data import DataConfig
 from atlas.training import RunConfig, Study, TrainConfig, chain, cross, each
 from atlas.training.overlays import Overlay
 from configs.attention_comparison import width
-from configs.design import TILE, decoder
+from configs.design import TILE, decoder, shape
 
-WINDOW, SIZE = 128, (32, 2)
-SEEDS = 3  # of every kind; they train as one vmapped step
+WINDOW, SIZE, LARGER = 128, (32, 2), (64, 3)
+SEEDS = 3  # of every kind
 PLAIN, LOCAL, ROTARY = {"local_share": 0.0}, {"local_share": 0.5}, {"indexer_rotary_width": 16}
 BLOCKS = {"selection": "block", "block": 8}
 # Beside dense and gated: by name, the part of the window that a query selects on average, 1 in so many keys, and fields
@@ -36,8 +36,14 @@ PARTS = {
     "both_16": (16, LOCAL | ROTARY),
     "blocks_plain": (8, PLAIN | BLOCKS),
     "blocks_both": (8, LOCAL | ROTARY | BLOCKS),
+    "one_head": (8, LOCAL | {"indexer_heads": 1}),
+    "four_heads": (8, LOCAL | {"indexer_heads": 4}),
+    "sharp": (8, LOCAL | {"indexer_temperature": 0.0625}),
+    "blunt": (8, LOCAL | {"indexer_temperature": 1.0}),
+    "blocks_16": (8, LOCAL | BLOCKS | {"block": 16}),
 }
 LONGER = ("plain", "local", "both")  # parts at the longer windows
+WIDER = (*LONGER, "local_16", "blocks_local")  # and of the larger models
 
 
 def get_config() -> RunConfig:
@@ -54,9 +60,13 @@ def get_config() -> RunConfig:
 
 
 def get_sweep(base: RunConfig) -> Study:
-    """Every part at the first window, and a few at windows of 256 and 512 with as many tokens a step."""
+    """Every part at the first window and size, a few of larger models, and a few at windows of 256 and 512 with as many
+    tokens a step."""
     seeds = each("seed", range(base.seed, base.seed + SEEDS))
     runs = [cross(_kinds(base, WINDOW, list(PARTS)), seeds)]
+    larger = dataclasses.replace(base, model=decoder(LARGER, WINDOW, attention="dense"))
+    size = {f"model.{name}": value for name, value in shape(*LARGER).items() if name != "d_ff"}
+    runs.append(cross(_kinds(larger, WINDOW, WIDER, "larger"), [size], seeds))
     for window in (2 * WINDOW, 4 * WINDOW):
         longer = {"data.window": window, "train.batch_size": base.train.batch_size * WINDOW // window}
         longer["model.query_chunk"] = TILE
@@ -64,11 +74,11 @@ def get_sweep(base: RunConfig) -> Study:
     return Study("What the parts of gated sparse attention buy", base, chain(*runs), SEEDS)
 
 
-def _kinds(base: RunConfig, window: int, parts: Sequence[str]) -> list[Overlay]:
+def _kinds(base: RunConfig, window: int, parts: Sequence[str], size: str = "") -> list[Overlay]:
     def kind(name: str, attention: str, **fields: object) -> Overlay:
         settings = {"attention": attention, "d_ff": width(base.model, attention)} | fields
-        label = name if window == WINDOW else f"{name}_at_{window}"
-        return {"name": label, "group": f"window {window}"} | {f"model.{key}": v for key, v in settings.items()}
+        label = "_".join([name, *([size] if size else []), *([f"at_{window}"] if window != WINDOW else [])])
+        return {"name": label, "group": size or f"window {window}"} | {f"model.{key}": v for key, v in settings.items()}
 
     def sparse(name: str) -> Overlay:
         part, fields = PARTS[name]

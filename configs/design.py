@@ -21,12 +21,12 @@ def shape(d_model: int, layers: int) -> dict[str, int]:
     return {"d_model": d_model, "layers": layers, "heads": heads, "kv_heads": kv_heads, "d_ff": 4 * d_model}
 
 
-def decoder(size: tuple[int, int], window: int) -> ModelConfig:
-    """A gated sparse decoder whose queries select a quarter of the window on average."""
+def decoder(size: tuple[int, int], window: int, attention: str = "gated_sparse") -> ModelConfig:
+    """A decoder; of the sparse kinds, one whose queries select a quarter of the window on average."""
     return ModelConfig(
         **shape(*size),
         head_width=_HEAD_WIDTH,
-        attention="gated_sparse",
+        attention=attention,
         k_base=window // 4,
         k_min=window // 32,
         k_max=window // 2,
@@ -44,19 +44,21 @@ def grid(group: str, sizes: Sizes, mixtures: Sequence[str]) -> list[Overlay]:
 
 
 def design(
-    languages: Sequence[str], sizes: Sizes, middle: str, uneven: int, **subsets: Sequence[Sequence[str]]
-) -> list[Overlay]:
+    languages: Sequence[str], sizes: Sizes, middle: str, uneven: int, pairs: Sequence[tuple[str, str]] = (),
+    **subsets: Sequence[Sequence[str]],
+) -> list[Overlay]:  # fmt: skip
     """The runs of a study.
 
     Every size trains each language alone, the even mixtures of `subsets` (group → sets of languages) and that of all;
-    the `middle` size trains every pair and so many `uneven` Dirichlet mixtures, without which shares and transfer are
-    confounded.
+    the `middle` size trains every pair, or those that are given, and so many `uneven` Dirichlet mixtures, without which
+    shares and transfer are confounded. Of two languages the pair is all.
     """
     one = {middle: sizes[middle]}
+    pairs = pairs or list(itertools.combinations(languages, 2))
     drawn = [mixtures.dirichlet(languages, seed) for seed in range(uneven)]
     return chain(
         grid("monolingual", sizes, languages),
-        grid("bilingual", one, [f"uniform({a},{b})" for a, b in itertools.combinations(languages, 2)]),
+        grid("bilingual", one, [f"uniform({a},{b})" for a, b in pairs]),
         *(grid(group, sizes, [f"uniform({','.join(names)})" for names in sets]) for group, sets in subsets.items()),
         grid("all", sizes, ["uniform(*)"]),
         align(grid("dirichlet", one, drawn), each("seed", range(uneven))),

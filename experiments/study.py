@@ -3,7 +3,8 @@
     python -m experiments.study --config=configs/quickstart.py --workdir=DIR
 
 Leaves DIR/runs.csv, fit.json, transfer.csv, report.html and more. Interrupted, the same command continues; finished,
-it returns at once. With --runs=FILE it trains nothing and analyses a runs table from anywhere.
+it returns at once. --estimate says beforehand what it takes. With --runs=FILE it trains nothing and analyses a runs
+table from anywhere.
 """
 
 import pathlib
@@ -13,7 +14,7 @@ from absl import flags
 
 from atlas.studies.analysis import analyse_into
 from atlas.studies.scaling_study import run_study
-from atlas.training import initialize_distributed
+from atlas.training import check_runs, estimate, initialize_distributed
 from experiments import _app
 
 _CONFIG = _app.define_config()
@@ -22,11 +23,17 @@ _POPULATION = flags.DEFINE_integer(
     "population", None, "runs of one shape that train as one step; default: the file's", lower_bound=1
 )
 _COLUMNS = _app.define_columns()
+_ESTIMATE = flags.DEFINE_bool("estimate", False, "print what it would take, from a measured second, and train nothing")
 _RUNS = flags.DEFINE_string("runs", None, "runs table to analyse in place of training")
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains and analyses, or only analyses."""
+    """Trains and analyses, or only analyses, or says what it would take."""
+    if _ESTIMATE.value:
+        study = _CONFIG.study(_POPULATION.value)
+        check_runs(study.plan, study.population)
+        print(estimate.in_words(estimate.estimate(study.plan, study.population)))
+        return
     _app.require(workdir=_WORKDIR.value)
     _app.check_outputs(_WORKDIR.value)
     workdir = pathlib.Path(_WORKDIR.value)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import pandas as pd
 from absl import flags
 
-from atlas.training import Study, check_runs, initialize_distributed, run_id, run_sweep, runs_table, status
+from atlas.training import Study, check_runs, estimate, initialize_distributed, run_id, run_sweep, runs_table, status
 from checked import UserError
 from checked.files import write_atomically
 from experiments import _app
@@ -59,10 +59,11 @@ def _print_list(study: Study) -> None:
         ids, note = [run.name for run in study.plan], f"names, as ids depend on the text: {error}\n"
     rows = [(c.group, c.model.d_model, c.model.layers, c.train.steps[-1], c.mixture[:60]) for c in study.plan]
     table = pd.DataFrame(rows, columns=["group", "d_model", "layers", "steps", "mixture"])
-    table.insert(0, "run", ids)
-    print(table.to_string(index=False))
+    of_size = estimate.sizes(study.plan)
+    table = pd.concat([pd.Series(ids, name="run"), table.iloc[:, :-1], of_size, table["mixture"]], axis=1)
+    print(table.to_string(index=False, formatters={"flops": "{:.2e}".format}))
     print(table["group"].value_counts(sort=False).to_string())
-    print(f"{note}{len(rows)} runs")
+    print(f"{note}{len(rows)} runs, {of_size['flops'].sum():.3g} FLOPs")
 
 
 if __name__ == "__main__":

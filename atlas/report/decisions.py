@@ -37,6 +37,8 @@ def transfer(
         return style.nothing("no transfer was measured")
     # The fit's own order first.
     names = list(dict.fromkeys(name for _, table, _ in maps for name in (*table.index, *table.columns)))
+    numbers = np.concatenate([table.to_numpy(float).ravel() for _, table, _ in maps])
+    limit = float(np.nanquantile(np.abs(numbers), 0.98)) or 1.0  # of all maps, which are to be compared
     wide = len(names) > _NUMBERS_UP_TO or len(maps) == 1
     columns = 1 if wide else len(maps)
     side = style.WIDTH / columns
@@ -44,7 +46,7 @@ def transfer(
     height = rows * (min(side, 7.0) + 0.3) if wide else 0.93 * side
     figure = style.canvas(height)
     for axis, (title, table, source) in zip(figure.subplots(rows, columns, squeeze=False).flat, maps, strict=True):
-        _heat_map(axis, table, names, title, source)
+        _heat_map(axis, table, names, limit, title, source)
     return figure
 
 
@@ -53,15 +55,13 @@ def _off_diagonal(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype(float).mask(same)
 
 
-def _heat_map(axis: Axes, table: pd.DataFrame, names: list[str], title: str, fit: JointFit | None) -> None:
+def _heat_map(
+    axis: Axes, table: pd.DataFrame, names: list[str], limit: float, title: str, fit: JointFit | None
+) -> None:
     targets = [name for name in names if name in table.index]
     sources = [name for name in names if name in table.columns]
     values = table.reindex(index=targets, columns=sources).to_numpy(float)
-    finite = values[np.isfinite(values)]
-    limit = float(np.quantile(np.abs(finite), 0.98, axis=None)) or 1.0
-    signed = fit is not None or bool((finite < 0).any())
-    colours = {"cmap": style.DIVERGING, "vmin": -limit} if signed else {"cmap": "Blues", "vmin": 0.0}
-    image = axis.imshow(values, vmax=limit, **colours)
+    image = axis.imshow(values, cmap=style.DIVERGING, vmin=-limit, vmax=limit)
     axis.set_facecolor("#F2F2F2")
     axis.grid(False)
     size = 9 if len(names) <= 20 else 7
@@ -136,7 +136,7 @@ def iso_loss_curves(law: CapacityExponents, origin: str) -> Figure:
 
     origin: where the law is from, for the title.
     """
-    figure = style.canvas(4.2, 0.8 * style.WIDTH)
+    figure = style.canvas(4.2)
     axis = figure.subplots()
     u = np.concatenate([np.geomspace(1e-4, 0.5, 400), 1 - np.geomspace(0.5, 1e-4, 400)])
     multipliers = (2, 4, 8, 16)
@@ -162,7 +162,8 @@ def iso_loss_curves(law: CapacityExponents, origin: str) -> Figure:
     style.log_axis(axis.xaxis, [left, right], most=7, text=style.times)
     style.log_axis(axis.yaxis, [bottom, top], most=7, text=style.times)
     axis.grid(False)
-    axis.legend(loc="upper right", title="cheapest point", alignment="left", handletextpad=0.2)
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)}  # no curve is there
+    axis.legend(**beside, title="cheapest point", alignment="left", handletextpad=0.2)
     axis.set(xlabel="training tokens of all languages", ylabel="parameters N")
     axis.set_title(f"same loss with more languages: {origin}")
     return figure

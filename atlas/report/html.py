@@ -3,6 +3,7 @@
 import base64
 import io
 import pathlib
+import shlex
 from collections.abc import Callable
 from html import escape
 
@@ -11,14 +12,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from atlas.report import decisions, figures, style
+from atlas.report.planner import planner
 from atlas.report.summary import StudySummary
-from atlas.scaling import PUBLISHED_EXPONENTS, JointFit, expansion_table, latest_scores
+from atlas.scaling import PUBLISHED_EXPONENTS, JointFit, MixturePlan, expansion_table, latest_scores
 from checked import UserError
 from checked.files import write_atomically
 
 _DPI = 150  # half as much again as shown: sharp on dense screens, a file of a few megabytes
 _WARNINGS = 10  # shown unfolded: more hide the first ones
 _PAIRS = 40  # rows of the table of scores; transfer_scores.csv holds them all
+_LEAST_SHARE = 0.0005  # of a mixture that a command names
 _MULTIPLIERS = (2, 4, 8, 16)  # of the number of languages
 _STYLE = (pathlib.Path(__file__).parent / "report.css").read_text()
 
@@ -40,7 +43,7 @@ def write_report(directory: pathlib.Path, study: StudySummary) -> pathlib.Path:
         page.add(f'<table class="facts">{rows}</table>')
     _curves(page, study)
     page.doubt = "" if study.fit.converged else "the fit did not converge"
-    for section in (_accuracy, _law, _transfer, _capacity, _next):
+    for section in (_accuracy, _law, _transfer, _capacity, _planner, _next):
         section(page, study)
     page.remove_stale()
     path = pathlib.Path(directory) / "report.html"
@@ -205,6 +208,7 @@ def _transfer(page: _Page, study: StudySummary) -> None:
 
 def _score_table(latest: pd.DataFrame) -> pd.DataFrame:
     low, score, high = (latest[name].map(_number) for name in ("low", "score", "high"))
+    measured = np.isfinite(latest.low) & np.isfinite(latest.high)
     columns = {
         "target": latest.target,
         "source": latest.source,
@@ -213,7 +217,7 @@ def _score_table(latest: pd.DataFrame) -> pd.DataFrame:
         "score": score.mask(latest.censored == "at most", "at most " + high).mask(
             latest.censored == "at least", "at least " + low
         ),
-        "90 % interval": "[" + low + ", " + high + "]",
+        "90 % interval": ("[" + low + ", " + high + "]").where(measured, "–"),
         "τ it implies": latest.tau.map(_number),
     }
     return pd.DataFrame(columns)
@@ -234,6 +238,13 @@ def _capacity(page: _Page, study: StudySummary) -> None:
         cells = {symbol: _interval(e.value, e.low, e.high, e.identified) for symbol, e in shared.items()}
         page.add(_table(pd.DataFrame([cells])))
         page.add(f"<p>{fit.n_runs} runs, {fit.n_rows} rows; R² {fit.r2:.3f}; ATLAS prints φ = 0.11, ψ = −0.04.</p>")
+
+
+def _planner(page: _Page, study: StudySummary) -> None:
+    page.add("<h2>Plan a run</h2>", "<p>What the law expects of a run of this size, these tokens and these shares:</p>")
+    if page.doubt:
+        page.missing(f"Do not trust these numbers: {page.doubt}.")
+    page.add(planner(study.fit, study.fitted))
 
 
 def _next(page: _Page, study: StudySummary) -> None:
@@ -258,10 +269,23 @@ def _next(page: _Page, study: StudySummary) -> None:
     gain = f"predicted loss {plan.loss:.4f} against {plan.even_loss:.4f} for an even mixture at its own best N"
     size = f"N = {style.short(plan.params)}, D = {style.short(plan.tokens)} tokens"
     page.add(f"<p>For {style.short(plan.flops)} FLOPs: {size}; {gain} ({escape(study.loss_unit)}).</p>")
+    page.add(f"<pre>{escape(_commands(study, plan))}</pre>")
     shown = plan.table.assign(
         share=(100 * plan.table.share).map("{:.1f} %".format), tokens=plan.table.tokens.map(style.short)
     )
     page.add(_table(shown))
+
+
+def _commands(study: StudySummary, plan: MixturePlan) -> str:
+    """What trains the planned mixture, as the study was started, and what draws its bands."""
+    start = shlex.split(str(study.facts.get("command", "")))
+    config = [word for word in start if word.startswith("--config")] or ["--config=FILE"]
+    shares = ",".join(f"{row.language}:{row.share:.3g}" for row in plan.table.itertuples() if row.share > _LEAST_SHARE)
+    train = ["python", "-m", "experiments.train", *config, f"--config.mixture={shares}"]
+    if step := study.facts.get("tokens a step"):
+        train.append(f"--config.train.steps=({max(round(plan.tokens / float(str(step))), 1)},)")
+    bands = f"python -m experiments.plan mixture --fit=WORKDIR --flops={plan.flops:.3g}"
+    return f"{shlex.join(train)} --workdir=NEXT\n{bands}"
 
 
 def _table(table: pd.DataFrame, kind: str = "") -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from atlas import report, scaling
 from atlas.scaling import JointFit, Runs
@@ -22,6 +23,8 @@ SPLITS = ("largest_n", "mixture")
 SCORES = ["split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout"]
 
 _STAMP = "study.json"
+_PARTS = 4 + len(SPLITS) * len(LAWS)  # joint law, transfer, capacity law and mixture; held-out scores
+_BAR = "{desc}{n}/{total} |{bar}| {elapsed}"
 
 Known = Mapping[tuple[str, str], float] | None
 
@@ -86,13 +89,17 @@ def analyse(
       UserError: the runs hold too little for a joint fit.
     """
     missing: dict[str, str] = {}
-    attempt = functools.partial(_attempt, missing)
     fitted = runs.comparable()
     options = scaling.labels(runs.languages) | {"initial_tau": scaling.starting_tau(runs)}
-    fit = scaling.fit_joint(fitted, **options)
-    transfer = attempt("transfer", lambda: scaling.bilingual_transfer_scores(runs.single_epoch()))
-    capacity = attempt("capacity", lambda: scaling.fit_capacity(runs.single_epoch()))
-    scores, rows = _heldout(fitted, options, attempt)
+    with tqdm(total=_PARTS, desc="joint law", unit="part", bar_format=_BAR) as bar:
+        attempt = functools.partial(_attempt, missing, bar)
+        fit = scaling.fit_joint(fitted, **options)
+        bar.update()
+        transfer = attempt("transfer", lambda: scaling.bilingual_transfer_scores(runs.single_epoch()))
+        capacity = attempt("capacity", lambda: scaling.fit_capacity(runs.single_epoch()))
+        scores, rows = _heldout(fitted, options, attempt)
+        mixture = attempt("mixture", lambda: scaling.plan_mixture(fit.law, fitted))
+        bar.set_description("analysed", refresh=False)
     return report.StudySummary(
         title=title,
         runs=runs,
@@ -102,7 +109,7 @@ def analyse(
         heldout=scores,
         heldout_rows=rows,
         **(_published(runs.targets) if relatedness is None else {"relatedness": relatedness}),
-        mixture=attempt("mixture", lambda: scaling.plan_mixture(fit.law, fitted)),
+        mixture=mixture,
         facts=facts or {},
         warnings=_skipped(runs.frame),
         missing=missing,
@@ -164,13 +171,16 @@ def describe(summary: report.StudySummary) -> str:
     return "\n".join(parts)
 
 
-def _attempt(missing: dict[str, str], name: str, compute: Callable[[], Any]) -> Any:
+def _attempt(missing: dict[str, str], bar: tqdm, name: str, compute: Callable[[], Any]) -> Any:
     """What is computed; None and the reason under its name where a user's data do not give it."""
+    bar.set_description(name)
     try:
         return compute()
     except UserError as error:
         missing[name] = str(error)
         return None
+    finally:
+        bar.update()
 
 
 def _heldout(
@@ -213,7 +223,7 @@ def _stamp(table: pd.DataFrame, title: str, relatedness: Known) -> str:
 
 def _code() -> list[pathlib.Path]:
     """The files whose change can change the results: code, published tables and the look of the report."""
-    atlas, kinds = pathlib.Path(__file__).parents[1], (".py", ".csv", ".css", ".mplstyle")
+    atlas, kinds = pathlib.Path(__file__).parents[1], (".py", ".csv", ".css", ".js", ".mplstyle")
     rooms = (pathlib.Path(__file__), *(atlas / "scaling").rglob("*"), *(atlas / "report").rglob("*"))
     return sorted(path for path in rooms if path.suffix in kinds)
 

@@ -42,6 +42,7 @@ def _facts(study: Study, frame: pd.DataFrame, workdir: pathlib.Path, command: st
         "sizes N": ", ".join(f"{n:,}" for n in sorted(frame["num_params"].unique())),
         "attention": study.base.model.attention,
         "corpus": f"{data.source}, {data.tokenizer} tokens, windows of {data.window}",
+        "tokens a step": study.base.train.batch_size * data.window,
         "training time": f"{training_seconds(frame['run'].unique(), workdir) / 60:.1f} minutes",
         **machine(),
     }

@@ -47,7 +47,11 @@ def index_scores(index: IndexInputs, scale: float) -> jax.Array:
     I[t, s] = Σ_j gate[t, j] · sigmoid(scale · query[t, j]·key[s] + bias[j]). The paper has no scale.
     """
     accumulate = jnp.promote_types(index.query.dtype, jnp.float32)
-    dots_BJTS = jnp.einsum("btji,bsi->bjts", index.query * scale, index.key, preferred_element_type=accumulate)
+    B, T, J, I = index.query.shape
+    # One product of matrices a row, which XLA's backward on CPUs does in half the time of the equivalent einsum.
+    query_BNI = (index.query * scale).swapaxes(1, 2).reshape(B, J * T, I)
+    dots_BNS = jnp.matmul(query_BNI, index.key.swapaxes(1, 2), preferred_element_type=accumulate)
+    dots_BJTS = dots_BNS.reshape(B, J, T, -1)
     open_BJTS = jax.nn.sigmoid(dots_BJTS + index.bias[:, None, None])
     # Selection compares a score with a threshold that it set itself, so both must be the same bits. With an elementwise
     # last operation they were seen to differ where XLA compiles without optimisations; with this product never.

@@ -14,10 +14,11 @@ from atlas.scaling.table.labels import labels
 from atlas.scaling.table.runs import Runs
 from checked import UserError
 
+DRAWS = 48  # for bands: each plans a mixture anew, and is written into every report
 _AGREEING = 0.5  # standard errors within which a refit repeats a fit
 
 
-def joint_draws(fit: JointFit, count: int, seed: int = 0) -> JointLaw:
+def joint_draws(fit: JointFit, count: int = DRAWS, seed: int = 0) -> JointLaw:
     """Laws [count] from the Laplace posterior of a joint fit, correlations between languages included.
 
     In the logarithms of positive parameters, but in the values of E and of the two terms; see `law_draws`.

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from atlas.scaling.estimates import Z90
-from atlas.scaling.joint.draws import joint_draws, mixing_of, refitted
+from atlas.scaling.joint.draws import DRAWS, joint_draws, mixing_of, refitted
 from atlas.scaling.joint.fit import SUPPORTED, fit_joint
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
 from atlas.scaling.planning.allocation import allocation_band, compute_optimal
@@ -35,7 +35,6 @@ Numbers = Mapping[str, float]
 
 _REMEDY = "give a study's workdir, or fit its runs again"
 _LAW_DRAWS = 1000  # of one law, whose draws are nearly free
-_JOINT_DRAWS = 48  # of the law of all languages, each of which plans a mixture anew
 
 
 def caution(converged: bool, warnings: Sequence[str]) -> dict[str, str]:
@@ -95,10 +94,10 @@ class Fitted:
     def joint_draws(self) -> tuple[JointLaw | None, str]:
         """Laws of all languages that the runs allow, None where they cannot be had; and in words which they are."""
         try:
-            draws = joint_draws(refitted(self.document, study_runs(self.folder)), _JOINT_DRAWS)
+            draws = joint_draws(refitted(self.document, study_runs(self.folder)))
         except UserError as error:
             return None, f"none: {error}"
-        return draws, f"90 %, over {_JOINT_DRAWS} laws drawn from the fit's posterior"
+        return draws, f"90 %, over {DRAWS} laws drawn from the fit's posterior"
 
     def draws(self, language: str) -> tuple[Mapping | None, str]:
         """`joint_draws` for the law of one language, or draws of a fit of one law."""

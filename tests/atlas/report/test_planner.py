@@ -1,0 +1,48 @@
+"""The planner in the page against `plan predict`, in a headless browser."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from atlas.report.planner import planner
+from atlas.scaling import answers, fit_joint, load_runs
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TABLE = "experiments/results/quickstart/runs.csv"
+RUNS = [
+    (2e4, 3e5, {"a1": 3.0, "a2": 1.0}),
+    (1e6, 5e7, {"a1": 1.0, "a2": 1.0, "b1": 5.0, "b2": 0.5}),  # beyond every run, and many epochs
+    (5e3, 1e5, {"b2": 1.0}),
+]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium to open the page with")
+@pytest.mark.parametrize("mixing", ["sum", "ces"])
+def test_the_page_predicts_what_plan_predict_does(tmp_path, mixing):
+    runs = load_runs(TABLE).comparable()
+    fit = fit_joint(runs, mixing=mixing)
+    (tmp_path / "fit.json").write_text(json.dumps(fit.to_json()))
+    shutil.copy(TABLE, tmp_path / "runs.csv")
+    found = predicted_in_the_page(tmp_path, planner(fit, runs))
+    for (params, tokens, shares), page in zip(RUNS, found, strict=True):
+        table, _ = answers.predict(str(tmp_path), params, tokens, "", shares, {}, {})
+        for row, of_page in zip(table.itertuples(), page, strict=True):
+            assert of_page == pytest.approx([row.loss, row.loss_low, row.loss_high], rel=1e-6)
+
+
+def predicted_in_the_page(directory, html):
+    """[run][target] (loss, low, high) as the script of the page computes them."""
+    ask = f"""<pre id="answer"></pre><script>
+      const asked = {json.dumps([[n, d, shares] for n, d, shares in RUNS])};
+      const all = asked.map(([n, d, shares]) => {{
+        const weights = planner.sources.map((s) => shares[s] || 0), whole = weights.reduce((a, b) => a + b);
+        return planner.targets.map((_, t) => planner.predict(n, weights.map((w) => (d * w) / whole), t));
+      }});
+      document.getElementById("answer").textContent = JSON.stringify(all);</script>"""
+    (directory / "page.html").write_text(f"<!doctype html><html><body>{html}{ask}</body></html>")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", str(directory / "page.html")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=directory).stdout
+    return json.loads(re.search(r'<pre id="answer">(.*?)</pre>', shown, re.S)[1])
