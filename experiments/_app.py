@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import app, flags, logging
 
-from checked import Checked, UserError, describe, overlay, read, unknown
+from checked import Checked, UserError, describe, leaves, overlay, read, unknown
 from checked.files import check_writable, refusal_of_disk
 
 if TYPE_CHECKING:
@@ -250,6 +250,7 @@ def define_config() -> Config:
     # Only for the help: what it stands for is taken out of the arguments before absl reads them.
     text = "FILE.py[:argument] with a get_config(); --config.<key>=<value> sets a key"
     flags.DEFINE_string("config", None, text, module_name=_main())
+    flags.DEFINE_bool("print_config", False, "print the whole config as flags, and do nothing", module_name=_main())
     _config = Config()
     return _config
 
@@ -311,7 +312,9 @@ def _fail(message: str) -> None:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(_config.take(argv) if _config else list(argv))
+        rest = flags.FLAGS(_config.take(argv) if _config else list(argv))
+        if _config and flags.FLAGS.print_config:
+            require(config=_config.base)
     except (UserError, flags.Error) as error:
         _fail(str(error))
     except SystemExit:
@@ -322,3 +325,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             print("\nkeys of the config, with their values:")
             print(*(f"  --config.{line}" for line in describe(_config.base or RunConfig())), sep="\n")
         sys.exit(0)
+    if _config and flags.FLAGS.print_config:
+        for name, value in leaves(_config.base).items():
+            print(shlex.quote(f"--config.{name}={value if isinstance(value, str) else repr(value)}"))
+        sys.exit(0)
+    return rest

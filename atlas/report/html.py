@@ -194,6 +194,7 @@ def _transfer(page: _Page, study: StudySummary) -> None:
     caption = "Rows are targets, columns sources. Bold: the 90 % interval of τ excludes 0. Hatched: prior only."
     name = study.relatedness_name
     page.figure("transfer", caption, lambda: decisions.transfer(study.fit, measured, study.relatedness, name))
+    page.add(*(f"<p>{escape(text)}</p>" for text in study.conclusions))
     if not study.relatedness:
         page.missing("How these languages are related is not known: nothing to compare.")
     if measured is None:

@@ -24,6 +24,7 @@ class StudySummary:
       mixture: the best mixture for a budget.
       facts: hardware, time, command, configuration: anything short, in the order to show.
       warnings: to show first, beside those of the fits.
+      conclusions: what the transfer matrix says of its languages, a sentence each.
       missing: why a part is None, or a held-out score absent, by its name.
     """
 
@@ -39,6 +40,7 @@ class StudySummary:
     mixture: MixturePlan | None = None
     facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    conclusions: tuple[str, ...] = ()
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property

@@ -40,6 +40,7 @@ from atlas.scaling.table.reading import read_runs
 from atlas.scaling.table.runs import COOLDOWN, Runs, load_runs
 from atlas.scaling.table.splits import SPLITS
 from atlas.scaling.transfer.capacity import CapacityExponents, CapacityFit, fit_capacity
+from atlas.scaling.transfer.relatedness import asymmetric_pairs, label_effect
 from atlas.scaling.transfer.scores import bilingual_transfer_scores, latest_scores, score_from_tau, starting_tau
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "Parameter",
     "Runs",
     "answers",
+    "asymmetric_pairs",
     "bilingual_transfer_scores",
     "bootstrap",
     "compare",
@@ -80,6 +82,7 @@ __all__ = [
     "influence",
     "iso_loss",
     "joint_draws",
+    "label_effect",
     "labels",
     "latest_scores",
     "law_named",

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -23,7 +24,8 @@ SPLITS = ("largest_n", "mixture")
 SCORES = ["split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout"]
 
 _STAMP = "study.json"
-_PARTS = 4 + len(SPLITS) * len(LAWS)  # joint law, transfer, capacity law and mixture; held-out scores
+_PARTS = 5 + len(SPLITS) * len(LAWS)  # joint law, transfer, its conclusions, capacity law, mixture; held-out scores
+_SHOWN = 8  # pairs of a sentence
 _BAR = "{desc}{n}/{total} |{bar}| {elapsed}"
 
 Known = Mapping[tuple[str, str], float] | None
@@ -98,6 +100,7 @@ def analyse(
         transfer = attempt("transfer", lambda: scaling.bilingual_transfer_scores(runs.single_epoch()))
         capacity = attempt("capacity", lambda: scaling.fit_capacity(runs.single_epoch()))
         scores, rows = _heldout(fitted, options, attempt)
+        conclusions = attempt("conclusions", lambda: _conclusions(fitted, fit, transfer))
         mixture = attempt("mixture", lambda: scaling.plan_mixture(fit.law, fitted))
         bar.set_description("analysed", refresh=False)
     return report.StudySummary(
@@ -111,6 +114,7 @@ def analyse(
         **(_published(runs.targets) if relatedness is None else {"relatedness": relatedness}),
         mixture=mixture,
         facts=facts or {},
+        conclusions=conclusions or (),
         warnings=_skipped(runs.frame),
         missing=missing,
     )
@@ -157,6 +161,7 @@ def describe(summary: report.StudySummary) -> str:
         *summary.phi_in_words(),
         "\ntransfer matrix tau (row: target, column: source)\n" + fit.transfer_matrix().round(3).to_string(),
     ]
+    parts += ["", *summary.conclusions] if summary.conclusions else []
     if len(summary.heldout):
         parts.append("\nheld out, mean over languages\n" + summary.heldout.round(4).to_string(index=False))
     if summary.mixture is not None:
@@ -181,6 +186,34 @@ def _attempt(missing: dict[str, str], bar: tqdm, name: str, compute: Callable[[]
         return None
     finally:
         bar.update()
+
+
+def _conclusions(runs: Runs, fit: JointFit, scores: pd.DataFrame | None) -> tuple[str, ...]:
+    """Whether relatives help each other more, by weights that no prior on relatives has moved, and by scores; whether
+    help is mutual; how many weights the runs tell."""
+    count = len(fit.targets)
+    if count < 2 or not fit.converged:
+        return ()
+    told = fit.transfer_matrix("identified").to_numpy(bool)[:, :count]
+    known = int(told.sum() - np.trace(told))
+    one_way, pairs = scaling.asymmetric_pairs(fit)
+    found = [
+        f"{known} of {count * (count - 1)} weights τ are told by the runs, the others by the prior",
+        f"{len(one_way)} of {pairs} pairs help one way more than the other, where chance gives {0.1 * pairs:.1f}"
+        + (f": {', '.join(one_way[:_SHOWN])}" if one_way else ""),
+    ]
+    matrices = {"τ": scaling.fit_joint(runs, initial_tau=fit.transfer_matrix()).transfer_matrix()}
+    if scores is not None and len(scores):
+        matrices["score"] = scaling.latest_scores(scores).pivot(index="target", columns="source", values="score")
+    for kind, labels in scaling.labels(runs.languages).items():
+        for name, matrix in matrices.items():
+            if effect := scaling.label_effect(matrix, labels):
+                word = kind.removesuffix("s").replace("familie", "family")
+                found.append(
+                    f"{name} of pairs of one {word}: {effect.difference:+.3f} against the others ({effect.sharing} and "
+                    f"{effect.others} ordered pairs; p = {effect.p:.3g} by exchanging languages)"
+                )
+    return tuple(found)
 
 
 def _heldout(

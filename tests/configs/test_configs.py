@@ -68,6 +68,13 @@ def load(name: str):
     return importlib.import_module(f"configs.{name}")
 
 
+def base_of(module) -> RunConfig:
+    """The file's config; where the text's place is to tell the languages, with some."""
+    base = module.get_config()
+    unread = base.data.source != "synthetic" and not base.data.languages
+    return overlay(base, {"data.languages": ("da", "nb", "sv")}) if unread else base
+
+
 def other(key: str, value):
     if key in OTHER:
         return OTHER[key]
@@ -85,7 +92,7 @@ def test_config_says_how_it_is_run_how_long_and_to_what_end(name):
 @pytest.mark.parametrize("name", SWEEPS)
 def test_sweep_lists_different_runs_that_fit(name):
     module = load(name)
-    check_runs(module.get_sweep(module.get_config()).plan)
+    check_runs(module.get_sweep(base_of(module)).plan)
 
 
 @pytest.fixture(name="wide")
@@ -103,7 +110,7 @@ CASES += [("atlas_paper", SETTINGS[::6]), pytest.param("atlas_paper", SETTINGS, 
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_whatever_is_set_on_the_base_is_found_in_every_run_or_refused_by_name(name, settings):
     module = load(name)
-    plain, found = module.get_config(), 0
+    plain, found = base_of(module), 0
     for key in settings:
         changes = {key: other(key, leaves(plain)[key])} | WITH.get(key, {})
         changes |= {"model.attention": "dense"} if key in DENSE else {}
@@ -148,3 +155,36 @@ def test_paper_trains_as_published():
     assert count_params(by_scale["unimax-34"].model)["total"] == 2_034_422_912
     assert [by_scale[f"unimax-{scale}"].train.batch_size for scale in (4, 8, 28, 34)] == [256, 256, 1024, 2048]
     assert by_scale["monolingual-0"].data.languages == ("yo",)
+
+
+@pytest.fixture(name="own_text")
+def text_of_three_languages(tmp_path):
+    for name in ("cym_Latn", "bre_Latn", "ell_Grek"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("words")
+    return overlay(load("own_text").get_config(), {"data.source": "text", "data.input": str(tmp_path)})
+
+
+def test_own_text_is_a_study_of_the_languages_that_are_there(own_text):
+    runs = load("own_text").get_sweep(own_text).plan
+    groups = collections.Counter(run.group for run in runs)
+    assert groups == {
+        "monolingual": 9, "bilingual": 6, "all": 3, "dirichlet": 12, "lopsided": 3, "seeds": 4, "repeated": 3
+    }  # fmt: skip
+    pairs = {run.mixture for run in runs if run.group == "bilingual"}
+    assert pairs == {"uniform(bre_Latn,cym_Latn)", "uniform(bre_Latn,ell_Grek)", "uniform(cym_Latn,ell_Grek)"}
+    assert {run.data.max_train_windows for run in runs} == {0, 1600}
+
+
+def test_own_text_of_one_language_is_refused(own_text):
+    with pytest.raises(UserError, match="bre_Latn only"):
+        load("own_text").get_sweep(overlay(own_text, {"data.languages": ("bre_Latn",)}))
+
+
+def test_many_languages_share_the_pairs_evenly():
+    names = tuple(f"l{i}" for i in range(30))
+    runs = load("own_text").get_sweep(overlay(load("own_text").get_config(), {"data.languages": names})).plan
+    pairs = [run.mixture for run in runs if run.group == "bilingual" and run.name.endswith("small")]
+    counts = collections.Counter(name for mixture in pairs for name in mixture[8:-1].split(","))
+    assert len(pairs) == len(set(pairs)) == 45
+    assert max(counts.values()) - min(counts.values()) <= 2

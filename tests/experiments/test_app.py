@@ -1,9 +1,12 @@
+import dataclasses
 import os
+import runpy
+import shlex
 
 import pytest
 
 from atlas.training import RunConfig
-from checked import describe
+from checked import describe, overlay
 from experiments import _app
 from tests.experiments.binaries import run_binaries
 
@@ -57,6 +60,8 @@ def done(once):
         ["sweep", "--config", "configs/smoke.py", "--list"],
         ["sweep", "--config", "configs/smoke.py", "--config.model.k_rule=inverse", "--list"],
         ["sweep", "--config=configs/atlas_paper.py", "--list"],
+        ["train", TRAIN, "--config.train.steps=(7,9)", "--config.mixture=uniform(a1,b1)", "--print_config"],
+        ["study", QUICKSTART, "--config.train.steps=(2,)", "--population=25", "--estimate"],
     ]
     results = run_binaries(*([f"experiments.{name}", *arguments] for name, *arguments in commands))
     return {" ".join(command): result for command, result in zip(commands, results, strict=True)}
@@ -92,7 +97,22 @@ def test_help_shows_the_values_of_the_file_and_of_the_user(done):
 def test_listing_the_paper_counts_774_runs(done):
     result = done["sweep --config=configs/atlas_paper.py --list"]
     assert result.returncode == 0, result.stderr
-    assert result.stdout.rstrip().endswith("774 runs")
+    assert "774 runs, 6.93e+23 FLOPs" in result.stdout.splitlines()[-1]
+
+
+def test_the_printed_config_is_flags_that_make_it_again(done):
+    result = done[f"train {TRAIN} --config.train.steps=(7,9) --config.mixture=uniform(a1,b1) --print_config"]
+    again = _app.Config()
+    assert again.take([TRAIN, *shlex.split(result.stdout)]) == []
+    made = overlay(runpy.run_path("configs/train.py")["get_config"](), {"train.steps": (7, 9)})
+    assert again.base == dataclasses.replace(made, mixture="uniform(a1,b1)")
+
+
+def test_an_estimate_counts_the_runs_of_every_shape(done):
+    result = done[f"study {QUICKSTART} --config.train.steps=(2,) --population=25 --estimate"]
+    *rows, total = result.stdout.splitlines()
+    assert [row.split()[0] for row in rows] == ["runs", "5", "15", "5"]
+    assert total.startswith("25 runs, ")
 
 
 def test_config_files_are_executed_once(done, once):
