@@ -15,14 +15,17 @@
   };
   const languages = (D, total) => Math.exp(-sum(D.map((d) => (d > 0 ? (d / total) * Math.log(d / total) : 0))));
 
-  const loss = (law, N, D, t) => {
-    const total = sum(D), eta = law.eta ? law.eta[t] : 1, rates = law.lam;
-    const worth = D.map((d, s) => {
+  const substitution = (law, t) => (law.eta ? law.eta[t] : 1);
+  const mixed = (law, D, t) => {
+    const total = sum(D), rates = law.lam;
+    return sum(D.map((d, s) => {
       const rate = rates[0].length > 1 ? rates[0][s] : rates[t][0];
       const share = saturation(d, plan.unique[s], rate) / total;
-      return share > 0 ? share ** eta : 0;
-    });
-    const effective = total * positive(sum(worth.map((w, s) => w * law.tau[t][s]))) ** (1 / eta);
+      return share > 0 ? law.tau[t][s] * share ** substitution(law, t) : 0;
+    }));
+  };
+  const loss = (law, N, D, t) => {
+    const total = sum(D), effective = total * positive(mixed(law, D, t)) ** (1 / substitution(law, t));
     const capacity = law.A[t] * languages(D, total) ** law.phi * N ** -law.alpha[t];
     return law.E[t] + capacity + law.B[t] * effective ** -law.beta[t];
   };
@@ -32,7 +35,10 @@
     const at = q * (sorted.length - 1), low = Math.floor(at);
     return sorted[low] + (at - low) * (sorted[Math.min(low + 1, sorted.length - 1)] - sorted[low]);
   };
+  // Null where the mixture leaves the target hardly an effective token, which no law tells.
   const predict = (N, D, t) => {
+    const z = mixed(plan.law, D, t);
+    if (!(Math.sign(z) * Math.abs(z) ** (1 / substitution(plan.law, t)) >= plan.least[t])) return null;
     const drawn = draws.map((law) => loss(law, N, D, t)).sort((a, b) => a - b);
     return [loss(plan.law, N, D, t), ...BAND.map((q) => quantile(drawn, q))];
   };
@@ -77,10 +83,11 @@
     const even = sources.map(() => d / sources.length);
     targets.forEach((name, t) => {
       const row = element(table, "tr");
-      if (!(tokens[t] > 0)) return cells(row, "td", [name, "not trained", "–", "–", "–"]);
-      const [value, low, high] = predict(n, tokens, t), gain = predict(n, even, t)[0] - value;
+      const found = tokens[t] > 0 && predict(n, tokens, t), alike = predict(n, even, t);
+      if (!found) return cells(row, "td", [name, tokens[t] > 0 ? "beyond the runs" : "not trained", "–", "–", "–"]);
+      const [value, low, high] = found, gain = alike ? (alike[0] - value).toFixed(4) : "–";
       const epochs = plan.unique[t] === null ? "unknown" : (tokens[t] / plan.unique[t]).toPrecision(2);
-      cells(row, "td", [name, value.toFixed(4), `${low.toFixed(4)} to ${high.toFixed(4)}`, gain.toFixed(4), epochs]);
+      cells(row, "td", [name, value.toFixed(4), `${low.toFixed(4)} to ${high.toFixed(4)}`, gain, epochs]);
     });
   };
   controls.addEventListener("input", update);

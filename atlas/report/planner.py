@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from atlas.scaling import JointFit, JointLaw, Runs, joint_draws
+from atlas.scaling import SUPPORTED, JointFit, JointLaw, Runs, joint_draws
 
 _SCRIPT = (pathlib.Path(__file__).parent / "planner.js").read_text()
 _DIGITS = 10  # of a number in the page: what it predicts then agrees with `plan predict` to 1e-6
@@ -28,6 +28,7 @@ def planner(fit: JointFit, runs: Runs) -> str:
         "sources": fit.law.sources,
         "law": _numbers(fit.law),
         "draws": _numbers(joint_draws(fit)),
+        "least": (SUPPORTED * fit.law.supported_share(*runs.aligned(fit.law.sources))).tolist(),
         "unique": [None if np.isinf(U[name]) else U[name] for name in fit.law.sources],
         "N": [float(runs.N.min()), largest[0], largest[0] * _REACH],
         "D": [float(runs.total_tokens.min()), largest[1], largest[1] * _REACH],

@@ -21,7 +21,7 @@ from atlas.scaling.estimates import Z90, Estimate, finite
 from atlas.scaling.holdout import heldout
 from atlas.scaling.joint import influence
 from atlas.scaling.joint.draws import joint_draws
-from atlas.scaling.joint.fit import JointFit, fit_joint
+from atlas.scaling.joint.fit import SUPPORTED, JointFit, fit_joint
 from atlas.scaling.joint.prior import LAMBDA_KINDS, MIXINGS, TAU_PRIORS, Hyperprior
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
 from atlas.scaling.planning import answers
@@ -53,6 +53,7 @@ __all__ = [
     "PUBLISHED_EXPONENTS",
     "RESIDUALS",
     "SPLITS",
+    "SUPPORTED",
     "TAU_PRIORS",
     "Z90",
     "CapacityExponents",
