@@ -6,7 +6,8 @@
 
 DIR holds a directory for each language, with {train,validation,test}.jsonl.gz (one {"text": …} a line), *.txt
 (data.source=text) or MADLAD-400's files (madlad). The languages are those that are there, or that data.languages names;
-eight of them make 160 runs. experiments/results/eight_languages/ has the time and the result of such a study.
+eight of them make 160 runs. Time: --estimate tells it beforehand, an hour and a half of one core for eight. Expect what
+experiments/results/eight_languages/ has.
 """
 
 import itertools

@@ -46,8 +46,12 @@ def document_segments(inputs_BT: jax.Array, separator: int, padding: int) -> jax
 
 def _losses(model: Decoder, x_BTM: jax.Array, targets_BT: jax.Array, head_VM: jax.Array | None = None) -> jax.Array:
     logits_BTV = model.logits(x_BTM, head_VM)
-    target_logit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits_BTV, axis=-1) - target_logit_BT
+    # Logits are finite: without the care that jax.nn.logsumexp takes of others, and with a sum in place of a gather,
+    # forward and backward take two thirds of the time on a CPU.
+    largest_BT1 = jax.lax.stop_gradient(jnp.max(logits_BTV, axis=-1, keepdims=True))
+    normaliser_BT = jnp.log(jnp.sum(jnp.exp(logits_BTV - largest_BT1), axis=-1)) + largest_BT1[..., 0]
+    is_target_BTV = targets_BT[..., None] == jnp.arange(logits_BTV.shape[-1])
+    return normaliser_BT - jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0), axis=-1)
 
 
 def _chunked_losses(model: Decoder, x_BTM: jax.Array, targets_BT: jax.Array) -> jax.Array:

@@ -245,7 +245,7 @@ def _planner(page: _Page, study: StudySummary) -> None:
     page.add("<h2>Plan a run</h2>", "<p>What the law expects of a run of this size, these tokens and these shares:</p>")
     if page.doubt:
         page.missing(f"Do not trust these numbers: {page.doubt}.")
-    page.add(planner(study.fit, study.fitted))
+    page.add(planner(study.fit.law, study.fitted, study.draws))
 
 
 def _next(page: _Page, study: StudySummary) -> None:

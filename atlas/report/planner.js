@@ -29,7 +29,7 @@
     const capacity = law.A[t] * languages(D, total) ** law.phi * N ** -law.alpha[t];
     return law.E[t] + capacity + law.B[t] * effective ** -law.beta[t];
   };
-  const draws = plan.draws.phi.map((_, i) =>
+  const draws = (plan.draws ? plan.draws.phi : []).map((_, i) =>
     Object.fromEntries(Object.entries(plan.draws).map(([name, values]) => [name, values[i]])));
   const quantile = (sorted, q) => {
     const at = q * (sorted.length - 1), low = Math.floor(at);
@@ -40,7 +40,7 @@
     const z = mixed(plan.law, D, t);
     if (!(Math.sign(z) * Math.abs(z) ** (1 / substitution(plan.law, t)) >= plan.least[t])) return null;
     const drawn = draws.map((law) => loss(law, N, D, t)).sort((a, b) => a - b);
-    return [loss(plan.law, N, D, t), ...BAND.map((q) => quantile(drawn, q))];
+    return [loss(plan.law, N, D, t), ...BAND.map((q) => (drawn.length ? quantile(drawn, q) : NaN))];
   };
   window.planner = { predict, sources, targets };
 
@@ -87,7 +87,7 @@
       if (!found) return cells(row, "td", [name, tokens[t] > 0 ? "beyond the runs" : "not trained", "–", "–", "–"]);
       const [value, low, high] = found, gain = alike ? (alike[0] - value).toFixed(4) : "–";
       const epochs = plan.unique[t] === null ? "unknown" : (tokens[t] / plan.unique[t]).toPrecision(2);
-      cells(row, "td", [name, value.toFixed(4), `${low.toFixed(4)} to ${high.toFixed(4)}`, gain, epochs]);
+      cells(row, "td", [name, value.toFixed(4), isNaN(low) ? "–" : `${low.toFixed(4)} to ${high.toFixed(4)}`, gain, epochs]);
     });
   };
   controls.addEventListener("input", update);

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from atlas.scaling import SUPPORTED, JointFit, JointLaw, Runs, joint_draws
+from atlas.scaling import SUPPORTED, JointLaw, Runs
 
 _SCRIPT = (pathlib.Path(__file__).parent / "planner.js").read_text()
 _DIGITS = 10  # of a number in the page: what it predicts then agrees with `plan predict` to 1e-6
@@ -13,23 +13,24 @@ _REACH = 64  # how far beyond the largest runs the sliders go, in N and in D
 _ARRAYS = ("E", "A", "alpha", "B", "beta", "lam", "tau", "phi", "eta")
 
 
-def planner(fit: JointFit, runs: Runs) -> str:
+def planner(law: JointLaw, runs: Runs, draws: JointLaw | None) -> str:
     """HTML of the planner: what the law predicts of a run, by language, with 90 % bands.
 
-    It computes `JointLaw.loss` of the fitted law and of as many draws as `plan predict` takes.
+    It computes `JointLaw.loss`, and with `joint_draws` agrees with `plan predict`.
 
     Args:
-      fit: a joint fit.
+      law: a fitted one.
       runs: that it was fitted to; their unique tokens and ranges are the planner's.
+      draws: of the law, for the bands; without them there are none.
     """
     U, largest = runs.unique_tokens(), (float(runs.N.max()), float(runs.total_tokens.max()))
     document = {
-        "targets": fit.law.targets,
-        "sources": fit.law.sources,
-        "law": _numbers(fit.law),
-        "draws": _numbers(joint_draws(fit)),
-        "least": (SUPPORTED * fit.law.supported_share(*runs.aligned(fit.law.sources))).tolist(),
-        "unique": [None if np.isinf(U[name]) else U[name] for name in fit.law.sources],
+        "targets": law.targets,
+        "sources": law.sources,
+        "law": _numbers(law),
+        "draws": None if draws is None else _numbers(draws),
+        "least": (SUPPORTED * law.supported_share(*runs.aligned(law.sources))).tolist(),
+        "unique": [None if np.isinf(U.get(name, np.inf)) else U[name] for name in law.sources],
         "N": [float(runs.N.min()), largest[0], largest[0] * _REACH],
         "D": [float(runs.total_tokens.min()), largest[1], largest[1] * _REACH],
         "unit": runs.loss_unit.replace("_", " ") or "loss",

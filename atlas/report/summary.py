@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from atlas.scaling import CapacityFit, Estimate, JointFit, MixturePlan, Runs
+from atlas.scaling import CapacityFit, Estimate, JointFit, JointLaw, MixturePlan, Runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class StudySummary:
       relatedness: (target, source) → how related they are, by `relatedness_name`; more is closer.
       mixture: the best mixture for a budget.
       facts: hardware, time, command, configuration: anything short, in the order to show.
+      draws: laws that the runs allow, as `joint_draws` gives them, for the bands of the planner.
       warnings: to show first, beside those of the fits.
       conclusions: what the transfer matrix says of its languages, a sentence each.
       missing: why a part is None, or a held-out score absent, by its name.
@@ -38,6 +39,7 @@ class StudySummary:
     relatedness: Mapping[tuple[str, str], float] | None = None
     relatedness_name: str = "known relatedness"
     mixture: MixturePlan | None = None
+    draws: JointLaw | None = None
     facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     conclusions: tuple[str, ...] = ()

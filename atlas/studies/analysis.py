@@ -114,6 +114,7 @@ def analyse(
         **(_published(runs.targets) if relatedness is None else {"relatedness": relatedness}),
         mixture=mixture,
         facts=facts or {},
+        draws=scaling.joint_draws(fit),
         conclusions=conclusions or (),
         warnings=_skipped(runs.frame),
         missing=missing,

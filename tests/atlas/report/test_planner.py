@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from atlas.report.planner import planner
-from atlas.scaling import answers, fit_joint, load_runs
+from atlas.scaling import answers, fit_joint, joint_draws, load_runs
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TABLE = "experiments/results/quickstart/runs.csv"
@@ -26,7 +26,7 @@ def test_the_page_predicts_what_plan_predict_does(tmp_path, mixing):
     fit = fit_joint(runs, mixing=mixing)
     (tmp_path / "fit.json").write_text(json.dumps(fit.to_json()))
     shutil.copy(TABLE, tmp_path / "runs.csv")
-    found = predicted_in_the_page(tmp_path, planner(fit, runs))
+    found = predicted_in_the_page(tmp_path, planner(fit.law, runs, joint_draws(fit)))
     for (params, tokens, shares), page in zip(RUNS, found, strict=True):
         table, _ = answers.predict(str(tmp_path), params, tokens, "", shares, {}, {})
         rows = table.set_index("language")[["loss", "loss_low", "loss_high"]]

@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 import pandas as pd
 import pytest
+from tqdm import tqdm
 
 from atlas.scaling import answers, load_runs, simulation
 from atlas.studies import analysis
@@ -128,7 +129,7 @@ def test_reasons_of_missing_scores_are_kept_by_split_and_law(monkeypatch):
 
     monkeypatch.setattr(analysis.scaling, "heldout", heldout)
     missing: dict[str, str] = {}
-    scores, rows = analysis._heldout(None, {}, functools.partial(analysis._attempt, missing))
+    scores, rows = analysis._heldout(None, {}, functools.partial(analysis._attempt, missing, tqdm(disable=True)))
     assert scores.empty and rows is None
     assert len(missing) == len(analysis.SPLITS) * len(analysis.LAWS)
     assert missing["held-out score of atlas on largest_n"] == "atlas cannot be fitted without largest_n"
