@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import pathlib
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -60,7 +61,9 @@ class Boards:
         for record in records:
             place = directory / "tensorboard" / record["phase"]
             if place not in self._writers:
-                self._writers[place] = SummaryWriter(str(place), purge_step=record["step"])
+                # Files are named by the second, and one that is opened again within it would be lost.
+                suffix = f".{time.time_ns()}"
+                self._writers[place] = SummaryWriter(str(place), purge_step=record["step"], filename_suffix=suffix)
             for name, value in _scalars(record):
                 self._writers[place].add_scalar(name, value, record["step"], record.get("time"))
 
