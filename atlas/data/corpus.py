@@ -46,7 +46,7 @@ class Corpus:
         self.languages: tuple[str, ...] = tuple(description["identity"]["languages"])
         self.window: int = description["identity"]["window"]
         self.fingerprint: str = description["fingerprint"]
-        self.tokenizer = _saved_tokenizer(directory, description)
+        self.tokenizer = tokenizers.saved(directory, description["tokenizer"])
         self.sizes: dict[str, dict[str, dict[str, int]]] = description["statistics"]
         train = {language: splits["train"] for language, splits in self.sizes.items()}
         self.unique_tokens = {language: size["windows"] * self.window for language, size in train.items()}
@@ -186,7 +186,7 @@ def _tokenizer(config: DataConfig, source: sources.Source, directory: Path, desc
     """The tokenizer of a directory, made if there is none yet."""
     _write(directory, description)
     if "tokenizer" in description:
-        return _saved_tokenizer(directory, description)
+        return tokenizers.saved(directory, description["tokenizer"])
     tokenizer = _make_tokenizer(config, source)
     tokenizer.save(directory)
     description["tokenizer"] = tokenizer.fingerprint
@@ -304,19 +304,6 @@ def _make_tokenizer(config: DataConfig, source: sources.Source) -> Tokenizer:
     texts = {language: functools.partial(source.documents, language, "train") for language in source.languages}
     sample = tokenizers.sample(texts, config.tokenizer_temperature, _TOKENIZER_SAMPLE_BYTES)
     return tokenizers.train(config.tokenizer, config.vocab_size, sample)
-
-
-def _saved_tokenizer(directory: Path, description: dict) -> Tokenizer:
-    """The tokenizer that the windows were made with; UserError where its file has become another."""
-    if description["tokenizer"] == tokenizers.ByteTokenizer.fingerprint:
-        return tokenizers.ByteTokenizer()
-    saved = tokenizers.from_file(directory / tokenizers.FILE)
-    if saved.fingerprint != description["tokenizer"]:
-        raise UserError(
-            f"{directory / tokenizers.FILE} is not the tokenizer that this corpus was built with; "
-            "put that one back, or delete the directory and build the corpus again"
-        )
-    return saved
 
 
 def _identity(config: DataConfig, source: sources.Source) -> dict[str, object]:

@@ -98,6 +98,19 @@ def from_file(path: Path | str) -> JsonTokenizer:
     return JsonTokenizer(text, str(path))
 
 
+def saved(directory: Path, fingerprint: str) -> Tokenizer:
+    """The tokenizer of a corpus' directory; UserError where its file has become another than that of a fingerprint."""
+    if fingerprint == ByteTokenizer.fingerprint:
+        return ByteTokenizer()
+    found = from_file(directory / FILE)
+    if found.fingerprint != fingerprint:
+        raise UserError(
+            f"{directory / FILE} is not the tokenizer that this corpus was built with; "
+            "put that one back, or delete the directory and build the corpus again"
+        )
+    return found
+
+
 def train(kind: str, vocab_size: int, texts: Iterable[str]) -> JsonTokenizer:
     """A byte-level BPE or Unigram tokenizer of at most `vocab_size` tokens: lossless on any text.
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from atlas.data import tokenizers
 from atlas.data.config import DataConfig
 from atlas.data.sources import HELD_OUT_BYTES, SPLITS, Part, Source, claimant, open_source
 from atlas.data.tokenizers import Tokenizer
@@ -99,7 +100,8 @@ class Maker:
         if self._workers > 1 and self._units:
             # Not by fork: a process that has started JAX, or its tokenizer's threads, must not be copied.
             spawn = multiprocessing.get_context("spawn")
-            start = self._config, self._directory, self._tokenizer
+            # Not the tokenizer itself, which a process that is slow to start would be slow to take.
+            start = self._config, self._directory, self._tokenizer.fingerprint
             self._pool = ProcessPoolExecutor(self._workers, spawn, _begin, start)
         return self
 
@@ -178,7 +180,7 @@ def most_tokens(config: DataConfig) -> float:
     return config.max_train_windows * config.window + 1 if config.max_train_windows else float("inf")
 
 
-def _begin(config: DataConfig, directory: Path, tokenizer: Tokenizer) -> None:
+def _begin(config: DataConfig, directory: Path, tokenizer: str) -> None:
     """What a worker process does first."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # workers are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent ends its workers
@@ -191,7 +193,7 @@ def _begin(config: DataConfig, directory: Path, tokenizer: Tokenizer) -> None:
             os._exit(1)
 
         threading.Thread(target=end_with_parent, daemon=True).start()
-    _here.append((config, directory, open_source(config), tokenizer))
+    _here.append((config, directory, open_source(config), tokenizers.saved(directory, tokenizer)))
 
 
 _here: list[tuple[DataConfig, Path, Source, Tokenizer]] = []  # of a worker process
