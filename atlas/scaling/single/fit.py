@@ -22,6 +22,7 @@ RESIDUALS = ("log", "raw")
 _LAD_DELTA = 1e-5  # a Huber corner this small is least absolute deviations for any real noise
 _NO_CORNER = 1e6  # one that no residual reaches: least squares
 
+_VANISHED = 0.05  # of the least loss, below which a level is on its way to 0
 _TOLD = 0.5  # of a prior's variance: below it the runs, not the prior, have told most of a parameter
 
 # Half is the rate of parametric estimation, which Hoffmann et al. (App. D.2) expect of both terms; fits to
@@ -175,9 +176,15 @@ def _solve(law: Law, problem: Problem, rows: int) -> tuple[estimator.Solution, e
     spread = estimator.spread(law, solution.x, problem, solution.scale)
     if np.any(problem.precision):
         # Rows of a run tell less than as many independent ones: the prior counts for more beside them.
-        scale = estimator.prior_scale(law, solution.x, problem) * (rows / spread.rows)
-        solution = estimator.polish(law, solution, problem, scale)
-        spread = estimator.spread(law, solution.x, problem, scale)
+        more = rows / spread.rows
+        if rows > estimator.SAMPLE:
+            scale = estimator.prior_scale(law, solution.x, problem) * more
+            solution = estimator.polish(law, solution, problem, scale)
+        else:
+            # So much more that the optimum lies elsewhere, and is approached anew.
+            solution = estimator.solve(law, problem._replace(precision=problem.precision * more))
+            solution = solution._replace(scale=solution.scale * more)
+        spread = estimator.spread(law, solution.x, problem, solution.scale)
     return jax.tree.map(np.asarray, (solution, spread))
 
 
@@ -251,7 +258,7 @@ def _report(law, runs, columns, open_, tokens, problem, solution, spread) -> Fit
     deviations = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
     told = _judge(law, open_, deviations, np.diagonal(problem.precision), notes)
     if not solution.converged:
-        notes.append("the fit did not reach an optimum: do not trust its parameters")
+        notes.append(_astray(law, fitted, runs))
     quantile = quantile95(float(spread.freedom))
     estimates = {
         p.name: (Estimate.lognormal if p.positive else Estimate.normal)(value, deviation, p.name in told, quantile)
@@ -286,6 +293,16 @@ def _report(law, runs, columns, open_, tokens, problem, solution, spread) -> Fit
         scale=float(solution.scale),
         apart=_apart(law, columns, runs, open_, bool(np.any(problem.precision))),
     )
+
+
+def _astray(law: Law, fitted: np.ndarray, runs: Runs) -> str:
+    """What a fit says that did not converge, with what would mend it."""
+    least = np.log(_VANISHED * np.min(np.abs(runs.loss)))
+    levels = [(p.name, at) for p, at in zip(law.parameters, fitted, strict=True) if p.role == "level" and p.positive]
+    for name, at in levels:
+        if at < least:
+            return f"{name} runs to 0: do not trust the parameters; larger or longer runs would tell {name}"
+    return "the fit did not reach an optimum: do not trust its parameters; fit a law of fewer, or add runs"
 
 
 def _judge(

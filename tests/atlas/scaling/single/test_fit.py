@@ -10,6 +10,7 @@ import pytest
 
 from atlas.scaling import LAWS, Fit, Law, Parameter, bootstrap, fit, load_runs
 from atlas.scaling.law import chinchilla
+from atlas.scaling.single.fit import _astray
 from checked import UserError
 
 LAW = {"E": 1.7, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
@@ -158,6 +159,11 @@ def test_exponents_of_three_sizes_are_drawn_to_published_ones():
     assert any(name in warning for warning in fit("chinchilla", three).warnings)
     for exact in (fit("chinchilla", runs), fit("chinchilla", three, warm_up=0.3)):
         assert not any(name in warning for warning in exact.warnings)
+
+
+@pytest.mark.parametrize(("E", "says"), [(0.01, "E runs to 0: "), (1.7, "add runs")])
+def test_a_fit_that_did_not_converge_says_what_would_mend_it(E, says):
+    assert says in _astray(LAWS["chinchilla"], np.log([E, *list(LAW.values())[1:]]), study())
 
 
 def test_a_cut_that_leaves_an_exponent_open_is_none():
