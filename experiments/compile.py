@@ -23,6 +23,8 @@ from atlas.training.chips import GIB
 from checked.files import write_atomically
 from experiments import _app
 
+_SMALL = GIB // 10  # bytes below which a size is told in MiB
+
 _CONFIG = _app.define_config()
 _TOPOLOGY = flags.DEFINE_string("topology", "", "chips to compile for, as v5p:4x4x4, h100:8 or 2*v5p:4x4x4")
 _PROGRAMS = flags.DEFINE_multi_enum("programs", list(PROGRAMS), PROGRAMS, "what to compile beside the step")
@@ -52,7 +54,7 @@ def text(found: dict[str, Any]) -> str:
     """A report in words."""
     mesh = " × ".join(f"{axis}={size}" for axis, size in found["mesh"].items()) or "one device"
     lines = [
-        f"{found['run']}: {found['parameters']['total'] / 1e9:.3g}B parameters, {found['attention']} attention, "
+        f"{found['run']}: {_count(found['parameters']['total'])} parameters, {found['attention']} attention, "
         f"{found['tokens_per_step']:,} tokens a step on {found['topology']} ({mesh})",
         f"  a chip holds {_gib(found['held']['params'])} of parameters and {_gib(found['held']['optimizer'])} of "
         f"optimiser state; it has {_gib(found['memory'])}",
@@ -92,7 +94,12 @@ def verdict(found: dict[str, Any]) -> str:
 
 
 def _gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB"
+    return f"{size / GIB:.2f} GiB" if size >= _SMALL else f"{size / 2**20:.3g} MiB"
+
+
+def _count(parameters: int) -> str:
+    """Such as 8.45B or 160M."""
+    return f"{parameters / 1e9:.3g}B" if parameters >= 1e9 else f"{parameters / 1e6:.3g}M"
 
 
 if __name__ == "__main__":

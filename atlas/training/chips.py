@@ -74,6 +74,7 @@ def topology(name: str) -> tuple[Chip, list[jax.Device]]:
         raise UserError(f"compiling for {kind} needs the extra compile: pip install 'atlas-scaling[compile]'")
     # The compilers look for hardware, for a file lock and for libraries that only running needs.
     quiet = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3"}
+    quiet |= {"TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}  # of any host
     os.environ.update(quiet | {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"})
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # programs of chips that are not here cannot be read back
