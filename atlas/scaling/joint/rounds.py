@@ -26,6 +26,7 @@ from atlas.scaling.solver import Optimum, levenberg_marquardt
 
 _ITERATIONS = 60  # most steps of one descent; 1 to 5 are usual
 _LAST_ROUNDS = 60  # at most, with noise and priors held
+_FAR = 1.0  # posterior standard deviations: shorter steps arrive by themselves
 _AHEAD = 16.0  # times its length, at most, that a step is continued
 _WORSE = 2.0  # times the shift before: a continued step that is followed by more is taken back
 _DAMPING = 1e-6  # of the first step; much more would hardly move along what the rows leave to the prior
@@ -147,7 +148,7 @@ class Ahead:
         if self._before is not None:
             (end, past), self._before, self._path = self._before, None, []
             return end if shift > _WORSE * past else None
-        self._path = [*self._path, start]
+        self._path = [*self._path, start] if shift > _FAR else []
         if len(self._path) < 3:
             return None
         path, self._path = [*self._path[1:], found.state.x], []
@@ -167,16 +168,11 @@ def settle(state: State, linear: Linear, rows: Rows, spreads: Spreads, shift: fl
     Args:
       linear: the law of the rows at the state.
     """
-    ahead = Ahead()
     for _ in range(_LAST_ROUNDS):
         found = refine(state, linear, rows, spreads, laws.GUARD, False, True, True, _STEP)
+        state, linear = found.state, found.linear
         if float(found.report.shift) < shift:
             break
-        further = ahead(state.x, found)
-        state, linear = found.state, found.linear
-        if further is not None:
-            state = state._replace(x=further)
-            linear = system.linearise(state, rows)
     return found
 
 
