@@ -16,7 +16,7 @@ from atlas.scaling.joint.arrow import Arrow, Coordinates
 from atlas.scaling.joint.prior import HYPERPRIOR, Hyperprior, check_options, joint_prior
 from atlas.scaling.joint.rounds import Spreads
 from atlas.scaling.joint.system import Units
-from atlas.scaling.joint.verdicts import DISTORTED, Estimates, estimates_of, judge_runs, unsettled
+from atlas.scaling.joint.verdicts import DISTORTED, Estimates, estimates_of, judge_runs, sizes_astray, unsettled
 from atlas.scaling.law import GUARD, JointLaw, num_languages
 from atlas.scaling.noise import HUBER_VARIANCE
 from atlas.scaling.padding import bucket, padded
@@ -267,6 +267,11 @@ def fit_joint(
         noise = system.Noise(variance, np.float64(0.0), weight, _WIDE * np.sqrt(variance))
         state = system.State(Coordinates(blocks, prior.shared_mean), noise, prior)
         end, settled = jax.tree.map(np.asarray, _rounds(state, rows, spreads))
+        if sizes := sizes_astray(runs, end.state.noise.run_weight):
+            notes.append(
+                f"most runs of N = {sizes} lie off the law of the others: it does not fit, and all runs kept weight"
+            )
+            end, settled = jax.tree.map(np.asarray, _rounds(state, rows, spreads, judges=False))
     converged = bool(settled and end.report.decrement < _OPTIMAL)
     if not converged:
         notes.insert(0, unsettled(len(runs), prior.base.size, float(end.report.lowest_z), mixing))
@@ -371,8 +376,11 @@ def start_tau(runs: Runs, initial: pd.DataFrame | None) -> np.ndarray:
     return start
 
 
-def _rounds(state: system.State, rows: system.Rows, spreads: Spreads) -> tuple[rounds.Round, bool]:
-    """Refines until parameters, noise and prior stand still, the guard narrowing on the way; then to the optimum."""
+def _rounds(state: system.State, rows: system.Rows, spreads: Spreads, judges: bool = True) -> tuple[rounds.Round, bool]:
+    """Refines until parameters, noise and prior stand still, the guard narrowing on the way; then to the optimum.
+
+    judges: whether runs that go astray lose their weight.
+    """
     judge, keep, hold, shift, seen, rho = False, False, True, np.inf, np.zeros(2), [0.0] * 4
     ahead = rounds.Ahead()
     for i in range(_ROUNDS):
@@ -382,7 +390,7 @@ def _rounds(state: system.State, rows: system.Rows, spreads: Spreads) -> tuple[r
             guard = _GUARDS[i]
             linear = system.linearise(state, rows, guard)
         tolerance, start = _ROUGH if hold else _FINE, state.x
-        found = rounds.refine(state, linear, rows, spreads, guard, judge, keep, hold, tolerance)
+        found = rounds.refine(state, linear, rows, spreads, guard, judge and judges, keep, hold, tolerance)
         state, linear, report, *_ = found
         noise, shift = np.array([state.noise.rho, state.noise.clip]), float(report.shift)
         still = shift < _STILL and np.allclose(noise, seen, rtol=_STILL)

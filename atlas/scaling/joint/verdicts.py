@@ -32,6 +32,7 @@ _TELLING = 0.5  # a parameter is identified if its posterior variance is below t
 _EPOCHS = 4.0  # fewer tell nothing of repetition: λ within a factor of e^2.5 (joint simulations)
 _ALIKE = 0.02  # range of a target's shares within which B and the transfer weights cannot be told apart
 _LOST = 0.2  # weight of a run below which it is said to have gone astray
+_MANY = 3  # runs of a size, of which most do not go astray by chance
 DISTORTED = 3.0  # widths of the guard below which it bends the law
 _LARGEST = 700.0  # logarithm that float64 still holds
 
@@ -165,6 +166,19 @@ def unsettled(rows: int, parameters: int, lowest_z: float, mixing: str) -> str:
     else:
         mend = "leave out runs whose losses contradict the others', or add runs on other mixtures"
     return f"the fit did not settle, so trust none of its numbers; {mend}"
+
+
+def sizes_astray(runs: Runs, weight: np.ndarray) -> str:
+    """Sizes most of whose runs lost their weight, in words; "" where there are none.
+
+    Of single runs some go astray. Where those of a size do together it is the law that misses them, and a fit without
+    them would say the more surely how loss falls with N.
+    """
+    sizes = np.zeros(len(runs.run_ids))
+    sizes[runs.run] = runs.N
+    lost = np.asarray(weight)[: len(sizes)] < _LOST
+    found = [N for N in np.unique(sizes[sizes > 0]) if (sizes == N).sum() >= _MANY and lost[sizes == N].mean() > 0.5]
+    return ", ".join(f"{N:.6g}" for N in found)
 
 
 def judge_runs(weights: dict[str, float], lowest_z: float, notes: list[str]) -> None:

@@ -6,6 +6,7 @@ import json
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 from atlas.scaling import fit_joint, heldout, load_runs, simulation
@@ -256,3 +257,12 @@ def test_a_mixture_without_effective_tokens_has_no_interval(medium):
 def test_a_fit_that_did_not_settle_says_what_would_mend_it(rows, z, mixing, mend):
     text = unsettled(rows, 50, z, mixing)
     assert text.startswith("the fit did not settle") and mend in text
+
+
+def test_a_size_that_the_law_misses_keeps_its_runs_and_is_named():
+    table = pd.read_csv("experiments/results/quickstart/runs.csv")
+    largest = table.num_params == table.num_params.max()
+    fit = fit_joint(load_runs(table.assign(loss=table.loss * np.where(largest, 1.2, 1.0))).comparable())
+    weights = pd.Series(fit.run_weights)[table[largest].run.unique()]
+    assert (weights > 0.2).all()
+    assert any("most runs of N = 88036 lie off the law" in warning for warning in fit.warnings)
