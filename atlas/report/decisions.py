@@ -13,6 +13,7 @@ from atlas.report import style
 from atlas.report.style import COLOURS, FAINT, INK, MUTED
 from atlas.scaling import CapacityExponents, JointFit, MixturePlan, iso_loss
 
+_ROOMY = 16  # cells side by side, beyond which figures in them are smaller
 _NUMBERS_UP_TO = 10  # languages, beyond which cells are too small for figures
 
 
@@ -78,12 +79,14 @@ def _heat_map(
     boxes = [Rectangle((j - 0.5, i - 0.5), 1, 1) for i, j in cells if guess[i, j]]
     hatch = "////" if len(names) <= 20 else "////////"
     axis.add_collection(PatchCollection(boxes, hatch=hatch, facecolor="none", edgecolor=MUTED, lw=0))
+    room = axis.get_subplotspec().get_gridspec().ncols * len(names)
+    digits = 8.5 if room <= _ROOMY else 6
     for i, j in cells:
         if len(names) <= _NUMBERS_UP_TO:
             text = f"{values[i, j]:.2f}".replace("-", "−").replace("0.", ".")
             look = {"color": "white" if abs(values[i, j]) > 0.6 * limit else INK}
             look["weight"] = "bold" if sure[i, j] else "normal"
-            axis.text(j, i, text, ha="center", va="center", fontsize=8.5, **look)
+            axis.text(j, i, text, ha="center", va="center", fontsize=digits, **look)
 
 
 def _verdicts(fit: JointFit | None, targets: list[str], sources: list[str]) -> tuple[np.ndarray, np.ndarray]:
