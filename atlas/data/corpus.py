@@ -297,10 +297,8 @@ def _cut(config: DataConfig, read: _Documents, split: str, tokenizer: Tokenizer)
 
 
 def _make_tokenizer(config: DataConfig, source: sources.Source) -> Tokenizer:
-    if config.tokenizer == "bytes":
-        return tokenizers.ByteTokenizer()
     if config.tokenizer not in TRAINED_TOKENIZERS:
-        return tokenizers.from_file(config.tokenizer)
+        return tokenizers.named(config.tokenizer)
     texts = {language: functools.partial(source.documents, language, "train") for language in source.languages}
     sample = tokenizers.sample(texts, config.tokenizer_temperature, _TOKENIZER_SAMPLE_BYTES)
     return tokenizers.train(config.tokenizer, config.vocab_size, sample)

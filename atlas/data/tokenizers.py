@@ -98,6 +98,11 @@ def from_file(path: Path | str) -> JsonTokenizer:
     return JsonTokenizer(text, str(path))
 
 
+def named(name: str) -> Tokenizer:
+    """The tokenizer that needs no training: "bytes", or the path of a tokenizer.json."""
+    return ByteTokenizer() if name == "bytes" else from_file(name)
+
+
 def saved(directory: Path, fingerprint: str) -> Tokenizer:
     """The tokenizer of a corpus' directory; UserError where its file has become another than that of a fingerprint."""
     if fingerprint == ByteTokenizer.fingerprint:

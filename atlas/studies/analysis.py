@@ -25,6 +25,7 @@ SCORES = ["split", "law", "r2", "are", "rmse_log", "n_train", "n_heldout"]
 
 _STAMP = "study.json"
 _PARTS = 5 + len(SPLITS) * len(LAWS)  # joint law, transfer, its conclusions, capacity law, mixture; held-out scores
+_LABELS = {"families": "family", "scripts": "script"}
 _SHOWN = 8  # pairs of a sentence
 _BAR = "{desc}{n}/{total} |{bar}| {elapsed}"
 
@@ -203,13 +204,15 @@ def _conclusions(runs: Runs, fit: JointFit, scores: pd.DataFrame | None) -> tupl
         f"{len(one_way)} of {pairs} pairs help one way more than the other, where chance gives {0.1 * pairs:.1f}"
         + (f": {', '.join(one_way[:_SHOWN])}" if one_way else ""),
     ]
+    labels = {word: scaling.labels(runs.languages)[kind] for kind, word in _LABELS.items()}
+    if not any(labels.values()):
+        return tuple(found)
     matrices = {"τ": scaling.fit_joint(runs, initial_tau=fit.transfer_matrix()).transfer_matrix()}
     if scores is not None and len(scores):
         matrices["score"] = scaling.latest_scores(scores).pivot(index="target", columns="source", values="score")
-    for kind, labels in scaling.labels(runs.languages).items():
+    for word, label in labels.items():
         for name, matrix in matrices.items():
-            if effect := scaling.label_effect(matrix, labels):
-                word = kind.removesuffix("s").replace("familie", "family")
+            if effect := scaling.label_effect(matrix, label):
                 found.append(
                     f"{name} of pairs of one {word}: {effect.difference:+.3f} against the others ({effect.sharing} and "
                     f"{effect.others} ordered pairs; p = {effect.p:.3g} by exchanging languages)"

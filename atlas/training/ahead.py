@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from atlas.training.chips import GIB, Chip, topology
-from atlas.training.config import RunConfig, shape_of
+from atlas.training.config import FLOPS_PER_PARAMETER_TOKEN, RunConfig, shape_of
 from atlas.training.executable import Text, flops
 from atlas.training.mesh import make_mesh
 from atlas.training.program import Program, program_of
@@ -67,7 +67,9 @@ def report(
         "fits": fits,
     }
     if "flops" in step:
-        found["roofline"] = _roofline(step, chip, len(devices), 6.0 * counts["non_embedding"] * tokens, tokens)
+        found["roofline"] = _roofline(
+            step, chip, len(devices), FLOPS_PER_PARAMETER_TOKEN * counts["non_embedding"] * tokens, tokens
+        )
     if not fits and suggest:
         found["change"] = _change(config, topology_name, population, step["peak"] / chip.memory)
     return found

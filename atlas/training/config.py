@@ -103,6 +103,8 @@ class RunConfig(Checked):
         return self.train.steps[-1] * self.train.batch_size * self.data.window
 
 
+FLOPS_PER_PARAMETER_TOKEN = 6.0  # of training: C = 6·N·D
+
 # What changes no number of a run: labels, how it is executed, and the vocabulary, which is the tokenizer's.
 _NOT_IDENTITY = (
     "name", "group", "mesh.", "train.checkpoint_every", "train.microbatches", "train.tensorboard", "model.vocab_size",

@@ -10,17 +10,16 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from atlas.data import DataConfig, languages_of
-from atlas.training.config import RunConfig, shape_of
+from atlas.data import DataConfig, languages_of, tokenizers
+from atlas.data.config import TRAINED_TOKENIZERS
+from atlas.training.config import FLOPS_PER_PARAMETER_TOKEN, RunConfig, shape_of
 from atlas.training.mesh import make_mesh
-from atlas.training.program import Program, program_of
+from atlas.training.program import program_of
 from atlas.training.step import NO_COOLDOWN
 from atlas.training.sweep import populations
 from models import count_params
 
 _SECONDS = 1.0  # of training that are measured, after a first step
-_BYTES = 288  # vocabulary of the byte tokenizer
-_FLOPS_PER_PARAMETER_TOKEN = 6
 
 
 def sizes(runs: Sequence[RunConfig]) -> pd.DataFrame:
@@ -28,7 +27,7 @@ def sizes(runs: Sequence[RunConfig]) -> pd.DataFrame:
     rows = []
     for run in runs:
         n = count_params(run.model)["non_embedding"]
-        rows.append((n, run.tokens, float(_FLOPS_PER_PARAMETER_TOKEN * n * run.tokens)))
+        rows.append((n, run.tokens, FLOPS_PER_PARAMETER_TOKEN * n * run.tokens))
     return pd.DataFrame(rows, columns=["N", "D", "flops"])
 
 
@@ -66,7 +65,9 @@ def in_words(table: pd.DataFrame) -> str:
 
 def _measured(run: RunConfig, population: int) -> tuple[float, float, float]:
     """Seconds to compile, seconds of one run of a population, and GiB of a device that the step takes."""
-    vocabulary = _BYTES if run.data.tokenizer == "bytes" else run.data.vocab_size
+    vocabulary = run.data.vocab_size
+    if run.data.tokenizer not in TRAINED_TOKENIZERS:
+        vocabulary = tokenizers.named(run.data.tokenizer).vocab_size
     languages, ids = len(languages_of(run.data)), (vocabulary - 2, vocabulary - 1, vocabulary)
     program = program_of(shape_of(run), ids, languages, population, make_mesh(run.mesh))
     shape = (population, run.train.batch_size, run.data.window + 1)
@@ -76,7 +77,8 @@ def _measured(run: RunConfig, population: int) -> tuple[float, float, float]:
     state = program.init(jnp.arange(population, dtype=jnp.int32))
     step = program.step.lower(state, tokens, of, NO_COOLDOWN).compile()
     memory = step.memory_analysis()
-    evaluate = _timed(lambda: program.evaluate(state.params, state.buffers, _chunk(program, tokens)))
+    chunk = jax.device_put(tokens[:1], program.evaluation_sharding)
+    evaluate = _timed(lambda: program.evaluate(state.params, state.buffers, chunk))
     compiling = time.perf_counter() - start
     state, _ = step(state, tokens, of, NO_COOLDOWN)
     steps, begin = 0, time.perf_counter()
@@ -89,10 +91,6 @@ def _measured(run: RunConfig, population: int) -> tuple[float, float, float]:
     seconds = (train.planned_steps * spent / steps + evaluations * chunks * evaluate) / population
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return compiling, seconds, held / 2**30
-
-
-def _chunk(program: Program, tokens_RBS: jax.Array) -> jax.Array:
-    return jax.device_put(tokens_RBS[:1], program.evaluation_sharding)
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from atlas.data import Corpus, Sampler, mixtures
 from atlas.training import metrics
-from atlas.training.config import RunConfig, population_name, run_id
+from atlas.training.config import FLOPS_PER_PARAMETER_TOKEN, RunConfig, population_name, run_id
 from atlas.training.evaluation import EvaluationSet, evaluation_set
 from atlas.training.finished import CONFIG, DONE, EVALUATIONS, METRICS, MODEL, is_done, load_model, mark
 from atlas.training.mesh import make_mesh
@@ -110,7 +110,7 @@ class Population:
         self._boards = metrics.Boards() if settings.tensorboard else None
         model = dataclasses.replace(self._config.model, vocab_size=corpus.tokenizer.vocab_size)
         self._counts, self._tokens = count_params(model), len(configs) * settings.batch_size * corpus.window
-        self._meter = Meter(self._tokens, 6.0 * self._counts["non_embedding"] * self._tokens)
+        self._meter = Meter(self._tokens, FLOPS_PER_PARAMETER_TOKEN * self._counts["non_embedding"] * self._tokens)
 
     def train(self) -> None:
         """Runs every segment that is not done yet."""

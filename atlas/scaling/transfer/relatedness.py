@@ -12,6 +12,7 @@ from atlas.scaling.joint.draws import joint_draws
 from atlas.scaling.joint.fit import JointFit
 from atlas.scaling.single.draws import band
 
+_DRAWS = 1000  # of the law, for the ends of an interval
 _ALL, _SOME = 7, 2_000  # up to so many languages all relabellings are tried, beyond it a sample
 
 
@@ -68,7 +69,7 @@ def asymmetric_pairs(fit: JointFit) -> tuple[list[str], int]:
     A pair counts where the 90 % interval of τ[a ← b] − τ[b ← a] excludes 0; a tenth does by chance. They are written
     with the one that helps more first: "en → de".
     """
-    tau = np.asarray(joint_draws(fit, 1000).tau)
+    tau = np.asarray(joint_draws(fit, _DRAWS).tau)
     pairs, found = list(itertools.combinations(range(len(fit.targets)), 2)), []
     for a, b in pairs:
         low, high = band(tau[:, a, b] - tau[:, b, a])
