@@ -1,6 +1,7 @@
 """Speed and memory of the parts, each against a peer measured in the same run, and how far fits can be trusted.
 
     python -m experiments.benchmark --suite=attention [--lengths=2048 --lengths=4096] [--json=FILE]
+    python -m experiments.benchmark --suite=accelerator --workdir=DIR [--json=FILE]
     python -m experiments.benchmark --suite=chips [--lengths=4096] [--json=FILE]
     python -m experiments.benchmark --suite=decode [--workdir=DIR] [--json=FILE]
     python -m experiments.benchmark --suite=memory|fit|serve [--json=FILE]
@@ -12,7 +13,9 @@
 Prints a table; --json=FILE writes the same for programs, with hardware, versions and the command. The times are
 medians; runs of the programs compared are interleaved. Expect minutes, most of them spent in the peer.
 
-Suite chips compiles attention for TPUs that are not attached, with the extra `compile`, and tells what bounds it.
+Suite accelerator measures training, populations, attention and a study on a TPU or GPU within twelve minutes; nobody
+has run it on one yet. Suite chips compiles attention for TPUs that are not attached, with the extra `compile`, and
+tells what bounds it.
 
 Suites recovery and coverage fit simulated studies, whose law is known: whether parameters are found as well as the
 data allow, and whether 90 % intervals hold the truth nine times in ten. With --workdir they keep every study's
@@ -34,10 +37,23 @@ from absl import flags
 
 from checked.files import write_atomically
 from experiments import _app
-from experiments.benchmarks import attention, chips, coverage, decode, fit, prior, recovery, regmix, scalebench, serve
+from experiments.benchmarks import (
+    accelerator,
+    attention,
+    chips,
+    coverage,
+    decode,
+    fit,
+    prior,
+    recovery,
+    regmix,
+    scalebench,
+    serve,
+)
 from experiments.benchmarks.timing import cores
 
 _SUITES = {
+    "accelerator": lambda: accelerator.run(_WORKDIR.value),
     "attention": lambda: attention.run(_LENGTHS.value),
     "chips": lambda: chips.run(_LENGTHS.value),
     "coverage": lambda: coverage.run(_WORKDIR.value),
@@ -62,8 +78,8 @@ _LENGTHS = flags.DEFINE_multi_integer(
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     "",
-    "decode: keeps the trained pair for the next time; recovery, coverage: every study's outcome; scalebench, regmix: "
-    "figures",
+    "accelerator: figures and the study; decode: keeps the trained pair for the next time; recovery, coverage: every "
+    "study's outcome; scalebench, regmix: figures",
 )
 _TABLE = flags.DEFINE_string(
     "table", "", "prior: runs table, default a simulated one; scalebench, regmix: folder of their tables"

@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,6 @@ from models.sharding import BATCH_AXES
 
 PROGRAMS = ("step", "evaluate", "decode")
 SPARE = 0.1  # share of a chip's memory that a run should leave: fragments, and what the runtime itself takes
-_TRIES = 4  # of changes, each a compilation
 _LOSS_CHUNK, _QUERY_CHUNK = 4096, 256  # tokens a device, queries: small against the rest, and large enough for a chip
 _UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _EXHAUSTED = re.compile(r"Used ([\d.]+)([KMGT]) of")
@@ -160,34 +159,45 @@ def _roofline(step: dict[str, Any], chip: Chip, chips: int, useful: float, token
 
 
 def _change(config: RunConfig, topology_name: str, population: int, excess: float) -> dict[str, Any] | None:
-    """The first change, of those tried, with which the step fits."""
+    """What saves memory, one after another until the step fits; what cannot be is left out."""
+    devices = topology(topology_name)[1]
+    sizes, slices = make_mesh(config.mesh, devices).shape, len({getattr(d, "slice_index", 0) for d in devices})
     changes: dict[str, Any] = {}
-    for _, further in zip(range(_TRIES), _savings(config, topology_name, excess), strict=False):
-        changes |= further
+    for further in savings(config, sizes, slices, excess):
         try:
-            found = report(overlay(config, changes), topology_name, population, ("step",), suggest=False)
+            found = report(overlay(config, changes | further), topology_name, population, ("step",), suggest=False)
         except UserError:
             continue
+        changes |= further
         if found["fits"]:
             return changes | {"peak": found["programs"]["step"]["peak"]}
     return None
 
 
-def _savings(config: RunConfig, topology_name: str, excess: float) -> Iterator[dict[str, Any]]:
-    """What saves memory, the cheapest in time first."""
-    model, (_, devices) = config.model, topology(topology_name)
-    if config.mesh.fsdp == 1:
-        yield {"mesh.data": 1, "mesh.fsdp": -1}
+def savings(config: RunConfig, sizes: Mapping[str, int], slices: int, excess: float) -> Iterator[dict[str, Any]]:
+    """What saves memory, the cheapest in time first, each beside those before it.
+
+    sizes: of the mesh's axes. slices: that data alone may span. excess: peak over memory. Windows are split last: where
+    a device has one at a time and it is still too long, or where there are fewer of them than devices.
+    """
+    model, fsdp = config.model, sizes["data"] * sizes["fsdp"] // slices
+    if sizes["data"] > slices:
+        yield {"mesh.data": slices, "mesh.fsdp": fsdp}
     recompute: dict[str, Any] = {} if model.remat == "full" else {"model.remat": "full"}
     recompute |= {} if model.loss_chunk else {"model.loss_chunk": _LOSS_CHUNK}
     if recompute:
         yield recompute
-    rows, parts = config.train.batch_size // len(devices), config.train.microbatches
+    rows, parts = config.train.batch_size // (fsdp * slices), config.train.microbatches
     enough = [n for n in range(parts + 1, rows + 1) if rows % n == 0 and n >= min(2 * parts * excess, rows)]
     if enough:
         yield {"train.microbatches": enough[0]}
     if not model.query_chunk:
         yield {"model.query_chunk": _QUERY_CHUNK}
+    for n in range(2, fsdp + 1):
+        if fsdp % n == 0 and n >= min(2 * excess, fsdp):
+            mesh = {"mesh.data": slices, "mesh.fsdp": fsdp // n, "mesh.context": n * sizes["context"]}
+            yield mesh | {"train.microbatches": n * rows}
+            return
 
 
 def shapes(runs: Sequence[RunConfig]) -> list[RunConfig]:

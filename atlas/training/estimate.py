@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +50,9 @@ def estimate(runs: Sequence[RunConfig], population: int) -> pd.DataFrame:
     rows = []
     for parts in tqdm(list(units.values()), desc="measure", unit="shape"):
         first, count = parts[0][0], sum(map(len, parts))
-        compiling, seconds, gib = _measured(first, len(parts[0]))
-        size = sizes([first]).iloc[0]
-        rows.append((count, int(size.N), int(size.D), count * size.flops, compiling + count * seconds, gib))
+        measured, size = measure(first, len(parts[0])), sizes([first]).iloc[0]
+        seconds = measured.compile_seconds + count / len(parts[0]) * _seconds(first, measured)
+        rows.append((count, int(size.N), int(size.D), count * size.flops, seconds, measured.gib))
     return pd.DataFrame(rows, columns=["runs", "N", "D", "flops", "seconds", "gib"])
 
 
@@ -63,8 +64,18 @@ def in_words(table: pd.DataFrame) -> str:
     return f"{shown.to_string(index=False, float_format='{:.3g}'.format)}\n{total}, without preparing the text"
 
 
-def _measured(run: RunConfig, population: int) -> tuple[float, float, float]:
-    """Seconds to compile, seconds of one run of a population, and GiB of a device that the step takes."""
+class Measured(NamedTuple):
+    """Of a population: seconds to compile its programs, of a step, and of the evaluation of a chunk; GiB of a device
+    that a step takes."""
+
+    compile_seconds: float
+    step_seconds: float
+    evaluation_seconds: float
+    gib: float
+
+
+def measure(run: RunConfig, population: int) -> Measured:
+    """A population of runs like this one, which trains random tokens for a second on the devices that are here."""
     vocabulary = run.data.vocab_size
     if run.data.tokenizer not in TRAINED_TOKENIZERS:
         vocabulary = tokenizers.named(run.data.tokenizer).vocab_size
@@ -85,12 +96,16 @@ def _measured(run: RunConfig, population: int) -> tuple[float, float, float]:
     while (spent := time.perf_counter() - begin) < _SECONDS:
         state, _ = jax.block_until_ready(step(state, tokens, of, NO_COOLDOWN))
         steps += 1
-    train, trunk = run.train, run.train.branch_step(run.train.steps[-1])
-    chunks = -(-train.evaluation_windows // train.batch_size) * languages
-    evaluations = len(train.steps) + (trunk // train.evaluate_every if train.evaluate_every else 0)
-    seconds = (train.planned_steps * spent / steps + evaluations * chunks * evaluate) / population
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    return compiling, seconds, held / 2**30
+    return Measured(compiling, spent / steps, evaluate, held / 2**30)
+
+
+def _seconds(run: RunConfig, measured: Measured) -> float:
+    """Of a population's trunk, branches and evaluations."""
+    train, trunk = run.train, run.train.branch_step(run.train.steps[-1])
+    chunks = -(-train.evaluation_windows // train.batch_size) * len(languages_of(run.data))
+    evaluations = len(train.steps) + (trunk // train.evaluate_every if train.evaluate_every else 0)
+    return train.planned_steps * measured.step_seconds + evaluations * chunks * measured.evaluation_seconds
 
 
 def _timed(call: Callable[[], object]) -> float:

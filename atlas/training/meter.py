@@ -27,13 +27,17 @@ class Meter:
         last, self._last, self.is_new = self._last, time.perf_counter(), False
         if not last:
             return {}
-        seconds, chips = self._last - last, jax.device_count()
+        held = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+        return self.speed(self._last - last) | ({"memory_bytes": max(held)} if any(held) else {})
+
+    def speed(self, seconds: float) -> dict[str, float]:
+        """Of a step that takes so long."""
+        chips = jax.device_count()
         speed = {"step_seconds": seconds, "tokens_per_second": self._tokens / seconds}
         speed["tokens_per_second_per_chip"] = speed["tokens_per_second"] / chips
         if self._chip:
             speed["mfu"] = self._flops / (seconds * chips * self._chip.flops)
-        held = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
-        return speed | ({"memory_bytes": max(held)} if any(held) else {})
+        return speed
 
 
 def in_words(loss: float, speed: dict[str, float]) -> str:

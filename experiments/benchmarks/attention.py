@@ -1,7 +1,8 @@
 """Attention: dense, over selected tokens and over selected blocks, with k = T/16.
 
-The peer is jax.nn.dot_product_attention, by cuDNN on a GPU and by XLA elsewhere. `streamed dense` is this
-project's dense attention in linear memory. For the sparse paths `forward` is the output alone, and `training`
+The peer is jax.nn.dot_product_attention, by cuDNN on a GPU and by XLA on a CPU, and on a TPU splash attention, beside
+which our kernels for selected blocks stand there (`kernel`). `streamed dense` is this project's dense attention in
+linear memory. For the sparse paths `forward` is the output alone, and `training`
 its gradient with the indexer's loss; `index+select` ends with the selected sets, and `attend` is the rest of
 `forward`.
 
@@ -22,13 +23,14 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks.timing import Program, compile_program, measure
-from models.attention import streamed, tiles
+from models.attention import fused, kernels, streamed, tiles
 from models.attention.indexer import index_scores
 from models.attention.keys import Attended, IndexInputs, Reads, Selection, in_documents
 from models.attention.selection import select_blocks, select_tokens
 
 _BLOCK = 64
 _CHUNK = 64
+_LANES = 128  # tokens of the blocks that kernels for TPUs take
 _BLOCKS = {"token": 0, "block": _BLOCK}  # of the sparse paths; see `Selection`
 _QUERY_DRIFT, _KEY_DRIFT = 0.999, 0.9
 
@@ -87,6 +89,12 @@ def attend_sparsely(
     return streamed.attend(q_BTHE, k_BSGE, v_BSGE, reads, selection, chunk=_CHUNK)
 
 
+def _by_kernel(
+    q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, index: IndexInputs, selection: Selection
+) -> Attended:
+    return kernels.attend(q_BTHE, k_BSGE, v_BSGE, _reads(q_BTHE.shape[1])._replace(index=index), selection)
+
+
 def training(attend: Callable[..., Attended]) -> Callable[..., Any]:
     """Gradients of the output's sum of squares and, where there is one, of the indexer's loss."""
 
@@ -100,15 +108,18 @@ def training(attend: Callable[..., Attended]) -> Callable[..., Any]:
 
 def _programs(shape: Shape, T: int) -> list[Program]:
     *inputs, index = _inputs(shape, T)
-    implementation = "cudnn" if jax.default_backend() == "gpu" else "xla"
-    dense = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation=implementation)
-    programs = []
+    peer, programs = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend(), "xla"), []
 
     def add(path: str, attend: Callable[..., Attended], *arguments: jax.Array | IndexInputs) -> None:
         for kind, function in {"forward": lambda *a: attend(*a).output, "training": training(attend)}.items():
             programs.append(Program({"length": T, "pass": kind, "path": path}, function, arguments))
 
-    add(f"dense ({implementation})", lambda *qkv: Attended(dense(*qkv)), *inputs)
+    if peer == "splash":
+        add("dense (splash)", lambda *qkv: fused.attend_splash(*qkv, _reads(T)), *inputs)
+        add("kernel", functools.partial(_by_kernel, selection=_selection(shape, T, _LANES)), *inputs, index)
+    else:
+        dense = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation=peer)
+        add(f"dense ({peer})", lambda *qkv: Attended(dense(*qkv)), *inputs)
     add("streamed dense", lambda *qkv: streamed.attend(*qkv, _reads(T), chunk=_CHUNK), *inputs)
     for path, block in _BLOCKS.items():
         selection = _selection(shape, T, block)

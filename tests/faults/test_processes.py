@@ -1,6 +1,5 @@
 """Processes at once, interrupts and environments."""
 
-import importlib.util
 import os
 import pathlib
 import re
@@ -14,6 +13,7 @@ import pytest
 from atlas.training import RunConfig, finished, run_id
 from checked import UserError, overlay
 from checked.files import locked
+from tests.compilers import needs
 from tests.experiments.binaries import ROOT, run_binaries
 
 STUDY = """
@@ -120,7 +120,7 @@ def test_a_platform_that_is_not_here_is_one_line(tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="without the extra compile (libtpu)")
+@needs("libtpu")
 def test_a_compiler_of_tpus_beside_a_cpu_is_in_nobodys_way(tmp_path):
     changes = ["--config.train.steps=(2,)", "--config.model.layers=1", "--config.data.synthetic_tokens=20000"]
     done = binary("train", "--config=configs/train.py", *changes, f"--workdir={tmp_path}")

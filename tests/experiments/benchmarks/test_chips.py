@@ -1,5 +1,3 @@
-import importlib.util
-
 import jax
 import pytest
 from jax.sharding import SingleDeviceSharding
@@ -8,6 +6,7 @@ from atlas.training.chips import topology
 from atlas.training.executable import flops
 from experiments.benchmarks import chips
 from experiments.benchmarks.attention import ACCELERATOR, Shape
+from tests.compilers import needs
 
 
 def test_flops_are_those_of_the_program():
@@ -20,7 +19,7 @@ def test_flops_are_those_of_the_program():
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="without the extra compile (libtpu)")
+@needs("libtpu")
 @pytest.mark.parametrize("chip", chips.TOPOLOGIES)
 def test_training_compiles(chip):
     device = SingleDeviceSharding(topology(chips.TOPOLOGIES[chip])[1][0])

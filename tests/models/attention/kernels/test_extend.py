@@ -1,5 +1,4 @@
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from atlas.training.chips import topology
 from models.attention import cache, kernels
 from models.attention.keys import IndexInputs, Reads
 from models.attention.selection import extend_lists, list_length
+from tests.compilers import needs
 from tests.models.attention.inputs import make_inputs, make_selection
 
 S, W = 48, 8
@@ -53,7 +53,7 @@ def decoded(q, layer, position, query, gate, bias, selection):
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="without the extra compile (libtpu)")
+@needs("libtpu")
 @pytest.mark.parametrize("chip", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_decoding_compiles_for_tpus_and_copies_no_slots(chip):
     """One token of four rows of 131,072 slots, and five to verify; 16 heads of 128, 8 key/value heads."""
