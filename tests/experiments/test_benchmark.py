@@ -35,7 +35,7 @@ def test_attention_compares_every_path_with_the_peer(tmp_path):
 
 MISTAKES = (
     ((), "--suite is missing"),
-    (("--suite=atention",), "should be one of <attention|chips|coverage|decode|"),
+    (("--suite=atention",), "should be one of <accelerator|attention|chips|coverage|decode|"),
     (("--suite=attention", "--lengths=2K"), "--lengths=2K: invalid literal"),
     (("--suite=attention", "--lengths=64"), "--lengths=64: 64 is not integer >= 128"),
 )

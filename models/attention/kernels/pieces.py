@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -128,7 +129,8 @@ def over_lists(
 
     def at_entry(j: int, b: Any, p: Any, i: Any, lists: Any) -> tuple[Any, Any]:
         entry = lists[(b * P + p) * A + i * n + j]
-        return b // sharing, jnp.where(entry < 0, p, entry)
+        # Of `//` Pallas lowers a sign as the chip does that JAX sees, which need not be the one it compiles for.
+        return jax.lax.div(b, np.int32(sharing)), jnp.where(entry < 0, p, entry)
 
     def body(lists: Any, queries: Any, keys: Any, bias_J: Any, out: Any, *scratch: Any) -> None:
         b, p, i = (pl.program_id(axis) for axis in range(3))

@@ -4,6 +4,7 @@ import pytest
 
 from atlas.training import chips
 from checked import UserError
+from tests.compilers import needs
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,12 @@ from checked import UserError
 def test_topologies_that_mean_nothing(name, message):
     with pytest.raises(UserError, match=message):
         chips.topology(name)
+
+
+@needs("libtpu")
+def test_a_shape_that_no_slice_has_is_one_line():
+    with pytest.raises(UserError, match=r"^topology 'v5p:3x5x7': [^\n]+$"):
+        chips.topology("v5p:3x5x7")
 
 
 @pytest.mark.parametrize("name", ["v5p:2x2x1", "h100:8"])
