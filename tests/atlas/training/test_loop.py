@@ -1,5 +1,6 @@
 import importlib.util
 import pathlib
+import re
 import signal
 
 import numpy as np
@@ -31,13 +32,29 @@ def final_losses(workdir: pathlib.Path, changes: dict) -> np.ndarray:
 def trained(tmp_path_factory: pytest.TempPathFactory, corpus) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("uninterrupted")
     shown = importlib.util.find_spec("tensorboardX") is not None
-    train([config_of({"train.tensorboard": shown})], corpus, workdir)
+    words = []
+    progress = lambda tokens, word: words.append(word)  # noqa: E731  what the bar shows
+    train([config_of({"train.tensorboard": shown})], corpus, workdir, progress, profile=(2, 3))
+    (workdir / "words").write_text("\n".join(words))
     return workdir
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(trained: pathlib.Path) -> dict:
     return outcome(trained, {})
+
+
+def test_what_people_watch(trained):
+    """The speed of every step but the first of a segment; that it compiles, once; a trace."""
+    words = (trained / "words").read_text().splitlines()
+    assert words.count("compiling") == 1 == words.index("compiling") + 1 and "nan" not in " ".join(words)
+    lines = [r for r in logs.read(trained / "runs" / run_id(config_of({})) / "metrics.jsonl") if r["speed"]]
+    assert len(lines) == 9 and sum("ms a step" in word for word in words) == len(lines)
+    config = config_of({})
+    for speed in (line["speed"] for line in lines):
+        tokens = config.train.batch_size * config.data.window
+        assert speed["tokens_per_second"] == pytest.approx(tokens / speed["step_seconds"])
+    assert list((trained / "profile").rglob("*.xplane.pb"))
 
 
 def test_boards_show_every_phase(trained):
@@ -50,7 +67,9 @@ def test_boards_show_every_phase(trained):
 
 def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, uninterrupted):
     """In the second segment of the trunk; tests/faults/test_kills.py kills anywhere, and again."""
-    assert [done.returncode for done in run_worker(tmp_path, {}, 9, 0)] == [-9, 0]
+    killed, continued = run_worker(tmp_path, {}, 9, 0)
+    assert (killed.returncode, continued.returncode) == (-9, 0)
+    assert re.search(rf"{run_id(config_of({}))}: continues from step \d+ of its trunk", continued.stderr)
     assert outcome(tmp_path, {}) == uninterrupted
 
 
