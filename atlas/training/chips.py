@@ -85,6 +85,8 @@ def topology(name: str) -> tuple[Chip, list[jax.Device]]:
             options = {"target_config": config, "topology": f"1x{slices}x{shape}"}
             return chip, topologies.get_topology_desc(kind, platform="cuda", **options).devices
         options = {"num_slices": slices} if slices > 1 else {}
+        if set(shape.split("x")) == {"1"}:
+            options["chips_per_host_bounds"] = [1, 1, 1]  # by default a host has several
         return chip, topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **options).devices
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"topology {name!r}: {' '.join(str(error).split())}") from None

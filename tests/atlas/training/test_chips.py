@@ -21,6 +21,12 @@ def test_topologies_that_mean_nothing(name, message):
 
 
 @needs("libtpu")
+def test_a_single_chip():
+    chip, devices = chips.topology("v5e:1x1")
+    assert len(devices) == 1 and chips.chip_of(devices[0].device_kind) is chip
+
+
+@needs("libtpu")
 def test_a_shape_that_no_slice_has_is_one_line():
     with pytest.raises(UserError, match=r"^topology 'v5p:3x5x7': [^\n]+$"):
         chips.topology("v5p:3x5x7")
