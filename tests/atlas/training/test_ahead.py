@@ -34,24 +34,19 @@ def test_temporaries_fall_with_the_number_of_chips():
 
 @pytest.mark.thorough
 @needs("libtpu")
-@pytest.mark.parametrize(
-    ("scale", "topology", "changes"),
-    [(0, "v5p:2x2x1", {"train.microbatches": 4}), (46, "v5p:4x4x4", {"train.microbatches": 8})],
-)
-def test_the_papers_smallest_and_largest_steps_fit(scale, topology, changes):
-    found = compiled(scale, topology, {"mesh.fsdp": -1} | changes)
-    step, devices, held = found["programs"]["step"], found["chips"], found["held"]
+@pytest.mark.parametrize(("scale", "topology", "parts", "most"), [(0, "v5p:2x2x1", 4, 1.3), (46, "v5p:4x4x4", 8, 10)])
+def test_the_papers_smallest_and_largest_steps_fit(scale, topology, parts, most):
+    """most: GiB of temporaries, a tenth above what the committed table has."""
+    found = compiled(scale, topology, {"mesh.fsdp": -1, "train.microbatches": parts})
+    step, n, held, total = found["programs"]["step"], found["chips"], found["held"], found["parameters"]["total"]
     assert found["fits"] and step["peak"] <= (1 - SPARE) * chips.CHIPS["v5p"].memory
-    assert step["arguments"] == pytest.approx(sum(held.values()), rel=0.02)  # and tokens
-    assert sum(held.values()) == pytest.approx(3 * 4 * found["parameters"]["total"] / devices, rel=0.02)
-    # A part of a batch gathers the matrices twice, in bfloat16, and their gradients come back as gathers do or, by
-    # all-reduces, as two of them. Activations of all windows, which no device may have, would be many times that.
-    moved = sum(kind["bytes"] for kind in step["collectives"].values())
-    passes = moved / (2 * found["parameters"]["total"] * changes["train.microbatches"])
-    assert 2 < passes < 7
-    assert step["collectives"]["all-reduce"]["bytes"] > 0
-    logits = 4 * found["tokens_per_step"] / devices / changes["train.microbatches"] * atlas_paper.ATLAS_VOCAB_SIZE
-    assert step["temporaries"] < logits
+    assert step["temporaries"] < most * chips.GIB
+    assert sum(held.values()) == pytest.approx(3 * 4 * total / n, rel=0.01)
+    assert sum(held.values()) <= step["arguments"] < 1.15 * sum(held.values())  # tiles of a chip are padded
+    # A part of a batch gathers all matrices twice, in bfloat16, and scatters their gradients once; where XLA takes
+    # all-reduces in their place, it receives twice as much. Activations are never among it.
+    passes = sum(kind["bytes"] for kind in step["collectives"].values()) / (2 * total * parts) * n / (n - 1)
+    assert 3 <= passes <= 6.1
 
 
 @needs("libtpu")
