@@ -4,7 +4,7 @@
     python -m experiments.benchmark --suite=accelerator --workdir=DIR [--json=FILE]
     python -m experiments.benchmark --suite=chips [--lengths=4096] [--json=FILE]
     python -m experiments.benchmark --suite=decode [--workdir=DIR] [--json=FILE]
-    python -m experiments.benchmark --suite=memory|fit|serve [--json=FILE]
+    python -m experiments.benchmark --suite=memory|fit|serve|train [--json=FILE]
     python -m experiments.benchmark --suite=prior [--table=FILE.csv] [--json=FILE]
     python -m experiments.benchmark --suite=regmix --table=DIR [--workdir=DIR] [--json=FILE]
     python -m experiments.benchmark --suite=scalebench --table=DIR [--json=FILE]
@@ -49,6 +49,7 @@ from experiments.benchmarks import (
     regmix,
     scalebench,
     serve,
+    train,
 )
 from experiments.benchmarks.timing import cores
 
@@ -65,6 +66,7 @@ _SUITES = {
     "scalebench": lambda: scalebench.run(_TABLE.value, _WORKDIR.value),
     "recovery": lambda: recovery.run(_WORKDIR.value),
     "serve": serve.run,
+    "train": train.run,
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 

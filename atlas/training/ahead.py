@@ -187,7 +187,7 @@ def savings(config: RunConfig, sizes: Mapping[str, int], slices: int, excess: fl
     recompute |= {} if model.loss_chunk else {"model.loss_chunk": _LOSS_CHUNK}
     if recompute:
         yield recompute
-    rows, parts = config.train.batch_size // (fsdp * slices), config.train.microbatches
+    rows, parts = config.train.batch_size // (fsdp * slices), max(config.train.microbatches, 1)
     enough = [n for n in range(parts + 1, rows + 1) if rows % n == 0 and n >= min(2 * parts * excess, rows)]
     if enough:
         yield {"train.microbatches": enough[0]}

@@ -40,7 +40,11 @@ class TrainConfig(Checked, section="train"):
     """
 
     batch_size: int = field(16, "of a step, over all devices", unit="windows", least=1)
-    microbatches: int = field(1, "parts of a batch whose gradients are added up, to save memory", least=1)
+    microbatches: int = field(
+        0,
+        "parts of a batch whose gradients are added up, to save memory; 0: what is quickest on one CPU, else 1",
+        least=0,
+    )
     steps: tuple[int, ...] = field((500,), "ends of the cooldown branches, ascending", unit="steps", least=1)
     warmup_steps: int = field(20, "linear rise of the learning rate", unit="steps", least=0)
     cooldown_fraction: float = field(0.2, "share of a branch's steps in its linear decay to 0", least=0, below=1)

@@ -114,7 +114,7 @@ def check_divisible(mesh: Mesh, config: RunConfig, population: int) -> None:
     """Raises UserError where a batch, a window, a model or a population does not divide over its mesh axes."""
     sizes, train, model = mesh.shape, config.train, config.model
     parts, matrices = sizes["data"] * sizes["fsdp"], sizes["fsdp"] * sizes["context"]
-    if train.batch_size % (parts * train.microbatches):
+    if train.batch_size % (parts * max(train.microbatches, 1)):
         many = f"data × fsdp = {parts} devices" + f" × {train.microbatches} microbatches" * (train.microbatches > 1)
         raise UserError(
             f"train.batch_size={train.batch_size} does not divide over {many}; use a multiple, or split windows over "

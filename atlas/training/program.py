@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from atlas.data import Corpus, Sampler
+from atlas.training import cpu
 from atlas.training.config import RunConfig, shape_of
 from atlas.training.mesh import check_divisible, over_devices, parameter_sharding
 from atlas.training.step import Arrays, Cooldown, Skeleton, TrainState, TrainStep
@@ -79,7 +80,12 @@ def program_of(shape: RunConfig, ids: tuple[int, int, int], languages: int, popu
     check_divisible(mesh, shape, population)
     separator, padding, vocab_size = ids
     model: ModelConfig = dataclasses.replace(shape.model, vocab_size=vocab_size)
-    one = TrainStep(Skeleton(model), shape.train, separator, padding, languages)
+    train, on_cpu = shape.train, mesh.devices.flat[0].platform == "cpu"
+    if on_cpu and mesh.devices.size == 1:
+        cpu.keep_memory()
+        parts = train.microbatches or cpu.cached_parts(train.batch_size, shape.data.window)
+        train = dataclasses.replace(train, microbatches=parts)
+    one = TrainStep(Skeleton(model), train, separator, padding, languages)
     over_runs = functools.partial(jax.vmap, spmd_axis_name="run")
     abstract = jax.eval_shape(over_runs(one.init), jax.ShapeDtypeStruct((population,), jnp.int32))
     shardings = _state_shardings(abstract, one.skeleton, mesh)
@@ -87,7 +93,7 @@ def program_of(shape: RunConfig, ids: tuple[int, int, int], languages: int, popu
     by_run, by_row = P("run"), P("run", BATCH_AXES)
     specs = {name: leaf.sharding.spec for name, leaf in like.params.items()}
     own_rows = functools.partial(over_devices, mesh=mesh)
-    own_runs = _one_by_one if mesh.devices.flat[0].platform == "cpu" else jax.vmap
+    own_runs = _one_by_one if on_cpu else jax.vmap
     gradients = own_rows(own_runs(one.gradients), in_specs=(specs, by_run, by_row), out_specs=(specs, by_run, by_run))
 
     def losses(params: Arrays, buffers: Arrays, tokens_CBS: jax.Array) -> tuple[jax.Array, Arrays]:

@@ -171,7 +171,8 @@ class TrainStep:
         With `microbatches` the rows come in so many parts, whose gradients are added up: activations of one part exist
         at a time, and the result is that of one batch.
         """
-        differentiate = jax.value_and_grad(self._loss, has_aux=True)
+        # Traced once, though its shapes are asked for first.
+        differentiate = jax.jit(jax.value_and_grad(self._loss, has_aux=True), inline=True)
         counts = self._counts(self.skeleton.merge(params, buffers), tokens_BS)
 
         def part(tokens_bS: jax.Array) -> Gradients:
@@ -184,7 +185,7 @@ class TrainStep:
             gradients, moves, metrics = jax.tree.map(jnp.add, sums, new)
             return (gradients, moves, metrics | {"largest_activation": largest}), None
 
-        if (parts := self.config.microbatches) == 1:
+        if (parts := self.config.microbatches) <= 1:
             gradients, moves, metrics = part(tokens_BS)
         else:
             tokens_PbS = tokens_BS.reshape(parts, -1, tokens_BS.shape[1])
