@@ -65,11 +65,11 @@ def field(
       default: its value where none is given.
       help: what it does, in one line.
       unit: of the number.
-      choices: the only values allowed.
+      choices: the only values allowed; a list may grow.
       pattern: a regular expression that text must match as a whole.
       bounds: `least`, `above`, `most` and `below` of a number, or of every number of a tuple.
     """
-    rules = {"choices": tuple(choices), "pattern": pattern, "bounds": bounds}
+    rules = {"choices": choices, "pattern": pattern, "bounds": bounds}
     return dataclasses.field(default=default, metadata={"help": help, "unit": unit} | rules)
 
 

@@ -12,6 +12,7 @@ import jax
 from checked import Checked, UserError, field
 
 ATTENTION_KINDS = ("dense", "gated", "sparse", "gated_sparse")
+ATTENTION_NAMES = [*ATTENTION_KINDS]  # and those that `attention_kind` adds
 DTYPES = ("float32", "bfloat16", "float64")
 REMAT = ("none", "dots", "full")
 K_RULES = ("fixed", "paper", "inverse")
@@ -128,7 +129,7 @@ class ModelConfig(Checked, section="model"):
     head_width: int = field(16, "E, even for the rotation", least=2)
     d_ff: int = field(256, "F, feed-forward width", least=1)
     vocab_size: int = field(288, "V; in training that of the tokenizer takes its place", unit="tokens", least=1)
-    attention: str = field("dense", "with gates, an indexer that selects keys, or both", choices=ATTENTION_KINDS)
+    attention: str = field("dense", "with gates, an indexer that selects keys, or both", choices=ATTENTION_NAMES)
     rope_base: float = field(10000.0, "of the rotary wavelengths", above=0)
     output_gate: str = field("elementwise", "gate after attention, per head", choices=OUTPUT_GATES)
     value_gate: str = field("elementwise", "gate on the values, per key/value head", choices=VALUE_GATES)

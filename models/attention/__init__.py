@@ -9,12 +9,15 @@ Which keys a query reads is one question, how they are attended another, and `ke
             streamed     online softmax over tiles of queries and blocks of keys (`tiles`), memory linear in T
             kernels      selected blocks on TPUs, in Pallas; `fused` says which kernel serves which devices
             cache        few queries against the keys that decoding keeps
+            kinds        functions of your own, by `attention_kind`
 
 `oracle.attend`, `streamed.attend` and `kernels.attend` answer one call, (q, k, v, Reads, Selection) → Attended: no
 probabilities come back. `module` picks one by the config and the devices; what needs probabilities computes them again
 in `measure`, in evaluation alone.
 """
 
+from models.attention.keys import Attended, Reads, visible_keys
+from models.attention.kinds import attention_kind
 from models.attention.module import Attention, RunningVariance
 
-__all__ = ["Attention", "RunningVariance"]
+__all__ = ["Attended", "Attention", "Reads", "RunningVariance", "attention_kind", "visible_keys"]

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from checked import UserError
 from models import sharding
-from models.attention import cache, fused, oracle, streamed
+from models.attention import cache, fused, kinds, oracle, streamed
 from models.attention import measure as measuring
 from models.attention.indexer import Indexer
 from models.attention.keys import Attended, Reads, Selection, document_start, in_documents, in_window
@@ -90,6 +91,7 @@ class Attention(nnx.Module):
         self.variance_decay = config.variance_decay
         self.selection = _selection(config) if config.is_sparse else None
         self.chunk = config.query_chunk
+        self.kind = config.attention
 
     def __call__(
         self,
@@ -114,7 +116,7 @@ class Attention(nnx.Module):
             metrics = {name: _mean(value_BT, valid_BT) for name, value_BT in of_selection.items()}
         if train and self.running_variance is not None:
             self.running_variance[...] = self._next_variance(attended.variance, segments_BT)
-        if measure:
+        if measure and kinds.added(self.kind) is None:
             softcap = self.architecture.attention_softcap
             measured = measuring.measure(q_BTHE, k_BSGE, reads, document.first, self.selection, softcap)
             metrics |= _measured_metrics(measured, valid_BT, valid_BT & (document.position > document.first))
@@ -154,8 +156,10 @@ class Attention(nnx.Module):
         """The output [B, C, M] at C more tokens of every row, and the slots with them written.
 
         Equal to the same rows of `__call__` on the whole text as one document, with a running variance that
-        stands still.
+        stands still. Raises UserError for a kind that was added, of which no cache knows.
         """
+        if kinds.added(self.kind):
+            raise UserError(f"models of attention={self.kind!r} are not decoded")
         q_BCHE, k_BCGE, v_BCGE, _ = self._project(x_BCM, rotation)
         write = functools.partial(cache.write, start_B=position_BC[:, 0])
         layer = layer._replace(key=write(layer.key, k_BCGE), value=write(layer.value, v_BCGE))
@@ -207,6 +211,8 @@ class Attention(nnx.Module):
     def _attend(
         self, q_BTHE: jax.Array, k_BSGE: jax.Array, v_BSGE: jax.Array, reads: Reads, window: jax.Array | None
     ) -> Attended:
+        if own := kinds.added(self.kind):
+            return own(q_BTHE, k_BSGE, v_BSGE, reads)
         # Layers of one scanned body differ in a window, which the kernels want to know beforehand.
         attend = fused.kernel(q_BTHE, self.selection, self.architecture.attention_softcap) if window is None else None
         if attend is not None:
