@@ -116,7 +116,7 @@ def _reader(run: RunConfig, corpus: Corpus) -> Callable[[dict], Record]:
     skeleton = Skeleton(dataclasses.replace(run.model, vocab_size=tokenizer.vocab_size))
     ids = tokenizer.separator, tokenizer.padding
     compiled = jax.jit(lambda model, tokens: read(skeleton.merge(model["params"], model["buffers"]), tokens, *ids))
-    windows = evaluation_set(corpus, _MEASURED_WINDOWS, run.train.batch_size)
+    windows = evaluation_set(corpus, _MEASURED_WINDOWS, run.train.batch_size, run.data.tasks)
     language = np.asarray(corpus.languages)[windows.language]
 
     def matches(model: dict, tokens_CBS: np.ndarray) -> dict[int, tuple[int, int]]:

@@ -111,7 +111,8 @@ def _step(config: RunConfig, program: Program, population: int, mesh: Mesh) -> j
 def _evaluate(config: RunConfig, program: Program, population: int, mesh: Mesh) -> jax.stages.Traced:
     shape = (1, config.train.batch_size, config.data.window + 1)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=program.evaluation_sharding)
-    return program.evaluate.trace(program.like.params, program.like.buffers, tokens)
+    scored = jax.ShapeDtypeStruct((*shape[:2], config.data.window), bool, sharding=program.evaluation_sharding)
+    return program.evaluate.trace(program.like.params, program.like.buffers, tokens, scored)
 
 
 def _decode(config: RunConfig, program: Program, population: int, mesh: Mesh) -> jax.stages.Traced:

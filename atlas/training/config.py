@@ -57,7 +57,12 @@ class TrainConfig(Checked, section="train"):
         0.5, "share of the steps so far that a run may skip, since loss or gradient are not finite", least=0, most=1
     )
     evaluation_windows: int = field(64, "of validation, a language, at most", unit="windows", least=1)
-    evaluate_every: int = field(0, "on the trunk; 0: only where branches end", unit="steps", least=0)
+    evaluate_every: int = field(
+        0,
+        "on the trunk, of a run that continues another also at its start; 0: only where branches end",
+        unit="steps",
+        least=0,
+    )
     checkpoint_every: int = field(0, "0: only where branches begin", unit="steps", least=0)
     tensorboard: bool = field(False, "event files for TensorBoard, beside the logs")
 

@@ -89,7 +89,7 @@ def measure(run: RunConfig, population: int) -> Measured:
     step = program.step.lower(state, tokens, of, NO_COOLDOWN).compile()
     memory = step.memory_analysis()
     chunk = jax.device_put(tokens[:1], program.evaluation_sharding)
-    evaluate = _timed(lambda: program.evaluate(state.params, state.buffers, chunk))
+    evaluate = _timed(lambda: program.evaluate(state.params, state.buffers, chunk, chunk[..., 1:] >= 0))
     compiling = time.perf_counter() - start
     state, _ = step(state, tokens, of, NO_COOLDOWN)
     steps, begin = 0, time.perf_counter()

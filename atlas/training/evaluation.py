@@ -1,6 +1,7 @@
 """Evaluation by language, in nats per token and in bits per byte; retrieval tasks, in exact matches."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,13 @@ from models import Decoder, document_segments
 class EvaluationSet:
     """Validation windows of every language, padded to whole chunks of one language each.
 
-    tokens: int32 [C, B, T+1]. language: int32 [C], the language of a chunk. targets, num_bytes: float64 [K],
-    predicted tokens and the bytes of text that they stand for.
+    tokens: int32 [C, B, T+1]. scored: bool [C, B, T], the targets that a loss is the mean of: all of a language, and of
+    a task the answers, since its filler says nothing of it. language: int32 [C], the language of a chunk. targets,
+    num_bytes: float64 [K], scored tokens and the bytes of text that they stand for.
     """
 
     tokens: np.ndarray
+    scored: np.ndarray
     language: np.ndarray
     targets: np.ndarray
     num_bytes: np.ndarray
@@ -29,10 +32,10 @@ class EvaluationSet:
         return nats_K / (np.log(2) * self.num_bytes), nats_K / self.targets
 
 
-def evaluation_set(corpus: Corpus, windows: int, batch_size: int) -> EvaluationSet:
-    """The first `windows` validation windows of each language in chunks of `batch_size`."""
-    padding = corpus.tokenizer.padding
-    chunks, languages, targets, num_bytes = [], [], [], []
+def evaluation_set(corpus: Corpus, windows: int, batch_size: int, tasks_of: Sequence[str] = ()) -> EvaluationSet:
+    """The first `windows` validation windows of each language in chunks of `batch_size`; `tasks_of` are its tasks."""
+    padding, separator = corpus.tokenizer.padding, corpus.tokenizer.separator
+    chunks, marks, languages, targets, num_bytes = [], [], [], [], []
     for number, language in enumerate(corpus.languages):
         held_out = corpus.windows(language, "validation")
         count = min(windows, len(held_out))
@@ -40,14 +43,18 @@ def evaluation_set(corpus: Corpus, windows: int, batch_size: int) -> EvaluationS
         whole = -(-count // batch_size) * batch_size
         filled = np.full((whole, rows.shape[1]), padding, np.int32)
         filled[:count] = rows
-        real = rows[:, 1:][rows[:, 1:] != padding]
+        scored = filled[:, 1:] != padding
+        if language in tasks_of:
+            scored = np.zeros_like(scored)
+            scored[tasks.answers(filled, separator)[:2]] = True
+        real = filled[:, 1:][scored]
         targets.append(real.size)
         num_bytes.append(corpus.token_bytes(language, "validation")[real].sum())
         chunks.append(filled.reshape(-1, batch_size, rows.shape[1]))
+        marks.append(scored.reshape(-1, batch_size, rows.shape[1] - 1))
         languages += [number] * len(chunks[-1])
-    return EvaluationSet(
-        np.concatenate(chunks), np.array(languages), np.array(targets, float), np.array(num_bytes, float)
-    )
+    each = np.concatenate(chunks), np.concatenate(marks), np.array(languages)
+    return EvaluationSet(*each, np.array(targets, float), np.array(num_bytes, float))
 
 
 def read(model: Decoder, tokens_CBS: jax.Array, separator: int, padding: int) -> tuple[jax.Array, dict[str, jax.Array]]:

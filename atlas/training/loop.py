@@ -33,7 +33,7 @@ from atlas.training.program import Program, make_program
 from atlas.training.step import NO_COOLDOWN, Arrays, Cooldown, TrainState
 from checked import UserError
 from checked.files import locked, write_atomically
-from models import checkpoint, count_params
+from models import become, checkpoint, count_params
 
 TRUNK, COOLDOWN = "trunk", "cooldown"
 Progress = Callable[[int, str], None]
@@ -103,7 +103,8 @@ class Population:
             for config, weights in zip(configs, self._weights, strict=True)
         ]
         self._program: Program = make_program(self._config, corpus, len(configs), self._mesh)
-        self._evaluation: EvaluationSet = evaluation_set(corpus, settings.evaluation_windows, settings.batch_size)
+        extent = settings.evaluation_windows, settings.batch_size
+        self._evaluation: EvaluationSet = evaluation_set(corpus, *extent, self._config.data.tasks)
         self._directories = [workdir / "runs" / name for name in self._ids]
         self._checkpoints = workdir / "checkpoints" / population_name(self._ids)
         self._workdir, self._lines = workdir, [[] for _ in configs]
@@ -144,12 +145,18 @@ class Population:
 
     def _initial(self) -> TrainState:
         if not self._config.initialize:
-            return self._program.init(np.array([config.seed for config in self._configs], np.int32))
+            return self._fresh()
         like = {"params": self._program.like.params, "buffers": self._program.like.buffers}
         loaded = [load_model(self._workdir, config.initialize) for config in self._configs]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *loaded)
+        if any(stacked[part].keys() != like[part].keys() for part in like):
+            fresh = self._fresh()
+            stacked = {part: become(stacked[part], getattr(fresh, part)) for part in like}
         arrays = jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), stacked, like)
         return self._program.start(arrays["params"], arrays["buffers"])
+
+    def _fresh(self) -> TrainState:
+        return self._program.init(np.array([config.seed for config in self._configs], np.int32))
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
@@ -199,6 +206,8 @@ class Population:
         cooldown = tuple(np.int32(bound) for bound in segment.cooldown)
         directory = self._checkpoints / segment.name
         self._forget(segment, start)
+        if start == 0 and segment.phase == TRUNK and self._config.initialize and settings.evaluate_every:
+            self._evaluate(state, TRUNK)  # what it was given, before it changes
         self._meter.begin()
         pending: Arrays | None = None
         steps = range(start, segment.stop)
@@ -267,12 +276,13 @@ class Population:
             metrics.keep(path, lambda r: r["phase"] != segment.name or r["step"] <= start)
 
     def _evaluate(self, state: TrainState, phase: str) -> None:
-        tokens = jax.device_put(self._evaluation.tokens, self._program.evaluation_sharding)
-        nats_RC, measured = jax.device_get(self._program.evaluate(state.params, state.buffers, tokens))
-        steps, windows, skipped = jax.device_get((state.step, state.windows, state.skipped))
+        windows = self._evaluation.tokens, self._evaluation.scored
+        windows = jax.device_put(windows, self._program.evaluation_sharding)
+        nats_RC, measured = jax.device_get(self._program.evaluate(state.params, state.buffers, *windows))
+        steps, learnt_RK, skipped = jax.device_get((state.step, state.windows, state.skipped))
         for run, directory in enumerate(self._directories if _writes() else ()):
             bits_K, nats_K = self._evaluation.losses(nats_RC[run])
-            tokens_K = windows[run].astype(np.int64) * self._corpus.window
+            tokens_K = learnt_RK[run].astype(np.int64) * self._corpus.window
             at = {"phase": phase, "step": int(steps[run])}
             by_language = {"tokens": tokens_K, "bits_per_byte": bits_K, "nats_per_token": nats_K}
             record = at | {"skipped": int(skipped[run])}

@@ -30,8 +30,8 @@ class Program:
 
     init(seeds int32 [R]) → state; start(params, buffers) → state; step(state, tokens int32 [R, B, T+1], languages
     int32 [R, B], cooldown (start, stop)) → (state, metrics of [R]), donating state; evaluate(params, buffers, tokens
-    int32 [C, B, T+1]) → (nats float32 [R, C], metrics of [R]). like: the state as shapes with shardings, to
-    restore into.
+    int32 [C, B, T+1], scored bool [C, B, T]) → (nats float32 [R, C], metrics of [R]). like: the state as shapes with
+    shardings, to restore into.
     """
 
     init: jax.stages.Wrapped
@@ -96,10 +96,13 @@ def program_of(shape: RunConfig, ids: tuple[int, int, int], languages: int, popu
     own_runs = _one_by_one if on_cpu else jax.vmap
     gradients = own_rows(own_runs(one.gradients), in_specs=(specs, by_run, by_row), out_specs=(specs, by_run, by_run))
 
-    def losses(params: Arrays, buffers: Arrays, tokens_CBS: jax.Array) -> tuple[jax.Array, Arrays]:
-        return own_runs(functools.partial(one.evaluate, tokens_CBS=tokens_CBS))(params, buffers)
+    def losses(
+        params: Arrays, buffers: Arrays, tokens_CBS: jax.Array, scored_CBT: jax.Array
+    ) -> tuple[jax.Array, Arrays]:
+        return own_runs(lambda params, buffers: one.evaluate(params, buffers, tokens_CBS, scored_CBT))(params, buffers)
 
-    evaluate = own_rows(losses, in_specs=(specs, by_run, P(None, BATCH_AXES)), out_specs=by_run)
+    chunks = P(None, BATCH_AXES)
+    evaluate = own_rows(losses, in_specs=(specs, by_run, chunks, chunks), out_specs=by_run)
     update = over_runs(one.update, in_axes=(0, 0, 0, None))
 
     def step(

@@ -145,19 +145,23 @@ class TrainStep:
         metrics |= {"gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
         return dataclasses.replace(kept, step=state.step + 1, skipped=skipped), metrics
 
-    def evaluate(self, params: Arrays, buffers: Arrays, tokens_CBS: jax.Array) -> tuple[jax.Array, Arrays]:
-        """Of C chunks of windows int32 [C, B, T+1]: nats summed over each, float32 [C], and the model's metrics.
+    def evaluate(
+        self, params: Arrays, buffers: Arrays, tokens_CBS: jax.Array, scored_CBT: jax.Array
+    ) -> tuple[jax.Array, Arrays]:
+        """Of C chunks of windows int32 [C, B, T+1]: nats summed over the targets of each that are scored (bool
+        [C, B, T]), float32 [C], and the model's metrics.
 
         Metrics are means over chunks, as by `evaluation.read`; those that need attention probabilities are measured
         here and in no training step.
         """
 
-        def chunk(tokens_BS: jax.Array) -> tuple[jax.Array, Arrays]:
+        def chunk(windows: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Arrays]:
+            tokens_BS, scored_BT = windows
             model = self.skeleton.merge(params, buffers)
-            nats_BT, weights_BT, metrics = token_losses(model, tokens_BS, self.separator, self.padding, measure=True)
-            return sharding.total(jnp.sum(nats_BT * weights_BT)), metrics
+            nats_BT, _, metrics = token_losses(model, tokens_BS, self.separator, self.padding, measure=True)
+            return sharding.total(jnp.sum(nats_BT, where=sharding.own(scored_BT))), metrics
 
-        nats_C, metrics_C = jax.lax.map(chunk, tokens_CBS)
+        nats_C, metrics_C = jax.lax.map(chunk, (tokens_CBS, scored_CBT))
         return nats_C, jax.tree.map(jnp.mean, metrics_C)
 
     @functools.cached_property

@@ -18,7 +18,7 @@ from atlas.training.mesh import check_divisible, first_process_first, make_mesh
 from checked import UserError
 from checked.environment import parse_shard
 from checked.files import read_sealed, write_sealed
-from models import array_shapes
+from models import can_become
 
 PLAN = "sweep.json"
 
@@ -112,8 +112,10 @@ def _check_parent(run: RunConfig, before: Sequence[RunConfig], workdir: pathlib.
     models += [r.model for r in before if not models and run_id(r) == run.initialize]
     if workdir and not models:
         models = [load_model_config(workdir, run.initialize)]
-    if any(array_shapes(run.model) != array_shapes(model) for model in models[:1]):
-        raise UserError(f"initialize={run.initialize!r} is a model of another shape or attention kind")
+    if not all(can_become(model, run.model) for model in models[:1]):
+        raise UserError(
+            f"initialize={run.initialize!r} is a model of another shape, or has gates or an indexer that this one lacks"
+        )
 
 
 def claim(workdir: pathlib.Path, runs: Sequence[RunConfig]) -> None:

@@ -2,9 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from atlas.data import tasks, windows
+from atlas.data import DataConfig, prepare, tasks, windows
 from atlas.data.tokenizers import ByteTokenizer
-from atlas.training.evaluation import exact_matches, read
+from atlas.training.evaluation import evaluation_set, exact_matches, read
 from models import Decoder, ModelConfig, token_losses
 from tests.models.making import make_decoder
 
@@ -77,3 +77,14 @@ def test_rows_of_padding_hold_no_documents():
     padded = np.concatenate([tokens_NS, np.full_like(tokens_NS, PADDING)])
     correct = np.ones((4, 64), bool)
     assert exact_matches(padded, correct, SEPARATOR) == exact_matches(tokens_NS, correct[:2], SEPARATOR)
+
+
+def test_of_a_task_the_answers_are_scored_and_of_text_every_token(tmp_path):
+    data = DataConfig(source="synthetic", languages=("a1",), tasks=("needle",), window=64, synthetic_tokens=20_000)
+    corpus = prepare(data, tmp_path)
+    found = evaluation_set(corpus, 3, 2, data.tasks)
+    text, task = (found.language == corpus.languages.index(name) for name in ("a1", "needle"))
+    np.testing.assert_array_equal(found.scored[text], found.tokens[text][..., 1:] != PADDING)
+    asked = found.tokens[task][..., :-2] == ord("?")  # the key follows, and the answer
+    np.testing.assert_array_equal(found.scored[task][..., 1:], asked)
+    assert found.targets[corpus.languages.index("needle")] == asked.sum() > 3

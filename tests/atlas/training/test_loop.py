@@ -169,15 +169,17 @@ def test_two_processes_train_like_one(tmp_path, smooth, unused_port):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("attention", ["gated", "gated_sparse"])
-def test_continues_from_another_run(tmp_path, corpus, attention):
-    kind = {"model.attention": attention}
+@pytest.mark.parametrize("attention, before", [("gated", "gated"), ("gated_sparse", "dense")])
+def test_continues_from_another_run(tmp_path, corpus, attention, before):
+    kind = {"model.attention": before}
     parent = config_of(kind | {"mixture": "uniform(*)"})
     with pytest.raises(UserError, match="train it first"):
         train([config_of(kind | {"initialize": run_id(parent)})], corpus, tmp_path)
     train([parent], corpus, tmp_path)
-    changes = kind | {"initialize": run_id(parent), "mixture": "b1", "train.evaluate_every": 1}
+    changes = {"model.attention": attention, "initialize": run_id(parent), "mixture": "b1", "train.evaluate_every": 1}
     train([config_of(changes)], corpus, tmp_path)
+    evaluations = logs.read(tmp_path / "runs" / run_id(config_of(changes)) / "evaluations.jsonl")
+    assert next(r["step"] for r in evaluations if r["phase"] == "trunk") == 0
     first = logs.read(tmp_path / "runs" / run_id(config_of(changes)) / "metrics.jsonl")[0]
     scratch = logs.read(tmp_path / "runs" / run_id(parent) / "metrics.jsonl")[0]
     assert first["loss"] < scratch["loss"] - 0.05

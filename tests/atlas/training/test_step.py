@@ -95,11 +95,13 @@ def test_weight_decay_leaves_vectors_alone(one, state, tokens_BS):
 
 
 def test_evaluation_sums_nats_by_chunk(one, state, tokens_BS):
-    nats_C, metrics = jax.jit(one.evaluate)(state.params, state.buffers, jnp.stack([tokens_BS, tokens_BS[::-1]]))
     nats_BT, weights_BT, _ = token_losses(
         one.skeleton.merge(state.params, state.buffers), tokens_BS, SEPARATOR, PADDING
     )
-    np.testing.assert_allclose(nats_C, [jnp.sum(nats_BT * weights_BT)] * 2, rtol=1e-5)
+    scored_CBT = jnp.stack([weights_BT > 0, jnp.zeros_like(weights_BT, bool).at[1, 3].set(True)])
+    windows = jnp.stack([tokens_BS, tokens_BS]), scored_CBT
+    nats_C, metrics = jax.jit(one.evaluate)(state.params, state.buffers, *windows)
+    np.testing.assert_allclose(nats_C, [jnp.sum(nats_BT * weights_BT), nats_BT[1, 3]], rtol=1e-5)
     assert metrics.keys() >= MEASURED and all(np.isfinite(value) for value in metrics.values())
 
 

@@ -106,7 +106,7 @@ def test_workdir_of_another_sweep(tmp_path):
         ({"mesh.tensor": 64}, "tensor=64 .* there are"),
         ({"initialize": "none"}, "has no trained model"),
         ({"initialize": RUNS[0].name, "model.layers": 3}, "another shape"),
-        ({"initialize": RUNS[0].name, "model.attention": "dense"}, "another shape or attention kind"),
+        ({"initialize": RUNS[0].name, "model.attention": "dense"}, "another shape, or has gates"),
     ],
 )
 def test_what_would_stop_any_run_is_named_before_the_first_trains(tmp_path, monkeypatch, changes, message):
