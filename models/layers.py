@@ -1,6 +1,7 @@
 """Parts that every layer uses: parameters, RMSNorm, rotary positions, the gated feed-forward."""
 
 import functools
+import itertools
 import math
 from typing import NamedTuple
 
@@ -57,6 +58,16 @@ def linear(x: jax.Array, w: nnx.Param, inputs: int = 1, preferred_element_type: 
     w_IO = w_IO.reshape(math.prod(w_IO.shape[:inputs]), math.prod(out_shape))
     y_NO = jnp.matmul(x.reshape(B * T, -1), w_IO, preferred_element_type=preferred_element_type)
     return y_NO.reshape(B, T, *out_shape)
+
+
+def linears(x: jax.Array, *w: nnx.Param, preferred_element_type: jnp.dtype | None = None) -> list[jax.Array]:
+    """`linear` by each of several weights, as one product: small ones take a CPU as long as large ones."""
+    whole_IO = [whole(each, x.dtype).reshape(x.shape[-1], -1) for each in w]
+    y_BTO = jnp.matmul(
+        x.reshape(-1, x.shape[-1]), jnp.concatenate(whole_IO, axis=1), preferred_element_type=preferred_element_type
+    )
+    parts = jnp.split(y_BTO, list(itertools.accumulate(part.shape[1] for part in whole_IO))[:-1], axis=1)
+    return [part.reshape(*x.shape[:-1], *each.shape[1:]) for part, each in zip(parts, w, strict=True)]
 
 
 def rms_norm(x_BTM: jax.Array, epsilon: float = 1e-6) -> jax.Array:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from models.attention.keys import IndexInputs
 from models.config import ModelConfig
-from models.layers import Rotation, constant, linear, rotate, weight
+from models.layers import Rotation, constant, linears, rotate, weight
 
 
 class Indexer(nnx.Module):
@@ -33,12 +33,12 @@ class Indexer(nnx.Module):
     def __call__(self, x_BTM: jax.Array, rotation: Rotation) -> IndexInputs:
         x_BTM = jax.lax.stop_gradient(x_BTM)
         # Float32 from here on: rounded scores tie, and ties decide the selection.
-        project = functools.partial(linear, x_BTM, preferred_element_type=jnp.promote_types(x_BTM.dtype, jnp.float32))
-        query_BTJI, key_BSI = project(self.query), project(self.key)
+        wide = jnp.promote_types(x_BTM.dtype, jnp.float32)
+        query_BTJI, key_BSI, gate_BTJ = linears(x_BTM, self.query, self.key, self.gate, preferred_element_type=wide)
         if R := self.rotary_width:
             of_width = Rotation(*(a[..., :: 2 * a.shape[-1] // R] for a in rotation))
             query_BTJI, key_BSI = rotate(query_BTJI, of_width), rotate(key_BSI[:, :, None], of_width)[:, :, 0]
-        return IndexInputs(query_BTJI, key_BSI, jax.nn.sigmoid(project(self.gate)), self.bias[...])
+        return IndexInputs(query_BTJI, key_BSI, jax.nn.sigmoid(gate_BTJ), self.bias[...])
 
 
 def index_scores(index: IndexInputs, scale: float) -> jax.Array:
@@ -49,13 +49,12 @@ def index_scores(index: IndexInputs, scale: float) -> jax.Array:
     accumulate = jnp.promote_types(index.query.dtype, jnp.float32)
     B, T, J, I = index.query.shape
     # One product of matrices a row, which XLA's backward on CPUs does in half the time of the equivalent einsum.
-    query_BNI = (index.query * scale).swapaxes(1, 2).reshape(B, J * T, I)
+    query_BNI = (index.query * scale).reshape(B, T * J, I)
     dots_BNS = jnp.matmul(query_BNI, index.key.swapaxes(1, 2), preferred_element_type=accumulate)
-    dots_BJTS = dots_BNS.reshape(B, J, T, -1)
-    open_BJTS = jax.nn.sigmoid(dots_BJTS + index.bias[:, None, None])
+    open_BTJS = jax.nn.sigmoid(dots_BNS.reshape(B, T, J, -1) + index.bias[:, None])
     # Selection compares a score with a threshold that it set itself, so both must be the same bits. With an elementwise
     # last operation they were seen to differ where XLA compiles without optimisations; with this product never.
-    return jnp.einsum("btj,bjts->bts", index.gate.astype(accumulate), open_BJTS)
+    return jnp.einsum("btj,btjs->bts", index.gate.astype(accumulate), open_BTJS)
 
 
 def score_variance(scores_BTS: jax.Array, visible_BTS: jax.Array) -> jax.Array:

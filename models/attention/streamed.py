@@ -137,16 +137,17 @@ class _Tile:
         if selection is None:
             return tiles.consecutive_keys(self.reads, S), None, None
 
-        def chosen(extent: int) -> tuple[jax.Array, Threshold | None, jax.Array | None]:
+        def chosen(extent: int) -> tuple[jax.Array, jax.Array, Threshold | None, jax.Array | None]:
             scores_BCX, found = self._score(extent), (threshold, None)
             if threshold is None:
                 chosen_BCX, *found = select_tokens(scores_BCX, self.reads, selection)
             else:
                 chosen_BCX = select_again(threshold, scores_BCX, self.reads, selection)
-            return jnp.pad(chosen_BCX, ((0, 0), (0, 0), (0, S - extent))), *found
+            beyond = ((0, 0), (0, 0), (0, S - extent))
+            return jnp.pad(chosen_BCX, beyond), jnp.pad(scores_BCX, beyond), *found
 
-        chosen_BCS, *found = tiles.at_extent(chosen, self.reads, S)
-        return tiles.chosen_keys(chosen_BCS, self.reads, selection.most), *found
+        chosen_BCS, scores_BCS, *found = tiles.at_extent(chosen, self.reads, S)
+        return tiles.chosen_keys(chosen_BCS, scores_BCS, self.reads, selection.most), *found
 
     def _score(self, extent: int) -> jax.Array:
         """Scores [B, C, X] of the first X keys."""
@@ -173,6 +174,9 @@ class _Tile:
 
     def index_logits(self, keys: Keys, i: jax.Array) -> jax.Array:
         """Of the indexer on block i, wherever a query reads or not."""
+        if keys.scores is not None:
+            scores_ZCK = jax.lax.dynamic_slice_in_dim(keys.scores, i * keys.size, keys.size, axis=2)
+            return scores_ZCK / self.how.selection.temperature
         index = self.index(tiles.block(keys, i, self.inputs.index.key))
         return index_scores(index, self.how.selection.scale) / self.how.selection.temperature
 

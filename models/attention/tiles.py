@@ -17,7 +17,7 @@ from models.attention.keys import Reads, visible_keys
 _STEP_ELEMENTS = 2**22  # bounds the scores that exist at one time, where tiles are worked on together
 _KEYS_PER_QUERY = 4  # keys in a block, per query of the tile
 _EXTENTS = 4  # a tile scores the keys up to the next of so many static extents: 5/8 of all pairs, not all of them
-_TILES_PER_EXTENT = 16  # fewest that are worth compiling the scores once more
+_TILES_PER_EXTENT = 4  # fewest that are worth compiling the scores once more
 _UNION = 8  # times the keys of one query: about what a tile's queries choose together, of a short window all there is
 
 Carry = Any
@@ -44,7 +44,7 @@ class Keys(NamedTuple):
 
     Without `order` they are consecutive positions; otherwise order [Z, O] lists runs of `run` positions, by position /
     run and filled up with S / run. Each query attends to all of them that it sees, or, with chosen [Z, C, S], to those
-    that it has chosen.
+    that it has chosen, by scores [Z, C, S] that are kept where no list is.
     """
 
     size: int
@@ -52,6 +52,7 @@ class Keys(NamedTuple):
     end: jax.Array | int
     order: jax.Array | None = None
     chosen: jax.Array | None = None
+    scores: jax.Array | None = None
     run: int = 1
 
     def runs(self, i: jax.Array) -> jax.Array:
@@ -122,7 +123,7 @@ def consecutive_keys(tile: Reads, S: int) -> Keys:
     return Keys(K, jnp.min(tile.first) // K, jnp.minimum(jnp.max(tile.position), S - 1) // K + 1)
 
 
-def chosen_keys(chosen_BCS: jax.Array, tile: Reads, most: int) -> Keys:
+def chosen_keys(chosen_BCS: jax.Array, scores_BCS: jax.Array, tile: Reads, most: int) -> Keys:
     """The keys that any query of the tile chooses, or, where they are most of what there is, all that it sees.
 
     They are listed by the first query that chooses them, and by position among those of one query. So a
@@ -131,7 +132,7 @@ def chosen_keys(chosen_BCS: jax.Array, tile: Reads, most: int) -> Keys:
     """
     _, C, S = chosen_BCS.shape
     if most * _UNION > S:
-        return consecutive_keys(tile, S)._replace(chosen=chosen_BCS)
+        return consecutive_keys(tile, S)._replace(chosen=chosen_BCS, scores=scores_BCS)
     row_1C1 = jnp.arange(C, dtype=jnp.int32)[None, :, None]
     first_row_BS = jnp.min(jnp.where(chosen_BCS, row_1C1, C), axis=1)
     place_BS = jnp.sort(first_row_BS * S + jnp.arange(S, dtype=jnp.int32), axis=1)

@@ -126,10 +126,15 @@ def test_batch_and_padding_change_nothing(path):
     inputs, segments = make_inputs(), make_segments("documents", 2, 29)
     expected = forward(inputs, segments, path)
     alone = forward(jax.tree.map(lambda a: a[1:] if a.ndim > 1 else a, inputs), segments[1:], path)
-    assert_near(alone, jax.tree.map(lambda a: a[1:], expected), 1e-6)
     padded = jnp.pad(segments, ((0, 0), (0, 9)), constant_values=-1)
     longer = forward(splice(inputs, make_inputs(seed=1, T=38), 29), padded, path)
-    assert_near(jax.tree.map(lambda a: a[:, :29], longer), expected, 1e-6)
+    of_second, of_text = jax.tree.map(lambda a: a[1:], expected), jax.tree.map(lambda a: a[:, :29], longer)
+    for actual, wanted in ((alone, of_second), (of_text, expected)):
+        assert_near(actual._replace(indexer_loss=None), wanted._replace(indexer_loss=None), 1e-6)
+        if path != "dense":
+            # Arrays of other sizes may be multiplied in another order. Divergences are differences of logits of up to
+            # J / temperature = 4, which are off by 2^-22 then.
+            np.testing.assert_allclose(actual.indexer_loss, wanted.indexer_loss, rtol=0, atol=2 * 2**-22)
 
 
 @pytest.mark.parametrize("block", [0, 4])
