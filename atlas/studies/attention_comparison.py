@@ -12,8 +12,11 @@ import pandas as pd
 from scipy.special import stdtrit
 from tqdm import tqdm
 
-from atlas.data import Corpus
+from atlas.data import Corpus, tasks
+from atlas.data.tokenizers import Tokenizer
+from atlas.data.windows import cut
 from atlas.report import attention_comparison as figures
+from atlas.studies.lengths import BEYOND, PositionReader
 from atlas.studies.scaling_study import machine, training_seconds
 from atlas.training import RunConfig, Study, load_model, metrics, run_id, run_sweep, runs_table, stability
 from atlas.training.config import shape_of
@@ -48,8 +51,9 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str) -> str:
     command: how it was started, for the summary.
 
     Files: `table.csv` (a row a kind), `summary.json` (the same with its circumstances), `runs.csv` (the runs table),
-    `results.csv` (a row a run), `curves.csv` (means of 20 steps), figures/*.png, and where there are tasks or short
-    runs `accuracy.csv` (a row a run, task and document length) and `learning_rates.csv` (a row a short run).
+    `results.csv` (a row a run), `curves.csv` (means of 20 steps), figures/*.png, and where there are long documents,
+    tasks or short runs `positions.csv` (a row a run and stretch of positions), `accuracy.csv` (a row a run, task and
+    document length) and `learning_rates.csv` (a row a short run).
 
     Returns:
       The table in words.
@@ -60,15 +64,18 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str) -> str:
     measured = _measure(full, corpus, workdir)
     records = {run: metrics.read(workdir / "runs" / run_id(run) / METRICS) for run in study.runs}
     evaluations = runs_table(full, workdir)
-    last = evaluations[(evaluations.phase == COOLDOWN) & (evaluations.step == evaluations.step.max())]
+    cooled = evaluations[evaluations.phase == COOLDOWN]
+    last = cooled[cooled.step == cooled.groupby("run").step.transform("max")]
     of_text = last[~last.language.isin(study.base.data.tasks)].groupby("run")
     facts = pd.DataFrame({"num_params": of_text.num_params.first(), "bits_per_byte": of_text.loss.mean()})
     results = pd.DataFrame(_row(run, facts.loc[run_id(run)], measured[run], records[run]) for run in full)
     rates = pd.DataFrame(_rate_row(run, records[run]) for run in short)
     accuracy = pd.DataFrame(row for run in full for row in _accuracy_rows(run, measured[run]))
+    positions = pd.DataFrame(row for run in full for row in _position_rows(run, measured[run]))
     curves = pd.DataFrame(row for run in full for row in _curve_rows(run, records[run]))
     table = tabulate(results, rates)
-    frames = {"results": results, "accuracy": accuracy, "learning_rates": rates, "curves": curves, "runs": evaluations}
+    frames = {"results": results, "accuracy": accuracy, "positions": positions, "learning_rates": rates}
+    frames |= {"curves": curves, "runs": evaluations}
     drawn = {"training": figures.training_curves(curves, _CURVES)}
     if len(accuracy):
         drawn["accuracy"] = figures.accuracy_by_length(accuracy)
@@ -96,8 +103,9 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str) -> str:
 def _measure(runs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path) -> dict[RunConfig, Record]:
     """Measurements of trained runs, read back where they were made before.
 
-    Each has `metrics`, those of the attention on validation text, and `matches`, {task: {document length: (answers
-    that match, documents)}} on validation windows of the tasks.
+    Each has `metrics`, those of the attention on validation text, `positions`, [from, to, bits per byte] of long
+    validation documents, and `matches`, {task: {document length: (answers that match, documents)}} on validation
+    windows of the tasks and on some of BEYOND times their length.
     """
     files = {run: workdir / "runs" / run_id(run) / "measurements.json" for run in runs}
     missing = [run for run, file in files.items() if not file.exists()]
@@ -118,6 +126,8 @@ def _reader(run: RunConfig, corpus: Corpus) -> Callable[[dict], Record]:
     compiled = jax.jit(lambda model, tokens: read(skeleton.merge(model["params"], model["buffers"]), tokens, *ids))
     windows = evaluation_set(corpus, _MEASURED_WINDOWS, run.train.batch_size, run.data.tasks)
     language = np.asarray(corpus.languages)[windows.language]
+    longer = {task: _longer_windows(task, run, tokenizer) for task in run.data.tasks}
+    positions = PositionReader(run.model, corpus, [name for name in corpus.languages if name not in run.data.tasks])
 
     def matches(model: dict, tokens_CBS: np.ndarray) -> dict[int, tuple[int, int]]:
         correct_CBT, _ = compiled(model, tokens_CBS)
@@ -126,12 +136,23 @@ def _reader(run: RunConfig, corpus: Corpus) -> Callable[[dict], Record]:
 
     def measure(model: dict) -> Record:
         _, measured = compiled(model, windows.tokens[~np.isin(language, run.data.tasks)])
+        beyond = {task: matches(model, longer[task])[longer[task].shape[-1] - 1] for task in longer}
+        within = {task: matches(model, windows.tokens[language == task]) for task in longer}
         return {
             "metrics": {name: float(value) for name, value in measured.items()},
-            "matches": {task: matches(model, windows.tokens[language == task]) for task in run.data.tasks},
+            "positions": list(positions.read(model)),
+            "matches": {task: within[task] | {BEYOND * run.data.window: beyond[task]} for task in longer},
         }
 
     return measure
+
+
+def _longer_windows(task: str, run: RunConfig, tokenizer: Tokenizer) -> np.ndarray:
+    """Validation windows of BEYOND times the length, int32 [C, 1, BEYOND · T + 1]."""
+    window = BEYOND * run.data.window
+    documents = tasks.documents(task, "validation", _MEASURED_WINDOWS * window, window, run.data.seed)
+    rows = list(cut(tokenizer.encode_documents(documents), window, tokenizer.padding))
+    return np.stack(rows)[:, None]
 
 
 def tabulate(results: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
@@ -189,7 +210,10 @@ def describe(table: pd.DataFrame) -> str:
 
 def _row(run: RunConfig, facts: pd.Series, measured: Record, records: Sequence[Record]) -> Record:
     losses = stability.losses_of(records)
-    matches = {task: np.sum(list(counts.values()), axis=0) for task, counts in measured["matches"].items()}
+    matches = {
+        task: np.sum([n for length, n in counts.items() if int(length) <= run.data.window], axis=0)
+        for task, counts in measured["matches"].items()
+    }
     return {
         **_labels(run),
         "num_params": int(facts.num_params),
@@ -219,6 +243,11 @@ def _accuracy_rows(run: RunConfig, measured: Record) -> Iterator[Record]:
         for length, (right, documents) in counts.items():
             found = {"task": task, "length": int(length), "documents": documents, "accuracy": right / documents}
             yield _labels(run) | found
+
+
+def _position_rows(run: RunConfig, measured: Record) -> Iterator[Record]:
+    for start, stop, loss in measured["positions"]:
+        yield _labels(run) | {"start": start, "stop": stop, "bits_per_byte": loss}
 
 
 def _curve_rows(run: RunConfig, records: Sequence[Record]) -> Iterator[Record]:

@@ -75,18 +75,22 @@ class Study:
 
     @functools.cached_property
     def runs(self) -> list[RunConfig]:
-        """The plan with ids in place of names in `initialize`.
+        """The plan with ids in place of names in `initialize`, of several runs of a name that with the same seed.
 
         Raises UserError where a name is ambiguous, or an id depends on text that cannot be reached.
         """
-        ids: dict[str, str] = {}
+        ids: dict[str, dict[int, list[str]]] = {}  # by name and seed, of the runs so far that others continue
         parents, runs = {run.initialize for run in self.plan}, []
         for run in self.plan:
-            runs.append(dataclasses.replace(run, initialize=ids.get(run.initialize, run.initialize)))
-            if run.name in parents and run.name in ids:
-                raise UserError(f"initialize={run.name!r} names several runs of the sweep; give them different names")
+            by_seed = ids.get(run.initialize, {})
+            found = by_seed.get(run.seed) or list(itertools.chain(*by_seed.values())) or [run.initialize]
+            if len(found) > 1:
+                raise UserError(
+                    f"initialize={run.initialize!r} names several runs of the sweep; give them different names"
+                )
+            runs.append(dataclasses.replace(run, initialize=found[0]))
             if run.name in parents:
-                ids[run.name] = run_id(runs[-1])
+                ids.setdefault(run.name, {}).setdefault(run.seed, []).append(run_id(runs[-1]))
         return runs
 
     def check_overrides(self, keys: Iterable[str]) -> None:

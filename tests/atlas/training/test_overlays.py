@@ -48,8 +48,11 @@ def test_a_run_continues_another_by_name():
     plan = [{"name": "parent"}, {"name": "child", "initialize": "parent"}, {"name": "other", "initialize": "child"}]
     parent, child, other = Study("", RunConfig(), plan).runs
     assert (child.initialize, other.initialize) == (run_id(parent), run_id(child))
+    parents = [plan[0], plan[0] | {"seed": 1}]
+    *_, second, child = Study("", RunConfig(), [*parents, plan[1] | {"seed": 1}]).runs
+    assert child.initialize == run_id(second)
     with pytest.raises(UserError, match="'parent' names several runs"):
-        _ = Study("", RunConfig(), [plan[0], plan[0] | {"seed": 1}, plan[1]]).runs
+        _ = Study("", RunConfig(), [*parents, plan[1] | {"seed": 2}]).runs
 
 
 def test_ids_are_of_the_run_alone():
