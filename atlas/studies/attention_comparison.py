@@ -59,9 +59,8 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str) -> str:
       The table in words.
     """
     run_sweep(study.runs, workdir, study.population, shard="0/1")
-    corpus = prepare_corpus(study.base.data, workdir)
     full, short = ([run for run in study.runs if (run.group == RATES) is wanted] for wanted in (False, True))
-    measured = _measure(full, corpus, workdir)
+    measured = _measure(full, workdir)
     records = {run: metrics.read(workdir / "runs" / run_id(run) / METRICS) for run in study.runs}
     evaluations = runs_table(full, workdir)
     cooled = evaluations[evaluations.phase == COOLDOWN]
@@ -100,7 +99,7 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str) -> str:
     return f"{study.title}: mean ± standard deviation over seeds\n{describe(table)}\ntable: {workdir / 'table.csv'}"
 
 
-def _measure(runs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path) -> dict[RunConfig, Record]:
+def _measure(runs: Sequence[RunConfig], workdir: pathlib.Path) -> dict[RunConfig, Record]:
     """Measurements of trained runs, read back where they were made before.
 
     Each has `metrics`, those of the attention on validation text, `positions`, [from, to, bits per byte] of long
@@ -113,7 +112,7 @@ def _measure(runs: Sequence[RunConfig], corpus: Corpus, workdir: pathlib.Path) -
     for run in tqdm(missing, desc="measure", unit="run", disable=not missing):
         shape = shape_of(run)
         if shape not in readers:
-            readers = {shape: _reader(run, corpus)}
+            readers = {shape: _reader(run, prepare_corpus(run.data, workdir))}
         write_sealed(files[run], readers[shape](load_model(workdir, run_id(run))))
     return {run: read_sealed(file, "record of measurements", "delete it") for run, file in files.items()}
 
