@@ -33,6 +33,7 @@ RATES = "learning_rates"  # the group of a comparison's short runs
 _CONSTANTS = ["num_params", "d_ff"]  # numbers of a kind, the same for every seed
 _MEASURED_WINDOWS = 256  # of validation, a language or task, that trained models are measured on
 _CURVE_STEPS = 20  # steps that a point of a curve is the mean of
+_SOLVED = 0.1 * np.log(2)  # nats an answer: one that is not the first choice costs ln 2, so that nine of ten are right
 _UNDISTURBED = 0.1  # quantile of the times between steps
 _CLOCK_SECONDS = 1e-3  # to which log lines tell the time
 _DPI = 150
@@ -53,7 +54,7 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str) -> str:
     Files: `table.csv` (a row a kind), `summary.json` (the same with its circumstances), `runs.csv` (the runs table),
     `results.csv` (a row a run), `curves.csv` (means of 20 steps), figures/*.png, and where there are long documents,
     tasks or short runs `positions.csv` (a row a run and stretch of positions), `accuracy.csv` (a row a run, task and
-    document length) and `learning_rates.csv` (a row a short run).
+    document length), `solved.csv` (see `solved`) and `learning_rates.csv` (a row a short run).
 
     Returns:
       The table in words.
@@ -74,7 +75,7 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str) -> str:
     curves = pd.DataFrame(row for run in full for row in _curve_rows(run, records[run]))
     table = tabulate(results, rates)
     frames = {"results": results, "accuracy": accuracy, "positions": positions, "learning_rates": rates}
-    frames |= {"curves": curves, "runs": evaluations}
+    frames |= {"curves": curves, "runs": evaluations, "solved": solved(evaluations, study.base.data.tasks)}
     drawn = {"training": figures.training_curves(curves, _CURVES)}
     if len(accuracy):
         drawn["accuracy"] = figures.accuracy_by_length(accuracy)
@@ -191,6 +192,18 @@ def differences(results: pd.DataFrame) -> pd.DataFrame:
         reach = stdtrit(freedom, 0.975) * deviation * np.sqrt(2 / gaps.notna().sum(axis=1))
         found.append(pd.DataFrame({"difference": gaps.mean(axis=1), "difference_95": reach}))
     return pd.concat(found)
+
+
+def solved(evaluations: pd.DataFrame, of: Sequence[str]) -> pd.DataFrame:
+    """A row a run and task that it trains on: `step`, the first evaluated at which nine answers of ten are right.
+
+    evaluations: rows of the runs table. of: the names of the tasks. NaN where no evaluation was so good.
+    """
+    rows = []
+    for (run, task), part in evaluations[evaluations.language.isin(of)].groupby(["run", "language"], sort=False):
+        if part[f"tokens.{task}"].max() > 0:
+            rows.append({"run": run, "task": task, "step": part.step[part.nats_per_token <= _SOLVED].min()})
+    return pd.DataFrame(rows)
 
 
 def describe(table: pd.DataFrame) -> str:

@@ -175,3 +175,21 @@ def test_differences_are_taken_seed_by_seed():
     np.testing.assert_allclose(table.difference_95["more"] / table.difference_95["local"], np.sqrt(3))
     np.testing.assert_allclose(table.difference["local_16"], -0.1)
     assert np.isnan(table.difference_95["local_16"])
+
+
+def test_a_task_is_solved_at_the_first_good_evaluation_of_a_run_that_trains_it():
+    columns = ["run", "language", "step", "nats_per_token", "tokens.needle", "tokens.multikey"]
+    rows = [
+        ("one", "needle", 25, 2.3, 800, 0),
+        ("one", "needle", 50, 0.06, 1600, 0),
+        ("one", "needle", 75, 0.01, 2400, 0),
+        ("one", "multikey", 75, 0.01, 2400, 0),
+        ("two", "needle", 75, 0.08, 2400, 0),
+        ("two", "a1", 75, 0.01, 2400, 0),
+    ]
+    found = comparison.solved(pd.DataFrame(rows, columns=columns), ("needle", "multikey"))
+    assert found.to_dict("list") == {
+        "run": ["one", "two"],
+        "task": ["needle"] * 2,
+        "step": [50, pytest.approx(np.nan, nan_ok=True)],
+    }
