@@ -15,7 +15,7 @@ from atlas.data import DataConfig
 from atlas.training import RunConfig, Study, TrainConfig, chain, cross, each
 from atlas.training.overlays import Overlay
 from configs.attention_comparison import width
-from configs.design import TILE, decoder, shape
+from configs.design import decoder, shape
 
 WINDOW, SIZE, LARGER = 128, (32, 2), (64, 3)
 SEEDS = 3  # of every kind
@@ -41,7 +41,13 @@ PARTS = {
     "sharp": (8, LOCAL | {"indexer_temperature": 0.0625}),
     "blunt": (8, LOCAL | {"indexer_temperature": 1.0}),
     "blocks_16": (8, LOCAL | BLOCKS | {"block": 16}),
+    "blocks_32": (8, LOCAL | BLOCKS | {"block": 32}),
+    "local_4": (4, LOCAL),
+    "local_eighth": (8, {"local_share": 0.125}),
 }
+# What trains the indexer: of the learning rate of its own, and of steps at first in which every key is selected.
+RATES = {"slow_indexer": 0.25, "fast_indexer": 4.0}
+WARMING = 100
 LONGER = ("plain", "local", "both")  # parts at the longer windows
 WIDER = (*LONGER, "local_16", "blocks_local")  # and of the larger models
 
@@ -63,15 +69,25 @@ def get_sweep(base: RunConfig) -> Study:
     """Every part at the first window and size, a few of larger models, and a few at windows of 256 and 512 with as many
     tokens a step."""
     seeds = each("seed", range(base.seed, base.seed + SEEDS))
-    runs = [cross(_kinds(base, WINDOW, list(PARTS)), seeds)]
+    runs = [cross([*_kinds(base, WINDOW, list(PARTS)), *_trained_otherwise(base)], seeds)]
     larger = dataclasses.replace(base, model=decoder(LARGER, WINDOW, attention="dense"))
     size = {f"model.{name}": value for name, value in shape(*LARGER).items() if name != "d_ff"}
     runs.append(cross(_kinds(larger, WINDOW, WIDER, "larger"), [size], seeds))
     for window in (2 * WINDOW, 4 * WINDOW):
         longer = {"data.window": window, "train.batch_size": base.train.batch_size * WINDOW // window}
-        longer["model.query_chunk"] = TILE
         runs.append(cross(_kinds(base, window, LONGER), [longer], seeds))
     return Study("What the parts of gated sparse attention buy", base, chain(*runs), SEEDS)
+
+
+def _trained_otherwise(base: RunConfig) -> list[Overlay]:
+    """The part "local" with other rates of the indexer, and after steps that select every key."""
+    local = _kinds(base, WINDOW, ["local"])[-1]
+    runs = [local | {"name": name, "train.indexer_rate": rate} for name, rate in RATES.items()]
+    steps = base.train.steps[-1]
+    every_key = {f"model.{name}": WINDOW for name in ("k_base", "k_min", "k_max")}
+    begun = local | every_key | {"name": "warming", "group": "warming", "train.steps": (WARMING,)}
+    then = {"name": "warmed", "initialize": "warming", "train.steps": (steps - WARMING,), "train.warmup_steps": 0}
+    return [*runs, begun | {"train.cooldown_fraction": 0.0}, local | then]
 
 
 def _kinds(base: RunConfig, window: int, parts: Sequence[str], size: str = "") -> list[Overlay]:

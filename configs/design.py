@@ -10,8 +10,7 @@ from models import ModelConfig
 
 Sizes = Mapping[str, tuple[int, int]]  # name → model width, layers
 _HEAD_WIDTH = 16
-_WHOLE = 128  # the longest window that is fastest on a CPU with all scores at once; longer ones in tiles
-TILE = 32
+_TILE = 32  # queries at a time: from windows of 128 on faster on a CPU than all scores at once
 
 
 def shape(d_model: int, layers: int) -> dict[str, int]:
@@ -30,7 +29,7 @@ def decoder(size: tuple[int, int], window: int, attention: str = "gated_sparse")
         k_base=window // 4,
         k_min=window // 32,
         k_max=window // 2,
-        query_chunk=TILE if window > _WHOLE else 0,
+        query_chunk=_TILE,
         scan_layers=False,  # a few layers compile as fast unrolled, and run faster on a CPU
     )
 

@@ -49,6 +49,7 @@ class TrainConfig(Checked, section="train"):
     warmup_steps: int = field(20, "linear rise of the learning rate", unit="steps", least=0)
     cooldown_fraction: float = field(0.2, "share of a branch's steps in its linear decay to 0", least=0, below=1)
     learning_rate: float = field(3e-3, "of the trunk", above=0)
+    indexer_rate: float = field(1.0, "the indexer's learning rate, over that of the model", above=0)
     beta1: float = field(0.9, "decay of Adam's mean", least=0, below=1)
     beta2: float = field(0.95, "decay of Adam's mean square", least=0, below=1)
     weight_decay: float = field(0.1, "on matrices only", least=0)

@@ -96,7 +96,8 @@ def make_optimizer(config: TrainConfig, skeleton: Skeleton) -> optax.GradientTra
         optax.scale(-1.0),
     )
     parts = {name: "indexer" if ".indexer." in name else "model" for name in skeleton.axes}
-    return optax.partition({"model": adamw, "indexer": adamw}, parts)
+    indexer = optax.chain(adamw, optax.scale(config.indexer_rate))
+    return optax.partition({"model": adamw, "indexer": indexer}, parts)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
