@@ -21,7 +21,7 @@ from atlas.studies.scaling_study import machine, training_seconds
 from atlas.training import RunConfig, Study, load_model, metrics, run_id, run_sweep, runs_table, stability
 from atlas.training.config import shape_of
 from atlas.training.evaluation import evaluation_set, exact_matches, read
-from atlas.training.finished import METRICS
+from atlas.training.finished import EVALUATIONS, METRICS
 from atlas.training.loop import COOLDOWN, TRUNK
 from atlas.training.metrics import Record
 from atlas.training.step import Skeleton
@@ -37,6 +37,7 @@ _SOLVED = 0.1 * np.log(2)  # nats an answer: one that is not the first choice co
 _UNDISTURBED = 0.1  # quantile of the times between steps
 _CLOCK_SECONDS = 1e-3  # to which log lines tell the time
 _DPI = 150
+_SINKS = ("first_token_attention", "sink_rate", "largest_activation")
 _CURVES = {
     "loss": "loss, nats per token",
     "largest_activation": "largest activation",
@@ -53,8 +54,9 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str) -> str:
 
     Files: `table.csv` (a row a kind), `summary.json` (the same with its circumstances), `runs.csv` (the runs table),
     `results.csv` (a row a run), `curves.csv` (means of 20 steps), figures/*.png, and where there are long documents,
-    tasks or short runs `positions.csv` (a row a run and stretch of positions), `accuracy.csv` (a row a run, task and
-    document length), `solved.csv` (see `solved`) and `learning_rates.csv` (a row a short run).
+    evaluations on the trunk, tasks or short runs `positions.csv` (a row a run and stretch of positions), `sinks.csv` (a
+    row an evaluation), `accuracy.csv` (a row a run, task and document length), `solved.csv` (see `solved`) and
+    `learning_rates.csv` (a row a short run).
 
     Returns:
       The table in words.
@@ -76,6 +78,7 @@ def run_comparison(study: Study, workdir: pathlib.Path, command: str) -> str:
     table = tabulate(results, rates)
     frames = {"results": results, "accuracy": accuracy, "positions": positions, "learning_rates": rates}
     frames |= {"curves": curves, "runs": evaluations, "solved": solved(evaluations, study.base.data.tasks)}
+    frames |= {"sinks": pd.DataFrame(row for run in full for row in _sink_rows(run, workdir))}
     drawn = {"training": figures.training_curves(curves, _CURVES)}
     if len(accuracy):
         drawn["accuracy"] = figures.accuracy_by_length(accuracy)
@@ -260,6 +263,13 @@ def _accuracy_rows(run: RunConfig, measured: Record) -> Iterator[Record]:
 def _position_rows(run: RunConfig, measured: Record) -> Iterator[Record]:
     for start, stop, loss in measured["positions"]:
         yield _labels(run) | {"start": start, "stop": stop, "bits_per_byte": loss}
+
+
+def _sink_rows(run: RunConfig, workdir: pathlib.Path) -> Iterator[Record]:
+    """What each evaluation on the trunk measured of attention."""
+    for record in metrics.read(workdir / "runs" / run_id(run) / EVALUATIONS):
+        if record["phase"] == TRUNK:
+            yield _labels(run) | {name: record[name] for name in ("step", *_SINKS)}
 
 
 def _curve_rows(run: RunConfig, records: Sequence[Record]) -> Iterator[Record]:
