@@ -6,9 +6,6 @@ A document states facts between pieces of filler and ends in questions with thei
     multikey   four facts with different keys and values, and a question for each, in random order
     tracking   two chains of assignments `A7`, `BA`, `CB` (B is A, C is B), interleaved, and a question for the last
                key of each, in random order
-    recall     as many facts as half of a document holds, of different keys, and a question for each, in random order:
-               multi-query associative recall (arXiv 2312.04927). Nearly every third token is an answer, so that it is
-               learnt in a fraction of the steps, and other tasks after it
 
 Keys are capitals, values digits, and the filler is one run of lower-case sentences that goes on after each fact: facts
 are all there is to remember. Only the first answer of a document is scored, as the later ones could be had by
@@ -29,7 +26,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-TASKS = ("needle", "multikey", "tracking", "recall")
+TASKS = ("needle", "multikey", "tracking")
 SHORTEST = 32
 
 _FILLER = "the sky is blue. the grass is green. the sun is warm. the sea is deep. "
@@ -91,9 +88,7 @@ def answers(tokens_NS: np.ndarray, separator: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _document(task: str, size: int, random: np.random.Generator) -> str:
-    most = min(size // 5, len(_KEYS))  # facts of two bytes and their questions of three that fit
-    counts = {"needle": 1, "multikey": _NEEDLES, "recall": most}
-    facts, asked = _chains(random) if task == "tracking" else _needles(counts[task], random)
+    facts, asked = _chains(random) if task == "tracking" else _needles(1 if task == "needle" else _NEEDLES, random)
     questions = "".join(_QUESTION + asked[i] for i in random.permutation(len(asked)))
     room = size - len(questions) - sum(map(len, facts))
     cuts = np.sort(random.integers(room + 1, size=len(facts)))
@@ -105,8 +100,7 @@ def _document(task: str, size: int, random: np.random.Generator) -> str:
 
 def _needles(count: int, random: np.random.Generator) -> tuple[list[str], list[str]]:
     """Facts in the order of the document, and the facts that are asked for."""
-    keys = random.choice(_KEYS, count, replace=False)
-    values = random.choice(_VALUES, count, replace=count > len(_VALUES))
+    keys, values = random.choice(_KEYS, count, replace=False), random.choice(_VALUES, count, replace=False)
     facts = [str(key + value) for key, value in zip(keys, values, strict=True)]
     return facts, facts
 

@@ -22,7 +22,7 @@ OTHER = {
     "data.input": "elsewhere",
     "data.languages": ("a9", "b9", "c9"),
     "data.tokenizer": "bpe",
-    "data.tasks": ("needle",),
+    "data.tasks": ("multikey",),
     "model.attention": "sparse",
     "model.output_gate": "headwise",
     "model.value_gate": "none",
@@ -54,6 +54,7 @@ WITH = {
     "data.input": {"data.source": "text"},
     "data.languages": {"data.source": "synthetic", "data.input": ""},
     "model.heads": {"model.kv_heads": 1},
+    "model.head_width": {"model.d_ff": 1024},  # gates of wide heads take their parameters from it
     "data.tasks": {"data.tokenizer": "bytes"},
     "model.architecture.rope_scaling.factors": {
         "model.architecture.rotary_width": 16,
