@@ -2,8 +2,8 @@
 
     python -m experiments.study --config=configs/quickstart.py --workdir=DIR
 
-Time: five minutes on two CPU cores. Expect a transfer matrix in which a1 and a2, and b1 and b2, which are sisters, help
-each other more than strangers do; experiments/results/quickstart/ has one.
+Time: three and a half minutes on two CPU cores. Expect a transfer matrix in which a1 and a2, and b1 and b2, which are
+sisters, help each other more than strangers do; experiments/results/quickstart/ has one.
 """
 
 from atlas.data import DataConfig
