@@ -25,6 +25,7 @@ KINDS = {
     "gated": {"attention": "gated"},
     "gated_sparse": {"attention": "gated_sparse"},
     "plain": {"attention": "gated_sparse", "local_share": 0.0},
+    "converted": {"attention": "gated_sparse"},  # begins as the dense model that has learnt it
 }
 
 
@@ -53,7 +54,9 @@ def get_sweep(base: RunConfig) -> Study:
 
 def _stages(base: RunConfig) -> Iterator[Overlay]:
     for kind, fields in KINDS.items():
-        before, model = "", fields | {"d_ff": width(base.model, fields["attention"])}
+        converted = kind == "converted"
+        before = "dense_short" if converted else ""
+        model = fields | {"d_ff": base.model.d_ff if converted else width(base.model, fields["attention"])}
         for stage, (steps, window) in STAGES.items():
             name, k = f"{kind}_{stage}", window // 8
             of_window = {"k_base": k, "k_min": k // 4, "k_max": 2 * k}

@@ -30,8 +30,8 @@ def get_config() -> RunConfig:
             k_max=WINDOW // 4,
         ),
         train=TrainConfig(
-            batch_size=8, steps=(2000,), warmup_steps=100, learning_rate=8e-3, evaluation_windows=32,
-            evaluate_every=100, checkpoint_every=500,
+            batch_size=8, steps=(1000,), warmup_steps=100, learning_rate=8e-3, evaluation_windows=32,
+            evaluate_every=100, checkpoint_every=0,
         ),
     )  # fmt: skip
 
