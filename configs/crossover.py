@@ -1,11 +1,11 @@
 """Pretraining against fine-tuning: each language from scratch, and from a model of all of them, over growing numbers of
 tokens.
 
-    python -m experiments.study --config=configs/crossover.py --config.data.input=DIR --workdir=WORKDIR
+    python -m experiments.sweep --config=configs/crossover.py --config.data.input=DIR --workdir=WORKDIR
     python -m experiments.plan crossover --runs=WORKDIR/runs.csv
 
-DIR holds a directory for each language, as for configs/own_text.py, whose middle size this is. Time and expected result:
-experiments/results/eight_languages/.
+DIR holds a directory for each language, as for configs/own_text.py, whose middle size this is. Time and expected
+result: experiments/results/eight_languages/.
 """
 
 import dataclasses

@@ -46,6 +46,10 @@ class ByteTokenizer:
             data = np.frombuffer(text.encode(), np.uint8)
             yield np.append(data, np.int32(self.separator))
 
+    def decode(self, ids: np.ndarray) -> str:
+        """Text of ids; what is no text is left out, and bytes that are no UTF-8 are replaced."""
+        return bytes(ids[ids < 256].tolist()).decode(errors="replace")
+
     def save(self, directory: Path) -> None:
         """Nothing to write."""
 
@@ -78,6 +82,10 @@ class JsonTokenizer:
             # Encodes on all cores; "fast" leaves out offsets into the text.
             for encoding in self._backend.encode_batch_fast(batch, add_special_tokens=False):
                 yield np.array([*encoding.ids, self.separator], np.int32)
+
+    def decode(self, ids: np.ndarray) -> str:
+        """Text of ids; what is no text is left out, and bytes that are no UTF-8 are replaced."""
+        return self._backend.decode(ids[self.token_bytes[ids] > 0].tolist(), skip_special_tokens=False)
 
     def save(self, directory: Path) -> None:
         """Writes the directory's tokenizer.json."""

@@ -65,6 +65,9 @@ class TrainConfig(Checked, section="train"):
         least=0,
     )
     checkpoint_every: int = field(0, "0: only where branches begin", unit="steps", least=0)
+    sample_tokens: int = field(
+        0, "that an evaluation writes behind a piece of text, to be read", unit="tokens", least=0
+    )
     tensorboard: bool = field(False, "event files for TensorBoard, beside the logs")
 
     def check(self) -> None:
@@ -117,7 +120,8 @@ FLOPS_PER_PARAMETER_TOKEN = 6.0  # of training: C = 6·N·D
 
 # What changes no number of a run: labels, how it is executed, and the vocabulary, which is the tokenizer's.
 _NOT_IDENTITY = (
-    "name", "group", "mesh.", "train.checkpoint_every", "train.microbatches", "train.tensorboard", "model.vocab_size",
+    "name", "group", "mesh.", "train.checkpoint_every", "train.microbatches", "train.tensorboard",
+    "train.sample_tokens", "model.vocab_size",
     "data.",
 )  # fmt: skip
 

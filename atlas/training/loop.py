@@ -40,6 +40,7 @@ Progress = Callable[[int, str], None]
 
 _LOG = logging.getLogger(__name__)
 _SKIPPED_FIRST = 5  # steps that any run may skip: of the first few, these are a large share
+_PROMPT = 32  # tokens of validation text that samples continue
 _GROUP = 100  # log lines of a run that are written at once: opening a file costs more than a small step
 
 
@@ -280,6 +281,7 @@ class Population:
         windows = jax.device_put(windows, self._program.evaluation_sharding)
         nats_RC, measured = jax.device_get(self._program.evaluate(state.params, state.buffers, *windows))
         steps, learnt_RK, skipped = jax.device_get((state.step, state.windows, state.skipped))
+        samples = self._samples(state) if self._config.train.sample_tokens else []
         for run, directory in enumerate(self._directories if _writes() else ()):
             bits_K, nats_K = self._evaluation.losses(nats_RC[run])
             tokens_K = learnt_RK[run].astype(np.int64) * self._corpus.window
@@ -290,10 +292,23 @@ class Population:
                 record[name] = dict(zip(self._corpus.languages, values_K.tolist(), strict=True))
             metrics.keep(directory / EVALUATIONS, lambda r: not at.items() <= r.items())  # noqa: B023  called at once
             record |= {name: float(value[run]) for name, value in measured.items()}
+            record |= {"sample": samples[run]} if samples else {}
             metrics.append(directory / EVALUATIONS, record)
             if self._boards:
                 self._boards.add(directory, record)
                 self._boards.close()
+
+    def _samples(self, state: TrainState) -> list[str]:
+        """What each run writes behind the beginning of a validation window of its main language; the first is shown."""
+        mains = [max(weights, key=weights.__getitem__) for weights in self._weights]
+        windows = [self._corpus.windows(name, "validation")[np.arange(1)][0] for name in mains]
+        prompts_RP, step = np.stack(windows)[:, :_PROMPT], int(jax.device_get(state.step)[0])
+        key = jax.random.fold_in(jax.random.key(self._config.seed), step)
+        drawn = jax.device_get(self._program.sample(state.params, state.buffers, prompts_RP, key))
+        texts = ["|".join(map(self._corpus.tokenizer.decode, pair)) for pair in zip(prompts_RP, drawn, strict=True)]
+        if _writes():
+            tqdm.write(f"{self._ids[0]}, step {step}: {texts[0]!r}", file=sys.stderr)
+        return texts
 
     def _begin(self) -> None:
         """Writes what the runs are; from now on none of them is done."""

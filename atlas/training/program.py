@@ -30,7 +30,8 @@ class Program:
 
     init(seeds int32 [R]) → state; start(params, buffers) → state; step(state, tokens int32 [R, B, T+1], languages
     int32 [R, B], cooldown (start, stop)) → (state, metrics of [R]), donating state; evaluate(params, buffers, tokens
-    int32 [C, B, T+1], scored bool [C, B, T]) → (nats float32 [R, C], metrics of [R]). like: the state as shapes with
+    int32 [C, B, T+1], scored bool [C, B, T]) → (nats float32 [R, C], metrics of [R]); sample(params, buffers, prompts
+    int32 [R, P], key) → tokens int32 [R, n]. like: the state as shapes with
     shardings, to restore into.
     """
 
@@ -38,6 +39,7 @@ class Program:
     start: jax.stages.Wrapped
     step: jax.stages.Wrapped
     evaluate: jax.stages.Wrapped
+    sample: jax.stages.Wrapped
     like: TrainState
     batch_sharding: NamedSharding
     evaluation_sharding: NamedSharding
@@ -116,6 +118,7 @@ def program_of(shape: RunConfig, ids: tuple[int, int, int], languages: int, popu
         # Output shardings equal to the input's keep XLA from choosing others and compiling the second step anew.
         step=jax.jit(step, out_shardings=(shardings, NamedSharding(mesh, P())), donate_argnums=0),
         evaluate=jax.jit(evaluate, out_shardings=NamedSharding(mesh, P())),
+        sample=jax.jit(over_runs(one.sample, in_axes=(0, 0, 0, None)), out_shardings=NamedSharding(mesh, P())),
         like=like,
         batch_sharding=NamedSharding(mesh, by_row),
         evaluation_sharding=NamedSharding(mesh, P(None, BATCH_AXES, None)),

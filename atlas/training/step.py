@@ -10,6 +10,7 @@ from flax import nnx
 
 from atlas.training.config import TrainConfig
 from models import Decoder, ModelConfig, document_segments, sharding, token_losses
+from models.attention.cache import Cache
 from models.decoder import named_variables
 
 Arrays = dict[str, jax.Array]
@@ -48,14 +49,14 @@ class Skeleton:
     """
 
     def __init__(self, config: ModelConfig):
-        self._config = config
+        self.config = config
         abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
         self._graph, *self._states = nnx.split(abstract, nnx.Param, ...)
         self.axes = {name: variable.get_metadata("axes") for name, variable in named_variables(self._states[0]).items()}
 
     def init(self, key: jax.Array) -> tuple[Arrays, Arrays]:
         """Fresh parameters and buffers."""
-        return self.split(Decoder(self._config, rngs=nnx.Rngs(key)))
+        return self.split(Decoder(self.config, rngs=nnx.Rngs(key)))
 
     def split(self, model: Decoder) -> tuple[Arrays, Arrays]:
         """The arrays of a decoder."""
@@ -164,6 +165,21 @@ class TrainStep:
 
         nats_C, metrics_C = jax.lax.map(chunk, (tokens_CBS, scored_CBT))
         return nats_C, jax.tree.map(jnp.mean, metrics_C)
+
+    def sample(self, params: Arrays, buffers: Arrays, prompt_P: jax.Array, key: jax.Array) -> jax.Array:
+        """The int32 tokens that the model draws behind a prompt int32 [P], as many as `sample_tokens`."""
+        decoder, P, count = self.skeleton.merge(params, buffers), len(prompt_P), self.config.sample_tokens
+        block = self.skeleton.config.block  # which must divide the slots where blocks are selected
+        cache = decoder.init_cache(1, -(-(P + count) // block) * block)
+        logits_1PV, cache = decoder.extend(prompt_P[None], cache)
+
+        def write(state: tuple[jax.Array, Cache], key: jax.Array) -> tuple[tuple[jax.Array, Cache], jax.Array]:
+            token_1 = jax.random.categorical(key, state[0]).astype(jnp.int32)
+            logits_11V, cache = decoder.extend(token_1[:, None], state[1])
+            return (logits_11V[:, 0], cache.advance(jnp.ones((1,), jnp.int32))), token_1[0]
+
+        state = logits_1PV[:, -1], cache.advance(jnp.full((1,), P, jnp.int32))
+        return jax.lax.scan(write, state, jax.random.split(key, count))[1]
 
     @functools.cached_property
     def _optimizer(self) -> optax.GradientTransformation:

@@ -154,3 +154,10 @@ def test_what_is_no_tokenizer_is_refused_in_one_line(tmp_path, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         tokenizers.from_file(tmp_path / "none.json")
+
+
+def test_ids_are_text_again():
+    text = TEXTS["a1"][0]
+    for tokenizer in (tokenizers.ByteTokenizer(), tokenizers.train("bpe", 400, TEXTS["a1"])):
+        assert tokenizer.decode(next(tokenizer.encode_documents([text]))) == text
+    assert tokenizers.ByteTokenizer().decode(np.array([104, 233, 256])) == "h\ufffd"

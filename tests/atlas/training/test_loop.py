@@ -57,6 +57,16 @@ def test_what_people_watch(trained):
     assert list((trained / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.thorough
+def test_samples_can_be_read_and_change_nothing(tmp_path, corpus, uninterrupted, capsys):
+    train([config_of({"train.sample_tokens": 16})], corpus, tmp_path)
+    directory = next((tmp_path / "runs").iterdir())
+    records = logs.read(directory / "evaluations.jsonl")
+    assert all(len(record["sample"]) > 33 and "|" in record["sample"] for record in records)
+    assert f"{directory.name}, step 3: " in capsys.readouterr().err
+    assert outcome(tmp_path, {})["metrics"] == uninterrupted["metrics"]
+
+
 def test_boards_show_every_phase(trained):
     pytest.importorskip("tensorboardX")
     boards = trained / "runs" / run_id(config_of({})) / "tensorboard"

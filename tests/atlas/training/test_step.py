@@ -107,3 +107,14 @@ def test_evaluation_sums_nats_by_chunk(one, state, tokens_BS):
 
 def test_a_training_step_measures_no_probabilities(one, state, tokens_BS):
     assert not MEASURED & jax.eval_shape(one, state, tokens_BS, LANGUAGE_B, COOLDOWN)[1].keys()
+
+
+def test_samples_are_drawn_from_what_the_whole_text_makes_likely(one, state, tokens_BS):
+    """Every token with its own key, from the logits that the model gives after all tokens before it."""
+    writing = TrainStep(one.skeleton, dataclasses.replace(CONFIG, sample_tokens=5), SEPARATOR, PADDING, LANGUAGES)
+    key, text = jax.random.key(1), jnp.asarray(tokens_BS[0, :9])
+    drawn = jax.jit(writing.sample)(state.params, state.buffers, text, key)
+    logits_of = jax.jit(lambda text: one.skeleton.merge(state.params, state.buffers)(text[None])[0][0, -1])
+    for token, own in zip(drawn, jax.random.split(key, 5), strict=True):
+        assert token == jax.random.categorical(own, logits_of(text))
+        text = jnp.append(text, token)
