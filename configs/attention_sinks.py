@@ -1,20 +1,17 @@
-"""Do attention sinks and spikes form: the first token's share of attention against steps, size and kind.
+"""Do attention sinks and spikes form: the first token's share of attention against steps and size.
 
     python -m experiments.compare_attention --config=configs/attention_sinks.py --config.data.input=DIR \
         --workdir=WORKDIR
 
-DIR holds en/{train,validation,test}.jsonl.gz, one {"text": …} a line. Dense models of growing size, and the other kinds
-at the middle one, at twice the learning rate of the studies; `sinks.csv` has the curve. Time and expected result:
-experiments/results/attention_sinks/.
+DIR holds en/{train,validation,test}.jsonl.gz, one {"text": …} a line. Dense models of growing size, at twice the
+learning rate of the studies; `sinks.csv` has the curve. Time and expected result: experiments/results/attention_sinks/.
 """
 
 import dataclasses
 
 from atlas.data import DataConfig
-from atlas.training import RunConfig, Study, TrainConfig, chain
-from configs.attention_comparison import width
+from atlas.training import RunConfig, Study, TrainConfig
 from configs.design import decoder, shape
-from models.config import ATTENTION_KINDS
 
 WINDOW = 256
 SIZES = {"small": (32, 2), "middle": (64, 3), "large": (96, 4)}
@@ -37,13 +34,8 @@ def get_config() -> RunConfig:
 
 
 def get_sweep(base: RunConfig) -> Study:
-    """One run of every size, and of every other kind at the size of the base."""
+    """One run of every size."""
     sizes = [
         {"name": name} | {f"model.{key}": value for key, value in shape(*size).items()} for name, size in SIZES.items()
     ]
-    kinds = [
-        {"name": kind, "model.attention": kind, "model.d_ff": width(base.model, kind)}
-        for kind in ATTENTION_KINDS
-        if kind != base.model.attention
-    ]
-    return Study("Attention sinks and spikes", base, chain(sizes, kinds))
+    return Study("Attention sinks and spikes", base, sizes)
