@@ -88,5 +88,8 @@ def topology(name: str) -> tuple[Chip, list[jax.Device]]:
         if set(shape.split("x")) == {"1"}:
             options["chips_per_host_bounds"] = [1, 1, 1]  # by default a host has several
         return chip, topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **options).devices
+    except NotImplementedError:
+        # Its plugin, which JAX looks for once, leaves itself out without a GPU, unless it was told before.
+        raise UserError(f"topology {name!r}: start with JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 in the environment") from None
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"topology {name!r}: {' '.join(str(error).split())}") from None
