@@ -10,7 +10,7 @@ from models import ModelConfig
 
 Sizes = Mapping[str, tuple[int, int]]  # name → model width, layers
 _HEAD_WIDTH = 16
-_TILE = 32  # queries at a time: from windows of 128 on faster on a CPU than all scores at once
+_TILE = 32  # queries at a time, where a window has four tiles or more: faster on a CPU than all scores at once
 
 
 def shape(d_model: int, layers: int) -> dict[str, int]:
@@ -29,7 +29,7 @@ def decoder(size: tuple[int, int], window: int, attention: str = "gated_sparse")
         k_base=window // 4,
         k_min=window // 32,
         k_max=window // 2,
-        query_chunk=_TILE,
+        query_chunk=_TILE if window >= 4 * _TILE else 0,
         scan_layers=False,  # a few layers compile as fast unrolled, and run faster on a CPU
     )
 
