@@ -77,7 +77,7 @@ def base_of(module) -> RunConfig:
 
 
 def other(key: str, value):
-    if key in OTHER:
+    if key in OTHER and OTHER[key] != value:
         return OTHER[key]
     return not value if isinstance(value, bool) else value + 1
 
