@@ -269,7 +269,7 @@ def _sink_rows(run: RunConfig, workdir: pathlib.Path) -> Iterator[Record]:
     """What each evaluation on the trunk measured of attention."""
     for record in metrics.read(workdir / "runs" / run_id(run) / EVALUATIONS):
         if record["phase"] == TRUNK:
-            yield _labels(run) | {name: record[name] for name in ("step", *_SINKS)}
+            yield _labels(run) | {name: record.get(name) for name in ("step", *_SINKS)}
 
 
 def _curve_rows(run: RunConfig, records: Sequence[Record]) -> Iterator[Record]:

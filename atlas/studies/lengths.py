@@ -12,6 +12,7 @@ import numpy as np
 from atlas.data import Corpus
 from atlas.training.step import Arrays, Skeleton
 from models import ModelConfig
+from models.config import ATTENTION_KINDS
 
 BEYOND = 4  # times the training window: how far models are read
 _DOCUMENTS = 64  # of validation, of each language at most
@@ -42,7 +43,7 @@ class PositionReader:
     """Reads documents through the cache, compiled once for models of one shape."""
 
     def __init__(self, config: ModelConfig, corpus: Corpus, languages: list[str]):
-        tokenizer, self._edges = corpus.tokenizer, edges(corpus.window)
+        tokenizer, self._edges, self._kind = corpus.tokenizer, edges(corpus.window), config.attention
         skeleton = Skeleton(dataclasses.replace(config, vocab_size=tokenizer.vocab_size))
         found = [long_documents(corpus, language, self._edges[-1]) for language in languages]
         self._tokens_NS = np.concatenate(found)
@@ -52,8 +53,9 @@ class PositionReader:
         self._losses = jax.jit(functools.partial(_losses, skeleton))
 
     def read(self, model: dict[str, Arrays]) -> Iterator[tuple[int, int, float]]:
-        """Bits per byte between two positions: (from, to, loss), none where no document is so long."""
-        if not len(self._tokens_NS):
+        """Bits per byte between two positions: (from, to, loss), none where no document is so long, or no cache knows
+        the attention."""
+        if not len(self._tokens_NS) or self._kind not in ATTENTION_KINDS:
             return
         nats_T = np.asarray(self._losses(model, self._tokens_NS), np.float64).sum(0)
         for start, stop in itertools.pairwise(self._edges):

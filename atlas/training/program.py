@@ -31,8 +31,7 @@ class Program:
     init(seeds int32 [R]) → state; start(params, buffers) → state; step(state, tokens int32 [R, B, T+1], languages
     int32 [R, B], cooldown (start, stop)) → (state, metrics of [R]), donating state; evaluate(params, buffers, tokens
     int32 [C, B, T+1], scored bool [C, B, T]) → (nats float32 [R, C], metrics of [R]); sample(params, buffers, prompts
-    int32 [R, P], key) → tokens int32 [R, n]. like: the state as shapes with
-    shardings, to restore into.
+    int32 [R, P], key) → tokens int32 [R, n]. like: the state as shapes with shardings, to restore into.
     """
 
     init: jax.stages.Wrapped
