@@ -9,6 +9,7 @@ vocab_size: a multiple of 32, with two ids after the vocabulary proper: `separat
 fingerprint: equal for tokenizers that give the same ids.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -103,7 +104,13 @@ def from_file(path: Path | str) -> JsonTokenizer:
         raise UserError(
             f"tokenizer {str(path)!r} cannot be read ({error}); give the path of a tokenizer.json"
         ) from error
-    return JsonTokenizer(text, str(path))
+    return _read(text, str(path))
+
+
+@functools.lru_cache(maxsize=2)
+def _read(text: str, name: str) -> JsonTokenizer:
+    """One that was just read is asked for again: the vocabulary of a large one takes a second."""
+    return JsonTokenizer(text, name)
 
 
 def named(name: str) -> Tokenizer:
