@@ -21,6 +21,7 @@ from absl import app, flags, logging
 
 from checked import Checked, UserError, describe, leaves, overlay, read, unknown
 from checked.files import check_writable, refusal_of_disk
+from checked.processes import compile_lean
 
 if TYPE_CHECKING:
     from atlas.training import Study
@@ -29,9 +30,6 @@ C = TypeVar("C", bound=Checked)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-# XLA's older generator of code for CPUs compiles fits in half the time, and they run as fast; training runs slower by
-# it. Where a jaxlib does not know the flag, as 0.12 does not, XLA ends the process.
-_LEAN, _KNOWN = "xla_cpu_use_fusion_emitters", ("0.10",)
 _WORTH_KEEPING = 0.1  # seconds of compilation; JAX's own threshold of 1 would leave out most programs of a fit
 
 
@@ -51,7 +49,7 @@ def run(
         _hush_dropped_reads()
         said = _hear_interrupts()
         if fits:
-            _compile_lean()
+            compile_lean()
         _keep_programs()
         if len(argv) > 1 and not words:
             _fail(f"unexpected argument {argv[1]!r}; flags are written --name=value, see --help")
@@ -68,20 +66,6 @@ def run(
             raise
 
     app.run(guarded, flags_parser=_parse_flags)
-
-
-def _compile_lean() -> None:
-    """Spares compile time on CPUs by a flag in XLA_FLAGS, unless it names the same.
-
-    Plugins of accelerators are XLAs of their own, which read it too: where there are any, nothing is changed.
-    """
-    import jaxlib  # takes as long as jax
-
-    flags = os.environ.get("XLA_FLAGS", "")
-    plugins = [name for name in ("libtpu", "jax_plugins") if importlib.util.find_spec(name)]
-    alone = not plugins or os.environ.get("JAX_PLATFORMS") == "cpu"
-    if alone and _LEAN not in flags and ".".join(jaxlib.__version__.split(".")[:2]) in _KNOWN:
-        os.environ["XLA_FLAGS"] = f"{flags} --{_LEAN}=false".strip()
 
 
 def _keep_programs() -> None:
@@ -263,6 +247,21 @@ def define_settings(config: C) -> Callable[[], C]:
         key = name.removeprefix(f"{config.section}.")
         holders[key] = flags.DEFINE_string(key, None, f"default {rest}", module_name=_main())
     return lambda: overlay(config, {k: read(config, k, h.value) for k, h in holders.items() if h.value is not None})
+
+
+def define_processes() -> Callable[["Study"], int]:
+    """Defines `--processes`, of what trains many runs; call the result in main for a study's, and before JAX starts."""
+    text = (
+        "processes that train side by side, each with its share of a CPU's cores; default: one a core, if runs are many"
+    )
+    holder = flags.DEFINE_integer("processes", None, text, lower_bound=1)
+
+    def read_processes(study: "Study") -> int:
+        from atlas.training import populations, workers  # take seconds, which other binaries need not wait for
+
+        return holder.value or workers.usual(populations(study.runs, study.population))
+
+    return read_processes
 
 
 def define_columns() -> Callable[[], dict[str, str]]:

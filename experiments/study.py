@@ -15,6 +15,7 @@ from absl import flags
 from atlas.studies.analysis import analyse_into
 from atlas.studies.scaling_study import run_study
 from atlas.training import check_runs, estimate, initialize_distributed
+from checked.processes import compile_lean
 from experiments import _app
 
 _CONFIG = _app.define_config()
@@ -22,6 +23,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory for the corpus, the r
 _POPULATION = flags.DEFINE_integer(
     "population", None, "runs of one shape that train as one step; default: the file's", lower_bound=1
 )
+_PROCESSES = _app.define_processes()
 _COLUMNS = _app.define_columns()
 _ESTIMATE = flags.DEFINE_bool("estimate", False, "print what it would take, from a measured second, and train nothing")
 _RUNS = flags.DEFINE_string("runs", None, "runs table to analyse in place of training")
@@ -38,10 +40,15 @@ def main(_: Sequence[str]) -> None:
     _app.check_outputs(_WORKDIR.value)
     workdir = pathlib.Path(_WORKDIR.value)
     if _RUNS.value:
+        compile_lean()
         print(analyse_into(workdir, _RUNS.value, pathlib.Path(_RUNS.value).stem, columns=_COLUMNS()))
         return
     initialize_distributed()
-    print(run_study(_CONFIG.study(_POPULATION.value), workdir, _app.command()))
+    study = _CONFIG.study(_POPULATION.value)
+    processes = _PROCESSES(study)
+    if processes > 1:
+        compile_lean()  # what is left to this process is fits
+    print(run_study(study, workdir, _app.command(), processes))
 
 
 if __name__ == "__main__":

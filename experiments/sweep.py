@@ -24,6 +24,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory for the corpus, the r
 _POPULATION = flags.DEFINE_integer(
     "population", None, "runs of one shape that train as one step; default: the file's", lower_bound=1
 )
+_PROCESSES = _app.define_processes()
 _SHARD = flags.DEFINE_string(
     "shard", "", "part i of n as i/n; default: from the scheduler's environment, else everything"
 )
@@ -47,7 +48,7 @@ def main(_: Sequence[str]) -> None:
         return
     _app.check_outputs(_WORKDIR.value)
     initialize_distributed()
-    run_sweep(study.runs, workdir, study.population, _SHARD.value)
+    run_sweep(study.runs, workdir, study.population, _SHARD.value, processes=_PROCESSES(study))
     write_atomically(workdir / "runs.csv", runs_table(study.runs, workdir).to_csv(index=False))
     print(f"runs table: {workdir / 'runs.csv'}")
 

@@ -6,10 +6,7 @@ import io
 import itertools
 import logging
 import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,6 +22,7 @@ from atlas.data.sources import HELD_OUT_BYTES, SPLITS, Part, Source, claimant, o
 from atlas.data.tokenizers import Tokenizer
 from checked import UserError
 from checked.files import write_atomically
+from checked.processes import follow_parent
 
 Unit = tuple[str, Part]  # a language, and a part of it
 
@@ -183,16 +181,7 @@ def most_tokens(config: DataConfig) -> float:
 def _begin(config: DataConfig, directory: Path, tokenizer: str) -> None:
     """What a worker process does first."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # workers are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent ends its workers
-    parent = multiprocessing.parent_process()
-    if parent:
-        sentinel = parent.sentinel
-
-        def end_with_parent() -> None:
-            multiprocessing.connection.wait([sentinel])
-            os._exit(1)
-
-        threading.Thread(target=end_with_parent, daemon=True).start()
+    follow_parent()
     _here.append((config, directory, open_source(config), tokenizers.saved(directory, tokenizer)))
 
 

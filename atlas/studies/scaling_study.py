@@ -17,16 +17,16 @@ from atlas.training.sweep import prepare_corpus
 _IDLE_SECONDS = 60.0  # longer gaps between log lines are interruptions, not training
 
 
-def run_study(study: Study, workdir: pathlib.Path, command: str = "") -> str:
+def run_study(study: Study, workdir: pathlib.Path, command: str = "", processes: int = 1) -> str:
     """Trains what is not trained yet, analyses all of it and leaves the results in `workdir`, see `analyse_into`.
 
     Finished studies return at once; interrupted ones continue. Every process of several calls this; the first analyses.
-    command: how it was started, for the report.
+    command: how it was started, for the report. processes: that train side by side, see `run_sweep`.
 
     Returns:
       The summary in words: law, transfer matrix, held-out scores and the path of the report.
     """
-    run_sweep(study.runs, workdir, study.population, shard="0/1")
+    run_sweep(study.runs, workdir, study.population, shard="0/1", processes=processes)
     known = prepare_corpus(study.base.data, workdir).relatedness
     if jax.process_index():
         return "trained with the others; process 0 analyses"

@@ -5,7 +5,7 @@ from atlas.training.finished import load_model
 from atlas.training.loop import train
 from atlas.training.mesh import initialize_distributed, make_mesh
 from atlas.training.overlays import Study, align, chain, cross, each
-from atlas.training.sweep import check_runs, run_sweep, runs_table, status
+from atlas.training.sweep import check_runs, populations, run_sweep, runs_table, status
 
 __all__ = [
     "MeshConfig",
@@ -20,6 +20,7 @@ __all__ = [
     "initialize_distributed",
     "load_model",
     "make_mesh",
+    "populations",
     "run_id",
     "run_sweep",
     "runs_table",

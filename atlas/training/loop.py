@@ -69,17 +69,19 @@ def train(
     workdir: pathlib.Path,
     progress: Progress = lambda tokens, words: None,
     profile: tuple[int, int] | None = None,
+    stop: Callable[[int], bool] | None = None,
 ) -> None:
     """Trains runs of one shape together and leaves `workdir/runs/<run id>/` for each.
 
     configs: R runs that differ in seed and mixture only. workdir: holds `runs` and `checkpoints`. progress(tokens,
     words) is called after every step with the tokens of all runs, and with what to say of it; also where there is only
     something to say. profile: the first and the last step of the trunk that a trace for xprof in `workdir/profile`
-    covers.
+    covers. stop(step): whether to end behind this step, the state saved; without it SIGINT and SIGTERM say so.
 
     Raises UserError for a mixture, batch or mesh that does not fit, and KeyboardInterrupt once the state is saved.
     """
-    Population(configs, corpus, workdir, progress, profile).train()
+    stop_requests = contextlib.nullcontext(stop) if stop else _stop_requests()
+    Population(configs, corpus, workdir, progress, profile).train(stop_requests)
 
 
 class Population:
@@ -114,9 +116,9 @@ class Population:
         self._counts, self._tokens = count_params(model), len(configs) * settings.batch_size * corpus.window
         self._meter = Meter(self._tokens, FLOPS_PER_PARAMETER_TOKEN * self._counts["non_embedding"] * self._tokens)
 
-    def train(self) -> None:
+    def train(self, stop_requests: contextlib.AbstractContextManager[Callable[[int], bool]]) -> None:
         """Runs every segment that is not done yet."""
-        with jax.set_mesh(self._mesh), _stop_requests() as self._stop_requested, self._held():
+        with jax.set_mesh(self._mesh), stop_requests as self._stop_requested, self._held():
             if all(map(is_done, self._directories)):
                 return
             self._begin()

@@ -15,6 +15,7 @@ from atlas.training.config import MeshConfig, RunConfig, corpus_key, naming, run
 from atlas.training.finished import EVALUATIONS, METRICS, describe, is_done, load_model_config
 from atlas.training.loop import train
 from atlas.training.mesh import check_divisible, first_process_first, make_mesh
+from atlas.training.workers import Unit, train_side_by_side
 from checked import UserError
 from checked.environment import parse_shard
 from checked.files import read_sealed, write_sealed
@@ -23,7 +24,7 @@ from models import can_become
 PLAN = "sweep.json"
 
 
-def populations(configs: Sequence[RunConfig], size: int) -> list[list[RunConfig]]:
+def populations(configs: Sequence[RunConfig], size: int) -> list[Unit]:
     """Parts a sweep into populations: up to `size` runs of one shape each, in the order of the sweep.
 
     A run that continues from another never shares a population with runs that do not, and comes after them.
@@ -34,7 +35,7 @@ def populations(configs: Sequence[RunConfig], size: int) -> list[list[RunConfig]
     return [runs[i : i + size] for runs in by_shape.values() for i in range(0, len(runs), size)]
 
 
-def shard_of(units: Sequence[list[RunConfig]], shard: str) -> list[list[RunConfig]]:
+def shard_of(units: Sequence[list[RunConfig]], shard: str) -> list[Unit]:
     """The units of a shard, as `parse_shard` says.
 
     >>> shard_of([["a"], ["b"], ["c"]], "1/2")
@@ -46,11 +47,12 @@ def shard_of(units: Sequence[list[RunConfig]], shard: str) -> list[list[RunConfi
 
 def run_sweep(
     runs: Sequence[RunConfig], workdir: pathlib.Path, population: int = 1, shard: str = "",
-    profile: tuple[int, int] | None = None,
+    profile: tuple[int, int] | None = None, processes: int = 1,
 ) -> None:  # fmt: skip
     """Prepares the corpora and trains every run of the shard that is not done; killed at any moment, it continues.
 
-    population: runs of one shape trained as one vmapped step. profile: see `loop.train`. Raises UserError for what a
+    population: runs of one shape trained as one vmapped step. profile: see `loop.train`. processes: that share the
+    cores of a CPU, see `workers.usual`; with 1 this process trains. Raises UserError for what a
     user can mend, before the first run trains.
     """
     check_runs(runs, population, workdir)
@@ -67,10 +69,19 @@ def run_sweep(
             bar.set_postfix_str(words, refresh=not tokens)
             bar.update(tokens)
 
-        for unit in todo:
-            bar.set_description(f"runs {finished + 1}–{finished + len(unit)} of {count}")
-            train(unit, corpora[unit[0].data], workdir, progress, profile)
+        def count_up(unit: Unit) -> None:
+            nonlocal finished
             finished += len(unit)
+            bar.set_description(f"{finished} of {count} runs done")
+
+        count_up([])
+        if processes > 1 and todo:
+            corpus_of = functools.partial(prepare_corpus, workdir=workdir)
+            train_side_by_side(todo, corpus_of, workdir, min(processes, len(todo)), progress, count_up)
+            return
+        for unit in todo:
+            train(unit, corpora[unit[0].data], workdir, progress, profile)
+            count_up(unit)
 
 
 def prepare_corpus(config: DataConfig, workdir: pathlib.Path) -> Corpus:

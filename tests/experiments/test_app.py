@@ -1,5 +1,4 @@
 import dataclasses
-import os
 import runpy
 import shlex
 
@@ -128,25 +127,3 @@ def test_an_override_of_the_base_makes_other_runs(done):
     )
     assert len(plain) == len(varied) == 13
     assert not plain & varied
-
-
-@pytest.mark.parametrize(
-    ("version", "flags", "plugin", "platforms", "left"),
-    [
-        ("0.10.2", None, False, None, "--xla_cpu_use_fusion_emitters=false"),
-        ("0.10.0", "--xla_dump_to=x", False, None, "--xla_dump_to=x --xla_cpu_use_fusion_emitters=false"),
-        ("0.10.2", None, True, "cpu", "--xla_cpu_use_fusion_emitters=false"),
-        ("0.10.2", None, True, None, None),  # its own XLA reads the flags, too
-        ("0.12.0.1", None, False, None, None),  # it does not know the flag, and would end the process
-        ("0.10.2", "--xla_cpu_use_fusion_emitters=true", False, None, "--xla_cpu_use_fusion_emitters=true"),
-    ],
-)
-def test_the_flag_that_spares_compile_time_is_set_where_it_is_known(
-    monkeypatch, version, flags, plugin, platforms, left
-):
-    given = {"XLA_FLAGS": flags, "JAX_PLATFORMS": platforms}
-    monkeypatch.setattr(os, "environ", {name: value for name, value in given.items() if value})
-    monkeypatch.setattr("jaxlib.__version__", version)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: plugin or None)
-    _app._compile_lean()
-    assert os.environ.get("XLA_FLAGS") == left
