@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import jax
@@ -21,6 +22,9 @@ from models.sharding import BATCH_AXES
 
 Shape = tuple[int, int, int]  # runs, rows, tokens of a row
 
+# What runs once a run need not be tried hard: with all of LLVM's passes it compiles for 10 s, longer than a step, and
+# with few for 2; the numbers are the same.
+_BRIEFLY: Any = {"xla_backend_optimization_level": 1}
 _CACHE_SIZE = 8  # programs kept compiled: a sweep walks its shapes one after another
 
 
@@ -112,7 +116,7 @@ def program_of(shape: RunConfig, ids: tuple[int, int, int], languages: int, popu
         return update(state, gradients(state.params, state.buffers, tokens_RBS), language_RB, cooldown)
 
     return Program(
-        init=jax.jit(over_runs(one.init), out_shardings=shardings),
+        init=jax.jit(over_runs(one.init), out_shardings=shardings, compiler_options=_BRIEFLY if on_cpu else None),
         start=jax.jit(over_runs(one.start), out_shardings=shardings),
         # Output shardings equal to the input's keep XLA from choosing others and compiling the second step anew.
         step=jax.jit(step, out_shardings=(shardings, NamedSharding(mesh, P())), donate_argnums=0),
