@@ -25,10 +25,10 @@ from checked import UserError, unknown
 
 # Widths of the guard, one a round: a wide one has a gradient where a start leaves no effective tokens, and the last is
 # that of the law.
-GUARDS = (0.03, 0.01, 0.003, GUARD)
+_GUARDS = (0.03, 0.01, 0.003, GUARD)
 _ROUNDS = 100  # at most; 10 to 25 are usual
-WIDE = 10.0  # spreads of the start's residuals at which rows are winsorised first, lest a bad start stand
-ROUGH, _FINE = 1.0, 0.1  # decrements that end the descents of a round, before and once the noise is estimated
+_WIDE = 10.0  # spreads of the start's residuals at which rows are winsorised first, lest a bad start stand
+_ROUGH, _FINE = 1.0, 0.1  # decrements that end the descents of a round, before and once the noise is estimated
 _STILL = 0.02  # largest shift, in posterior standard deviations and relative in the noise, of a round that settled
 # Runs are judged once winsorising has closed to so many corners and a round moves no parameter by more than so many
 # posterior standard deviations: under a law that does not fit yet half of them seem astray, and come back one by one.
@@ -264,7 +264,7 @@ def fit_joint(
         blocks, variance = rounds.start(rows, start_tau(runs, initial_tau), hyperprior.repetition)
         blocks = jnp.pad(blocks, ((0, 0), (0, prior.base.shape[1] - blocks.shape[1])))  # η = 1
         weight = np.ones(bucket(len(runs.run_ids)))
-        noise = system.Noise(variance, np.float64(0.0), weight, WIDE * np.sqrt(variance))
+        noise = system.Noise(variance, np.float64(0.0), weight, _WIDE * np.sqrt(variance))
         state = system.State(Coordinates(blocks, prior.shared_mean), noise, prior)
         end, settled = jax.tree.map(np.asarray, _rounds(state, rows, spreads))
         if sizes := sizes_astray(runs, end.state.noise.run_weight):
@@ -385,16 +385,16 @@ def _rounds(state: system.State, rows: system.Rows, spreads: Spreads, judges: bo
     ahead = rounds.Ahead()
     for i in range(_ROUNDS):
         # First the law, then its noise, then which runs go astray: a verdict on a law that does not fit may stand.
-        hold = i < len(GUARDS) or (i < _HELD and hold and shift > _NEAR)
-        if i < len(GUARDS):
-            guard = GUARDS[i]
+        hold = i < len(_GUARDS) or (i < _HELD and hold and shift > _NEAR)
+        if i < len(_GUARDS):
+            guard = _GUARDS[i]
             linear = system.linearise(state, rows, guard)
-        tolerance, start = ROUGH if hold else _FINE, state.x
+        tolerance, start = _ROUGH if hold else _FINE, state.x
         found = rounds.refine(state, linear, rows, spreads, guard, judge and judges, keep, hold, tolerance)
         state, linear, report, *_ = found
         noise, shift = np.array([state.noise.rho, state.noise.clip]), float(report.shift)
         still = shift < _STILL and np.allclose(noise, seen, rtol=_STILL)
-        settled = i > len(GUARDS) and still and judge
+        settled = i > len(_GUARDS) and still and judge
         closed = not hold and noise[1] < _CLIPPED * float(state.noise.corner)
         judge = judge or bool(closed and shift < _NEAR)
         if settled:
@@ -403,7 +403,7 @@ def _rounds(state: system.State, rows: system.Rows, spreads: Spreads, judges: bo
         # Two places of ρ's grid can each make the other one likelier: then it lies between them.
         if (middle := _alternating(rho)) is not None:
             keep, state = True, state._replace(noise=state.noise._replace(rho=jnp.float64(middle)))
-        if i >= len(GUARDS) and (further := ahead(start, found)) is not None:
+        if i >= len(_GUARDS) and (further := ahead(start, found)) is not None:
             state = state._replace(x=further)
             linear = system.linearise(state, rows, guard)
     end = rounds.settle(state, linear, rows, spreads, _SETTLED)

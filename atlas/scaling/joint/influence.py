@@ -16,9 +16,8 @@ import pandas as pd
 
 from atlas.scaling.joint import rounds, system
 from atlas.scaling.joint.arrow import Bordered, Coordinates, products
-from atlas.scaling.joint.fit import GUARDS, ROUGH, WIDE, JointFit, order_by_target, start_tau
+from atlas.scaling.joint.fit import JointFit, order_by_target
 from atlas.scaling.joint.information import spread
-from atlas.scaling.joint.prior import HYPERPRIOR
 from atlas.scaling.joint.system import Rows, State
 from atlas.scaling.noise import by_group, shrinkage, sums, whitened, winsorised, winsorised_slope
 from atlas.scaling.padding import bucket, padded
@@ -56,11 +55,7 @@ def influence(fit: JointFit, N, D, U, target) -> pd.DataFrame:
 
 
 def refit(
-    fit: JointFit,
-    log_shift: np.ndarray | float = 0.0,
-    run_weight: np.ndarray | None = None,
-    settled: float = _EXACT,
-    anew: bool = False,
+    fit: JointFit, log_shift: np.ndarray | float = 0.0, run_weight: np.ndarray | None = None, settled: float = _EXACT
 ) -> JointFit:
     """The fit again with its noise and priors held, what the derivatives here are exact for.
 
@@ -70,7 +65,6 @@ def refit(
       log_shift: [n] added to the log losses of the rows used.
       run_weight: [runs, or more] weights of the runs; by default the fit's own.
       settled: shift of a round, in posterior standard deviations, that ends the descent.
-      anew: whether to start from variable projection instead of from the fit.
     """
     record, state = fit.record, fit.record.state
     if run_weight is not None:
@@ -78,25 +72,11 @@ def refit(
     runs = dataclasses.replace(record.runs, loss=record.runs.loss * np.exp(log_shift))
     rows = record._replace(runs=runs).rows
     with jax.enable_x64(True):
-        if anew:
-            state = _approach(state, rows, record.spreads, start_tau(runs, None))
         end = rounds.settle(state, system.linearise(state, rows), rows, record.spreads, settled)
         end = jax.tree.map(np.asarray, end)
     moved = record._replace(state=end.state, precision=end.precision, covariance=end.covariance, runs=runs)
     law = system.natural_arrays(moved.theta, moved.direct, record.units, fit.targets, fit.sources)
     return dataclasses.replace(fit, law=law, objective=float(end.report.objective), record=moved)
-
-
-def _approach(state: State, rows: Rows, spreads: rounds.Spreads, tau: np.ndarray) -> State:
-    """From the start of a fit near its optimum, as its first rounds go: far from it most rows would be winsorised."""
-    blocks, variance = rounds.start(rows, tau, HYPERPRIOR.repetition)
-    blocks = jnp.pad(blocks, ((0, 0), (0, state.x.own.shape[1] - blocks.shape[1])))
-    wide = state.noise._replace(clip=WIDE * jnp.sqrt(variance))
-    near = State(Coordinates(blocks, state.prior.shared_mean), wide, state.prior)
-    for guard in GUARDS:
-        linear = system.linearise(near, rows, guard)
-        near = rounds.refine(near, linear, rows, spreads, guard, False, True, True, ROUGH).state
-    return near._replace(noise=state.noise)
 
 
 def objective(fit: JointFit) -> tuple[Callable[[jax.Array], jax.Array], np.ndarray, np.ndarray]:
