@@ -34,6 +34,7 @@ class Study:
     Attributes:
       design: monolingual runs of every language, runs of every pair, even and Dirichlet mixtures; or "pairs" (all
         at 50/50) or "even" (all languages in every run), which cannot tell τ.
+      eta: mean exponent of substitution of the true law, of which the fit does not know: it has a wrong form.
       unseen: whether predictions of runs on new mixtures are scored, beside the data-constrained law's.
     """
 
@@ -43,6 +44,7 @@ class Study:
     sigma: float = 0.005
     rho: float = 0.0
     phi: float = 0.0
+    eta: float | None = None
     diverged: float = 0.0
     unseen: bool = False
 
@@ -159,12 +161,12 @@ def measure_optimum(study: Study, seed: int) -> Outcome:
     """How exact the optimum and its derivatives are."""
     truth, frame = simulate(study, seed)
     found = fit_joint(load_runs(frame), truth.families)
-    return optimum.derivatives(found, _large(truth), seed) | {"objective gap": optimum.objective_gap(found)}
+    return optimum.derivatives(found, large(truth), seed) | {"objective gap": optimum.objective_gap(found)}
 
 
 def simulate(study: Study, seed: int) -> tuple[simulation.Truth, pd.DataFrame]:
     """The law of a study and its runs table."""
-    truth = simulation.truth(study.languages, seed, study.phi)
+    truth = simulation.truth(study.languages, seed, study.phi, study.eta)
     plan = _plan(study, np.random.default_rng(seed))
     noise = study.checkpoints, study.sigma, study.rho, study.diverged
     return truth, simulation.table(truth, plan, seed, *noise)
@@ -177,13 +179,13 @@ def _off_diagonal(truth: simulation.Truth) -> np.ndarray:
 
 def large_run(found: JointFit, truth: simulation.Truth) -> list[tuple[Estimate, float]]:
     """Losses predicted for a run larger than any fitted one, on all languages evenly, each with its true loss."""
-    point = _large(truth)
+    point = large(truth)
     loss, deviation = found.predict(**point)
     estimates = [Estimate.lognormal(np.log(x), s / x, True) for x, s in zip(loss, deviation, strict=True)]
     return list(zip(estimates, np.asarray(truth.law.loss(**point)).tolist(), strict=True))
 
 
-def _large(truth: simulation.Truth) -> dict[str, np.ndarray]:
+def large(truth: simulation.Truth) -> dict[str, np.ndarray]:
     """N [L], D [L, L], U [L] and targets [L] of a run on all languages evenly, seen from each of them."""
     L = len(truth.languages)
     return {"N": np.full(L, _LARGE_N), "D": np.full((L, L), _LARGE_D / L), "U": truth.U, "target": np.arange(L)}

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from atlas.scaling.estimates import Estimate, document
+from atlas.scaling.estimates import Z90, Estimate, document
 from atlas.scaling.joint import rounds, system
 from atlas.scaling.joint.arrow import Arrow, Coordinates
+from atlas.scaling.joint.misfit import misfit
 from atlas.scaling.joint.prior import HYPERPRIOR, Hyperprior, check_options, joint_prior
 from atlas.scaling.joint.rounds import Spreads
 from atlas.scaling.joint.system import Units
@@ -117,6 +118,11 @@ class JointFit:
         return self.law.sources
 
     @functools.cached_property
+    def misfit(self) -> float:
+        """By how much, in log loss, the law misses runs unlike the others; see `atlas.scaling.joint.misfit`."""
+        return misfit(self.record.rows, self.record.state, self.record.spreads)
+
+    @functools.cached_property
     def parameters(self) -> dict[str, Estimate]:
         """Estimates by name, as `JointLaw.named` has them."""
         columns = [self.estimates[field].named() for field in ("value", "se", "low", "high")]
@@ -147,6 +153,15 @@ class JointFit:
         loss, (beyond, bound) = np.exp(log_loss), self._unsupported(points)
         loss, deviation = np.where(beyond, bound, loss), np.where(beyond, np.inf, loss * deviation)
         return loss.reshape(shape), deviation.reshape(shape)
+
+    def run_interval(self, N, D, U, target) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds [...] of the 90 % interval of a new run's loss: of the law, with a row's noise and the law's misfit.
+
+        Arguments as for `predict`.
+        """
+        loss, deviation = self.predict(N, D, U, target)
+        reach = np.exp(Z90 * np.hypot(deviation / loss, np.hypot(self.sigma, self.misfit)))
+        return loss / reach, loss * reach
 
     @functools.cached_property
     def _supported(self) -> np.ndarray:
@@ -202,7 +217,7 @@ class JointFit:
 
     def to_json(self, holdout: Mapping | None = None) -> dict:
         """The fit as plain values, ready for json.dumps; "joint_law" is what `JointLaw.from_json` reads."""
-        extra = {"sigma": self.sigma, "rho": self.rho, "run_weights": self.run_weights}
+        extra = {"sigma": self.sigma, "rho": self.rho, "misfit": self.misfit, "run_weights": self.run_weights}
         return document("atlas", self, holdout) | extra | {"joint_law": self.law.to_json()}
 
     def _target_index(self, target) -> np.ndarray:
