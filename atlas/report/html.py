@@ -163,7 +163,8 @@ def _law(page: _Page, study: StudySummary) -> None:
     page.figure("law", caption, lambda: figures.law(study.fitted, study.fit, study.loss_unit))
     page.add(_table(_parameters(study.fit), "wide"), "<p>Value and 90 % interval; in brackets: not identified.</p>")
     noise = f"Noise of log loss σ = {100 * study.fit.sigma:.2g} %, correlated {study.fit.rho:.2g} in a run"
-    page.add(f"<p>{noise}.</p>", *(f"<p>{escape(text)}</p>" for text in study.phi_in_words()))
+    missed = f"of runs of most compute or most languages the law misses {100 * study.fit.misfit:.2g} % more"
+    page.add(f"<p>{noise}; {missed}.</p>", *(f"<p>{escape(text)}</p>" for text in study.phi_in_words()))
 
 
 def _parameters(fit: JointFit) -> pd.DataFrame:
@@ -245,7 +246,7 @@ def _planner(page: _Page, study: StudySummary) -> None:
     page.add("<h2>Plan a run</h2>", "<p>What the law expects of a run of this size, these tokens and these shares:</p>")
     if page.doubt:
         page.missing(f"Do not trust these numbers: {page.doubt}.")
-    page.add(planner(study.fit.law, study.fitted, study.draws))
+    page.add(planner(study.fit.law, study.fitted, study.draws, study.fit.run_noise))
 
 
 def _next(page: _Page, study: StudySummary) -> None:

@@ -1,7 +1,7 @@
 // The joint law of atlas/scaling/law.py over the fit's draws. Arrays are as there: [target], tau [target][source].
 (() => {
   const plan = JSON.parse(document.getElementById("plan").textContent), root = document.getElementById("planner");
-  const GUARD = 1e-3, BAND = [0.05, 0.95], sources = plan.sources, targets = plan.targets;
+  const GUARD = 1e-3, BAND = [0.05, 0.95], Z90 = 1.6448536269514722, sources = plan.sources, targets = plan.targets;
   const sum = (values) => values.reduce((a, b) => a + b, 0);
 
   const saturation = (D, U, lam) => {
@@ -40,7 +40,9 @@
     const z = mixed(plan.law, D, t);
     if (!(Math.sign(z) * Math.abs(z) ** (1 / substitution(plan.law, t)) >= plan.least[t])) return null;
     const drawn = draws.map((law) => loss(law, N, D, t)).sort((a, b) => a - b);
-    return [loss(plan.law, N, D, t), ...BAND.map((q) => (drawn.length ? quantile(drawn, q) : NaN))];
+    const value = loss(plan.law, N, D, t), band = BAND.map((q) => (drawn.length ? quantile(drawn, q) : NaN));
+    const reach = band.map((bound) => Math.hypot(Math.log(bound / value), Z90 * plan.noise));
+    return [value, ...band, value * Math.exp(-reach[0]), value * Math.exp(reach[1])];
   };
   window.planner = { predict, sources, targets };
 
@@ -79,15 +81,15 @@
     note.textContent = `${short(6 * n * d)} FLOPs. ` +
       beyond.map(([x, range, name]) => `${name} is ${(x / range[1]).toPrecision(2)} times that of the largest run. `).join("");
     table.replaceChildren();
-    cells(element(table, "tr"), "th", ["language", `loss, ${plan.unit}`, "90 % of the laws", "gain over an even mixture", "epochs"]);
+    cells(element(table, "tr"), "th", ["language", `loss, ${plan.unit}`, "90 % of the laws", "90 % of new runs", "gain over an even mixture", "epochs"]);
     const even = sources.map(() => d / sources.length);
     targets.forEach((name, t) => {
       const row = element(table, "tr");
       const found = tokens[t] > 0 && predict(n, tokens, t), alike = predict(n, even, t);
-      if (!found) return cells(row, "td", [name, tokens[t] > 0 ? "beyond the runs" : "not trained", "–", "–", "–"]);
-      const [value, low, high] = found, gain = alike ? (alike[0] - value).toFixed(4) : "–";
+      if (!found) return cells(row, "td", [name, tokens[t] > 0 ? "beyond the runs" : "not trained", "–", "–", "–", "–"]);
+      const [value, ...bounds] = found, gain = alike ? (alike[0] - value).toFixed(4) : "–";
       const epochs = plan.unique[t] === null ? "unknown" : (tokens[t] / plan.unique[t]).toPrecision(2);
-      cells(row, "td", [name, value.toFixed(4), isNaN(low) ? "–" : `${low.toFixed(4)} to ${high.toFixed(4)}`, gain, epochs]);
+      cells(row, "td", [name, value.toFixed(4), ...[0, 2].map((i) => isNaN(bounds[i]) ? "–" : `${bounds[i].toFixed(4)} to ${bounds[i + 1].toFixed(4)}`), gain, epochs]);
     });
   };
   controls.addEventListener("input", update);

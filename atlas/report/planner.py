@@ -13,7 +13,7 @@ _REACH = 64  # how far beyond the largest runs the sliders go, in N and in D
 _ARRAYS = ("E", "A", "alpha", "B", "beta", "lam", "tau", "phi", "eta")
 
 
-def planner(law: JointLaw, runs: Runs, draws: JointLaw | None) -> str:
+def planner(law: JointLaw, runs: Runs, draws: JointLaw | None, noise: float) -> str:
     """HTML of the planner: what the law predicts of a run, by language, with 90 % bands.
 
     It computes `JointLaw.loss`, and with `joint_draws` agrees with `plan predict`.
@@ -22,6 +22,7 @@ def planner(law: JointLaw, runs: Runs, draws: JointLaw | None) -> str:
       law: a fitted one.
       runs: that it was fitted to; their unique tokens and ranges are the planner's.
       draws: of the law, for the bands; without them there are none.
+      noise: of a new run around the law, as `JointFit.run_noise` has it.
     """
     U, largest = runs.unique_tokens(), (float(runs.N.max()), float(runs.total_tokens.max()))
     document = {
@@ -29,6 +30,7 @@ def planner(law: JointLaw, runs: Runs, draws: JointLaw | None) -> str:
         "sources": law.sources,
         "law": _numbers(law),
         "draws": None if draws is None else _numbers(draws),
+        "noise": noise,
         "least": (SUPPORTED * law.supported_share(*runs.aligned(law.sources))).tolist(),
         "unique": [None if np.isinf(U.get(name, np.inf)) else U[name] for name in law.sources],
         "N": [float(runs.N.min()), largest[0], largest[0] * _REACH],

@@ -157,7 +157,8 @@ def describe(summary: report.StudySummary) -> str:
     fit = summary.fit
     law = pd.DataFrame({name: fit.law.language(name) for name in fit.targets}, dtype=float).T
     parts = [
-        f"{summary.title}: {fit.n_runs} runs, {fit.n_rows} rows, noise {100 * fit.sigma:.2f} % of the loss",
+        f"{summary.title}: {fit.n_runs} runs, {fit.n_rows} rows, noise {100 * fit.sigma:.2f} % of the loss, "
+        f"misfit {100 * fit.misfit:.2f} %",
         f"\nfitted law, loss in {summary.loss_unit}: E + A K^phi / N^alpha + B / D_eff^beta\n"
         + law.to_string(float_format="{:.4g}".format),
         *summary.phi_in_words(),

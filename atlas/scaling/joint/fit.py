@@ -122,6 +122,11 @@ class JointFit:
         """By how much, in log loss, the law misses runs unlike the others; see `atlas.scaling.joint.misfit`."""
         return misfit(self.record.rows, self.record.state, self.record.spreads)
 
+    @property
+    def run_noise(self) -> float:
+        """Standard deviation, in log loss, of a new run around the law: of its noise and of the law's misfit."""
+        return float(np.hypot(self.sigma, self.misfit))
+
     @functools.cached_property
     def parameters(self) -> dict[str, Estimate]:
         """Estimates by name, as `JointLaw.named` has them."""
@@ -130,7 +135,7 @@ class JointFit:
         return {name: Estimate(*(float(column[name]) for column in columns), bool(told[name])) for name in told}
 
     def predict(self, N, D, U, target) -> tuple[np.ndarray, np.ndarray]:
-        """Loss and the standard deviation from the law's uncertainty (a run's own noise, `sigma`, is more).
+        """Loss and the standard deviation from the law's uncertainty, without a new run's, `run_noise`.
 
         Where a mixture leaves fewer effective tokens than a tenth of what the runs had at least, or none, the law has
         no say: the loss is that of the tenth, and its deviation infinite.
@@ -160,7 +165,7 @@ class JointFit:
         Arguments as for `predict`.
         """
         loss, deviation = self.predict(N, D, U, target)
-        reach = np.exp(Z90 * np.hypot(deviation / loss, np.hypot(self.sigma, self.misfit)))
+        reach = np.exp(Z90 * np.hypot(deviation / loss, self.run_noise))
         return loss / reach, loss * reach
 
     @functools.cached_property

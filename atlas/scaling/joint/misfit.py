@@ -18,7 +18,6 @@ from atlas.scaling.noise import HUBER_VARIANCE
 _PART = 0.2  # of the runs are predicted by the others, as splits of a table hold out
 _DECIMALS = 2  # of logarithms: what differs by less than a percent is alike, and not predicted from the others
 _SETTLED = 0.05  # posterior standard deviations: finer than the misfit can be told
-_TRUSTED = 0.05  # weight of a run that did not go astray as a whole, whose losses are no misfit
 _KEPT = 0.5  # of a language's runs: where fewer remain, its prediction says little of the law's form
 _END = 1.0 - 1e-9  # of a run's tokens: only its last rows count, since the others repeat them
 _WINSOR, _STEPS = 3.0, 30  # expected deviations at which an error is winsorised, and steps of the fixed point
@@ -27,8 +26,9 @@ _WINSOR, _STEPS = 3.0, 30  # expected deviations at which an error is winsorised
 def misfit(rows: Rows, state: State, spreads: rounds.Spreads) -> float:
     """Standard deviation, in log loss, of what the law misses of unlike runs; 0 where nothing tells.
 
-    The larger of what is missed of the runs of most compute and of those of most languages. Few runs tell it, so that
-    a standard error is added: an interval too narrow misleads, one too wide does not.
+    The larger of what is missed of the runs of most compute and of those of most languages, runs that lost their weight
+    included: whether one diverged or the form misses it cannot be told, and a new run can do either. Few runs tell it,
+    so that a standard error is added: an interval too narrow misleads, one too wide does not.
 
     Args:
       rows, state, spreads: of a fit at its optimum.
@@ -40,7 +40,7 @@ def misfit(rows: Rows, state: State, spreads: rounds.Spreads) -> float:
         for held in _unlike(rows, weight):
             others = state._replace(noise=state.noise._replace(run_weight=np.where(held, 0.0, weight)))
             end = rounds.settle(others, linear, rows, spreads, _SETTLED)
-            asked = _asked(rows, held & (weight > _TRUSTED), weight)
+            asked = _asked(rows, held)
             error = np.asarray(rows.log_loss - end.linear.log_loss)[asked]
             slope, target = np.asarray(end.linear.jacobian)[asked], np.nonzero(asked)[0]
             variance = np.einsum("np,npk,nk->n", slope, np.asarray(end.covariance)[target], slope)
@@ -65,12 +65,12 @@ def _runs_of(rows: Rows) -> np.ndarray:
     return np.take_along_axis(np.asarray(rows.group_run), np.asarray(rows.group), 1)
 
 
-def _asked(rows: Rows, held: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _asked(rows: Rows, held: np.ndarray) -> np.ndarray:
     """[t, r] whether a row ends a held run, in a language of which the other runs tell enough."""
     on, run, tokens = np.asarray(rows.weight) > 0, _runs_of(rows), np.sum(rows.D, -1)
-    last = np.zeros(len(weight))
+    last = np.zeros(len(held))
     np.maximum.at(last, run[on], tokens[on])
-    present = (np.asarray(rows.group_size) > 0) & (weight[rows.group_run] > _TRUSTED)
+    present = np.asarray(rows.group_size) > 0
     kept = np.sum(present & ~held[rows.group_run], 1) >= _KEPT * np.sum(present, 1)
     return on & held[run] & (tokens >= _END * last[run]) & kept[:, None]
 

@@ -20,7 +20,7 @@ from atlas.scaling.planning.crossover import crossover_law, measured_crossovers,
 from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expansion_table
 from atlas.scaling.planning.mixtures import by_language, plan_mixture
 from atlas.scaling.planning.next_runs import candidate_runs, goal_of, next_runs
-from atlas.scaling.single.draws import band, law_draws
+from atlas.scaling.single.draws import band, law_draws, run_band
 from atlas.scaling.single.fitted import Fit
 from atlas.scaling.table import published
 from atlas.scaling.table.labels import labels
@@ -34,6 +34,7 @@ Answer = tuple[pd.DataFrame, dict[str, Any]]
 Numbers = Mapping[str, float]
 
 _REMEDY = "give a study's workdir, or fit its runs again"
+_RUN_BANDS = "run_ of a new run, with its noise and the law's misfit"
 _LAW_DRAWS = 1000  # of one law, whose draws are nearly free
 
 
@@ -90,6 +91,11 @@ class Fitted:
         for name, value in values.items():
             if value is None or not np.isfinite(value):
                 raise UserError(f"{str(self.file)!r}: {name} is {value}, no finite number; {_REMEDY}")
+
+    def run_noise(self) -> float | None:
+        """How far new runs lie off a law of all languages, see `JointFit.run_noise`; None where the fit is older."""
+        known = [self.document.get(name) for name in ("sigma", "misfit")]
+        return None if None in known else float(np.hypot(*known))
 
     def joint_draws(self) -> tuple[JointLaw | None, str]:
         """Laws of all languages that the runs allow, None where they cannot be had; and in words which they are."""
@@ -179,7 +185,7 @@ def allocate(flops: float, language: str, fit: str, regime: str, unique: Numbers
 def predict(
     fit: str, params: float, tokens: float, language: str, shares: Numbers, unique: Numbers, at: Numbers
 ) -> Answer:
-    """The loss that a fit expects of a planned run, with the 90 % interval of the law.
+    """The loss that a fit expects of a planned run, with 90 % intervals of the law and of the run.
 
     Args:
       fit: workdir or file.
@@ -197,7 +203,7 @@ def predict(
         row = {"params": params, "tokens": tokens, **at, "loss": float(law.predict(**named)[0])}
         for kind, bounds in (("loss", law.interval(**named)), ("run", law.run_interval(**named))):
             row |= {f"{kind}_low": float(bounds[0]), f"{kind}_high": float(bounds[1])}
-        bands = "90 %: loss_ of the law, run_ of a new run, with its noise and the law's misfit"
+        bands = f"90 %: loss_ of the law, {_RUN_BANDS}"
         facts = {"law": law.law, "unit": law.unit or "that of the runs", "bands": bands}
         return pd.DataFrame([row]), fitted.caution | facts
     joint, runs = fitted.joint_law(), study_runs(fitted.folder)
@@ -215,13 +221,17 @@ def predict(
     beyond = ", ".join(joint.targets[t] for t in asked[~told])
     if not told.any():
         raise UserError(f"the mixture leaves {beyond} hardly an effective token, which no law tells; give it a share")
-    draws, bands = fitted.joint_draws()
+    (draws, bands), noise = fitted.joint_draws(), fitted.run_noise()
+    if draws is not None:
+        bands = f"{bands}; {_RUN_BANDS if noise is not None else 'of runs none: the fit tells no misfit; fit again'}"
     rows: list[dict[str, Any]] = []
     for t, seen in zip(asked[told], D[told], strict=True):
         loss = float(joint.loss(params, seen, U, t))
         rows.append({"language": joint.targets[t], "params": params, "tokens": tokens, "loss": loss})
         if draws is not None:
-            rows[-1]["loss_low"], rows[-1]["loss_high"] = band(draws.loss(params, seen, U, t))
+            rows[-1]["loss_low"], rows[-1]["loss_high"] = law_band = band(draws.loss(params, seen, U, t))
+            if noise is not None:
+                rows[-1]["run_low"], rows[-1]["run_high"] = run_band(loss, *law_band, noise)
     no_say = {"no prediction": f"{beyond}: hardly an effective token in the mixture"} if beyond else {}
     return pd.DataFrame(rows), fitted.caution | {"law": "atlas", "bands": bands} | no_say
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from atlas.scaling.estimates import Z90
 from atlas.scaling.single.library import law_named
 
 
@@ -19,6 +20,17 @@ def band(values: np.ndarray) -> tuple[float, float]:
     """
     low, high = np.nanquantile(values, [0.05, 0.95])
     return float(low), float(high)
+
+
+def run_band(loss: float, low: float, high: float, noise: float) -> tuple[float, float]:
+    """The 90 % band of a new run from that of the law, and a new run's deviation from it in log loss.
+
+    >>> low, high = run_band(2.0, 2.0, 2.0, 0.01 / Z90)
+    >>> round(2.0 / low, 6) == round(high / 2.0, 6) == round(float(np.exp(0.01)), 6)
+    True
+    """
+    below, above = np.hypot(np.log([loss / low, high / loss]), Z90 * noise)
+    return float(loss * np.exp(-below)), float(loss * np.exp(above))
 
 
 def law_draws(document: Mapping, count: int, seed: int = 0) -> dict[str, np.ndarray] | None:

@@ -26,10 +26,10 @@ def test_the_page_predicts_what_plan_predict_does(tmp_path, mixing):
     fit = fit_joint(runs, mixing=mixing)
     (tmp_path / "fit.json").write_text(json.dumps(fit.to_json()))
     shutil.copy(TABLE, tmp_path / "runs.csv")
-    found = predicted_in_the_page(tmp_path, planner(fit.law, runs, joint_draws(fit)))
+    found = predicted_in_the_page(tmp_path, planner(fit.law, runs, joint_draws(fit), fit.run_noise))
     for (params, tokens, shares), page in zip(RUNS, found, strict=True):
         table, _ = answers.predict(str(tmp_path), params, tokens, "", shares, {}, {})
-        rows = table.set_index("language")[["loss", "loss_low", "loss_high"]]
+        rows = table.set_index("language")[["loss", "loss_low", "loss_high", "run_low", "run_high"]]
         told = {name: numbers for name, numbers in zip(fit.targets, page, strict=True) if numbers}
         assert list(told) == list(rows.index)
         for name, numbers in told.items():
@@ -37,7 +37,7 @@ def test_the_page_predicts_what_plan_predict_does(tmp_path, mixing):
 
 
 def predicted_in_the_page(directory, html):
-    """[run][target] (loss, low, high) as the script of the page computes them."""
+    """[run][target] (loss, low, high, low and high of a run) as the script of the page computes them."""
     ask = f"""<pre id="answer"></pre><script>
       const asked = {json.dumps([[n, d, shares] for n, d, shares in RUNS])};
       const all = asked.map(([n, d, shares]) => {{

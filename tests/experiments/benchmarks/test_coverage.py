@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from atlas.scaling import Estimate
+from atlas.scaling.joint import fit as fit_of_all
 from experiments.benchmarks import coverage
 
 
@@ -45,3 +46,15 @@ def test_bootstrap_and_joint_fit_are_scored(monkeypatch):
     assert set(joint) == names | {"lambda", "tau", "phi"}
     assert {name: len(scores) for name, scores in joint.items()} == dict.fromkeys(joint, 5) | {"tau": 20, "phi": 1}
     assert np.mean([abs(error) < 4 for scores in joint.values() for _, error, _ in scores]) > 0.9
+
+
+@pytest.mark.thorough
+def test_intervals_of_new_runs_hold_their_losses_under_a_wrong_form_too(monkeypatch):
+    def covered(form):
+        scores = [coverage.measure_new(coverage.NEW_RUNS[f"37 runs, {form} form"], seed) for seed in range(20)]
+        return {name: np.mean([inside for found in scores for inside, *_ in found[name]]) for name in scores[0]}
+
+    assert all(coverage.LOW <= part <= coverage.HIGH_NEW for part in covered("right").values())
+    assert all(coverage.LOW <= part for part in covered("wrong").values())
+    monkeypatch.setattr(fit_of_all, "misfit", lambda *_: 0.0)
+    assert covered("wrong")["mixture"] < coverage.LOW

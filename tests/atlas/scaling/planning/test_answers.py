@@ -61,6 +61,9 @@ def test_predictions_of_a_study_and_of_a_law_of_one_loss(study, tmp_path):
         and (table.loss_low < table.loss).all()
         and (table.loss < table.loss_high).all()
     )
+    assert (table.run_low < table.loss_low).all() and (table.loss_high < table.run_high).all()
+    older, facts = answers.predict(rewrite(study, tmp_path, misfit=None), 1e9, 1e11, "", {}, {}, {})
+    assert "run_low" not in older and "of runs none" in facts["bands"]
     law = answers.Fitted(study).joint_law()
     mixed, _ = answers.predict(study, 1e9, 1e11, "l1", {"l0": 1.0, "l1": 3.0}, {"l0": 1e9}, {})
     expected = law.loss(
