@@ -146,19 +146,8 @@ class _Equations:
         linear = jnp.einsum("trp,trk->tpk", self.jacobian, by_told)
         pull = self.whitened(self.told)
         state, rows = self.state, self.rows
-        p = state.x.own.shape[1]
         direct = system.direct_part(state.x, state.prior)
-
-        def bend(inputs) -> jax.Array:
-            own, pull, N, D, U = inputs
-
-            def total(z: jax.Array) -> jax.Array:
-                by_row = jax.vmap(system.log_loss, (None, None, 0, 0, 0))
-                return jnp.sum(pull * by_row(z[:p], z[p:], N, D, U))
-
-            return jax.hessian(total)(jnp.concatenate([own, direct]))
-
-        bent = jax.lax.map(bend, (state.x.own, pull, rows.N, rows.D, rows.U))
+        bent = jax.lax.map(partial(_bend, direct), (state.x.own, pull, rows.N, rows.D, rows.U))
         return linear - bent
 
     def bordered(self, slope: jax.Array, target: jax.Array) -> Bordered:
@@ -177,6 +166,18 @@ class _Equations:
         return Bordered(
             prior.blocks + full[:, :p, :p], right, jnp.concatenate([left, own], 1), jnp.concatenate([corner, shared], 0)
         )
+
+
+def _bend(direct: jax.Array, inputs: tuple) -> jax.Array:
+    """[p+h, p+h] second derivative of what pulls rows [r] of one target: its block, their pull, N, D and U."""
+    own, pull, N, D, U = inputs
+    p = len(own)
+
+    def total(z: jax.Array) -> jax.Array:
+        by_row = jax.vmap(system.log_loss, (None, None, 0, 0, 0))
+        return jnp.sum(pull * by_row(z[:p], z[p:], N, D, U))
+
+    return jax.hessian(total)(jnp.concatenate([own, direct]))
 
 
 @jax.jit
@@ -198,16 +199,17 @@ def _without(state: State, rows: Rows, slope, target, runs: int) -> jax.Array:
     matrix = equations.bordered(slope, target)
     pull = equations.whitened(equations.told)
     curved = equations.whitened(equations.slope[..., None] * equations.jacobian)
-    groups = rows.group_size.shape[1]
+    groups, direct = rows.group_size.shape[1], system.direct_part(state.x, state.prior)
 
     def changes(inputs) -> jax.Array:
         """[g, q+m, q+1] what leaving out each group of one target adds to the reduced corner."""
-        blocks, right, left, jacobian, curved, pull, group = inputs
+        blocks, right, left, jacobian, curved, group, own, pull, *where = inputs
 
         def summed(values: jax.Array) -> jax.Array:
             return jax.ops.segment_sum(values, group, groups, indices_are_sorted=True)
 
-        lost = summed(jacobian[:, :, None] * curved[:, None, :])
+        bent = jax.vmap(lambda *row: _bend(direct, (own, *(values[None] for values in row))))(pull, *where)
+        lost = summed(jacobian[:, :, None] * curved[:, None, :] - bent)
         # At the optimum the equations without a run are what that run contributed, with the sign reversed.
         column = -summed(jacobian * pull[:, None])
         upper = jnp.concatenate([jnp.broadcast_to(right, (groups, *right.shape)), column[:, :p, None]], -1)
@@ -218,7 +220,8 @@ def _without(state: State, rows: Rows, slope, target, runs: int) -> jax.Array:
         before = jnp.pad(left @ jnp.linalg.solve(blocks, right), ((0, 0), (0, 1)))
         return corner - Bordered(blocks - lost[:, :p, :p], upper, lower, corner).eliminated() + before
 
-    inputs = (matrix.blocks, matrix.right, matrix.left, equations.jacobian, curved, pull, rows.group)
+    told = (equations.jacobian, curved, rows.group, state.x.own, pull, rows.N, rows.D, rows.U)
+    inputs = (matrix.blocks, matrix.right, matrix.left, *told)
     by_group = jax.lax.map(changes, inputs)
     by_run = (
         jnp.zeros((runs, *by_group.shape[2:]))
