@@ -50,8 +50,8 @@ def run(workdir: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
       told               part of the estimates that the fit calls identified
       told_coverage      coverage of these
       intervals, studies how many there were
-      reached            whether the coverage lies between LOW and HIGH; of new runs up to HIGH_RUN, or to HIGH_NEW where
-                         a joint law has the right form
+      reached            whether the coverage lies between LOW and HIGH; of new runs between LOW and HIGH_RUN, or
+                         HIGH_NEW where a joint law has the right form
 
     `workdir` keeps outcomes for another time.
     """
