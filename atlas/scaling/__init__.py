@@ -21,7 +21,8 @@ from atlas.scaling.estimates import Z90, Estimate, finite
 from atlas.scaling.holdout import heldout
 from atlas.scaling.joint import influence
 from atlas.scaling.joint.draws import joint_draws
-from atlas.scaling.joint.fit import SUPPORTED, JointFit, fit_joint
+from atlas.scaling.joint.fit import fit_joint
+from atlas.scaling.joint.fitted import SUPPORTED, JointFit
 from atlas.scaling.joint.prior import LAMBDA_KINDS, MIXINGS, TAU_PRIORS, Hyperprior
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
 from atlas.scaling.planning import answers

@@ -9,11 +9,6 @@ import numpy as np
 from tqdm import tqdm
 
 from atlas.scaling import JointFit, fit_joint, influence, load_runs, plan_mixture, simulation
-from atlas.scaling.joint import rounds, system
-from atlas.scaling.joint.arrow import Coordinates
-from atlas.scaling.joint.fit import start_tau
-from atlas.scaling.joint.prior import HYPERPRIOR
-from atlas.scaling.law import GUARD
 from experiments.benchmarks.studies import judged
 from experiments.benchmarks.timing import seconds
 
@@ -23,7 +18,6 @@ _SIZES = {10: ((5, 2, 20, 0), 5, 5.0, 0.3), 40: ((5, 1, 20, 280), 1, 30.0, 6.0)}
 _PLANNED = 10  # languages of the study that is also planned for, and resampled
 _COMPILE, _PLAN, _REFITS = 15.0, 1.0, 10.0  # bars
 _RESAMPLES = 150
-_MODE = 1e-9  # decrement that ends a descent
 _SETTLED = 1e-2  # shift that ends a refit, in posterior standard deviations
 _FLOPS = 3e21
 
@@ -50,7 +44,7 @@ def _times(L: int, design: tuple[int, ...], times: int, fit_bar: float, descent_
     first, later, found = seconds(fitted), seconds(fitted, times), fitted()
     yield row("fit: priors, noise and law", fit_bar, later)
     yield row("compiling it", _COMPILE, np.subtract(first, later).tolist(), 1)
-    descend = functools.partial(_descend, found)
+    descend = functools.partial(influence.descend, found)
     descend()  # compiles
     yield row("one descent, noise and priors known", descent_bar, seconds(descend, times))
     if L == _PLANNED:
@@ -65,13 +59,3 @@ def _times(L: int, design: tuple[int, ...], times: int, fit_bar: float, descent_
         # Here and below the first of several rounds may compile: their median does not see it.
         yield row("plan of a mixture", _PLAN, seconds(lambda: plan_mixture(found.law, runs, _FLOPS), times))
         yield row(f"{_RESAMPLES} resamples of the runs, refitted", _REFITS, seconds(resample), 1)
-
-
-def _descend(fit: JointFit) -> None:
-    """From the start that a fit has to the mode, its pseudo-observations held too."""
-    state, rows = fit.record.state, fit.record.rows
-    with jax.enable_x64(True):
-        blocks, _ = rounds.start(rows, start_tau(fit.record.runs, None), HYPERPRIOR.repetition)
-        state = state._replace(x=Coordinates(blocks, state.prior.shared_mean))
-        linear = system.linearise(state, rows)
-        jax.block_until_ready(rounds.refine(state, linear, rows, fit.record.spreads, GUARD, False, True, True, _MODE))

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from atlas.scaling.joint.arrow import factor
-from atlas.scaling.joint.fit import JointFit, fit_joint, telling_rows
+from atlas.scaling.joint.fit import fit_joint, telling_rows
+from atlas.scaling.joint.fitted import JointFit
 from atlas.scaling.joint.system import LOG_A, LOG_B, LOG_E, natural_arrays
 from atlas.scaling.law import JointLaw
 from atlas.scaling.single.draws import linear_in_value

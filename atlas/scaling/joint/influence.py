@@ -16,13 +16,17 @@ import pandas as pd
 
 from atlas.scaling.joint import rounds, system
 from atlas.scaling.joint.arrow import Bordered, Coordinates, products
-from atlas.scaling.joint.fit import JointFit, order_by_target
+from atlas.scaling.joint.fit import start_tau
+from atlas.scaling.joint.fitted import JointFit, order_by_target
 from atlas.scaling.joint.information import spread
+from atlas.scaling.joint.prior import HYPERPRIOR
 from atlas.scaling.joint.system import Rows, State
+from atlas.scaling.law import GUARD
 from atlas.scaling.noise import by_group, shrinkage, sums, whitened, winsorised, winsorised_slope
 from atlas.scaling.padding import bucket, padded
 
 _BATCH = 64  # gradients are asked for in multiples of it, so that most calls share a compiled program
+_MODE = 1e-9  # Newton decrement that ends a timed descent
 _EXACT = 1e-11  # shift in posterior standard deviations that ends a refit
 
 
@@ -77,6 +81,17 @@ def refit(
     moved = record._replace(state=end.state, precision=end.precision, covariance=end.covariance, runs=runs)
     law = system.natural_arrays(moved.theta, moved.direct, record.units, fit.targets, fit.sources)
     return dataclasses.replace(fit, law=law, objective=float(end.report.objective), record=moved)
+
+
+def descend(fit: JointFit) -> None:
+    """One descent from the start that a fit has, with noise, priors and pseudo-observations held: to be timed."""
+    state, rows = fit.record.state, fit.record.rows
+    with jax.enable_x64(True):
+        blocks, _ = rounds.start(rows, start_tau(fit.record.runs, None), HYPERPRIOR.repetition)
+        blocks = jnp.pad(blocks, ((0, 0), (0, state.x.own.shape[1] - blocks.shape[1])))
+        state = state._replace(x=Coordinates(blocks, state.prior.shared_mean))
+        linear = system.linearise(state, rows)
+        jax.block_until_ready(rounds.refine(state, linear, rows, fit.record.spreads, GUARD, False, True, True, _MODE))
 
 
 def objective(fit: JointFit) -> tuple[Callable[[jax.Array], jax.Array], np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from atlas.scaling.joint import system
 from atlas.scaling.joint.arrow import Arrow, Bordered, products
-from atlas.scaling.joint.fit import JointFit
+from atlas.scaling.joint.fitted import JointFit
 from atlas.scaling.joint.system import Noise
 from atlas.scaling.noise import shrinkage
 from atlas.scaling.padding import bucket, padded

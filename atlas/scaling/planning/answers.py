@@ -13,7 +13,8 @@ import pandas as pd
 
 from atlas.scaling.estimates import Z90
 from atlas.scaling.joint.draws import DRAWS, joint_draws, mixing_of, refitted
-from atlas.scaling.joint.fit import SUPPORTED, fit_joint
+from atlas.scaling.joint.fit import fit_joint
+from atlas.scaling.joint.fitted import SUPPORTED
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
 from atlas.scaling.planning.allocation import allocation_band, compute_optimal
 from atlas.scaling.planning.crossover import crossover_law, measured_crossovers, published_crossovers

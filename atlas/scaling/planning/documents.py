@@ -7,7 +7,8 @@ import pandas as pd
 
 from atlas.scaling.estimates import Z90, finite
 from atlas.scaling.holdout import heldout
-from atlas.scaling.joint.fit import JointFit, fit_joint
+from atlas.scaling.joint.fit import fit_joint
+from atlas.scaling.joint.fitted import JointFit
 from atlas.scaling.planning.practice import advice
 from atlas.scaling.single.bootstrap import bootstrap
 from atlas.scaling.single.comparison import compare

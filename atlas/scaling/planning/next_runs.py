@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from atlas.scaling.joint.fit import JointFit
+from atlas.scaling.joint.fitted import JointFit
 from atlas.scaling.joint.information import Information, PlannedRuns
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
 from atlas.scaling.planning.mixtures import by_language

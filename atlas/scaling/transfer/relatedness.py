@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from atlas.scaling.joint.draws import joint_draws
-from atlas.scaling.joint.fit import JointFit
+from atlas.scaling.joint.fitted import JointFit
 from atlas.scaling.single.draws import band
 
 _DRAWS = 1000  # of the law, for the ends of an interval

@@ -11,7 +11,7 @@ import pytest
 
 from atlas.scaling import load_runs
 from atlas.scaling.joint.arrow import Coordinates
-from atlas.scaling.joint.fit import JointFit, Record
+from atlas.scaling.joint.fitted import JointFit, Record
 from atlas.scaling.joint.system import Prior, State, Units
 from atlas.scaling.law import JointLaw
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from atlas.scaling import Estimate
-from atlas.scaling.joint import fit as fit_of_all
+from atlas.scaling.joint import fitted
 from experiments.benchmarks import coverage
 
 
@@ -56,5 +56,5 @@ def test_intervals_of_new_runs_hold_their_losses_under_a_wrong_form_too(monkeypa
 
     assert all(coverage.LOW <= part <= coverage.HIGH_NEW for part in covered("right").values())
     assert all(part >= coverage.LOW for part in covered("wrong").values())
-    monkeypatch.setattr(fit_of_all, "misfit", lambda *_: 0.0)
+    monkeypatch.setattr(fitted, "misfit", lambda *_: 0.0)
     assert covered("wrong")["mixture"] < coverage.LOW
