@@ -70,6 +70,22 @@ def test_draws_spread_as_the_covariance_says():
     np.testing.assert_allclose(still["B"], TRUTH["B"])
 
 
+def test_even_draws_are_of_the_same_law_and_average_better():
+    found = certain(0.03)
+    found["covariance"]["freedom"] = 8.0
+    size = np.sqrt(8 / 6)  # of Student's t
+    means = {}
+    for even in (False, True):
+        alphas = np.log([law_draws(found, 256, (seed, 1), even=even)["alpha"] for seed in range(20)])
+        assert alphas.std() == pytest.approx(0.03 * size, rel=0.05)
+        means[even] = alphas.mean(1).std()
+    assert means[True] < 0.1 * means[False]
+    drawn = law_draws(found, 256, even=True)
+    term = drawn["A"] / 1e9 ** drawn["alpha"]
+    assert np.log(term).std() == pytest.approx(0.03 * size, rel=0.1)
+    assert abs(np.corrcoef(term, drawn["alpha"])[0, 1]) < 0.1
+
+
 def test_without_a_covariance_there_are_no_draws():
     found = certain()
     assert law_draws({"parameters": found["parameters"]}, 5) is None
