@@ -32,6 +32,7 @@ C = TypeVar("C", bound=Checked)
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141  # as shells name the end by SIGPIPE
+_SLOW = 2.0  # seconds
 _WORTH_KEEPING = 0.1  # seconds of compilation; JAX's own threshold of 1 would leave out most programs of a fit
 
 
@@ -328,6 +329,18 @@ def check_outputs(workdir: str | None = None, json: str | None = None) -> None:
         check_writable(pathlib.Path(workdir), directory=True)
     if json:
         check_writable(pathlib.Path(json))
+
+
+@contextlib.contextmanager
+def said_if_slow(text: str) -> Iterator[None]:
+    """Says what is done once it has taken so long that one wonders."""
+    timer = threading.Timer(_SLOW, lambda: print(text, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _fail(message: str) -> None:

@@ -71,7 +71,7 @@ _MIXING = flags.DEFINE_enum(
     "how tokens of several languages make effective ones: their weighted sum (default) or with constant elasticity of "
     "substitution, ces (only atlas)",
 )
-_SEED = flags.DEFINE_integer("seed", 0, "seed of the random split and of the resamples")
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the random split, of the resamples and of advice", lower_bound=0)
 
 
 def main(_) -> None:

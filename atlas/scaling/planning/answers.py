@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 
@@ -22,6 +23,7 @@ from atlas.scaling.planning.mixtures import by_language, plan_mixture
 from atlas.scaling.planning.next_runs import candidate_runs, goal_of, next_runs
 from atlas.scaling.single.draws import band, law_draws
 from atlas.scaling.single.fitted import Fit
+from atlas.scaling.single.library import law_named
 from atlas.scaling.table import published
 from atlas.scaling.table.labels import labels
 from atlas.scaling.table.runs import Runs, load_runs
@@ -81,10 +83,25 @@ class Fitted:
     def law(self, language: str = "") -> dict[str, float]:
         """Parameters of the law of one language, which a joint fit needs the name of."""
         if "joint_law" in self.document:
-            return {name: float(value) for name, value in self.joint_law().language(language).items()}
+            joint = self.joint_law()
+            if not language:
+                raise UserError(f"the fit is of several languages: give --language, one of {', '.join(joint.targets)}")
+            return {name: float(value) for name, value in joint.language(language).items()}
         found = {name: estimate["value"] for name, estimate in self.document["parameters"].items()}
         self._check_finite(found)
         return found
+
+    def check_form(self, values: Mapping[str, float], best: Mapping[str, float], U: float) -> None:
+        """Raises UserError for a law that at its optimum is not the E + A/N^alpha + B/D^beta which was minimised."""
+        if "joint_law" in self.document or "law" not in self.document:
+            return
+        law = law_named(self.document["law"])
+        batch = {c.name: c.default for c in law.columns} | {"N": best["params"], "D": best["tokens"], "U": U}
+        needed = [c.name for c in law.columns if batch[c.name] is None]
+        with jax.enable_x64(True):
+            same = not needed and np.isclose(float(law.loss(values, batch)), best["loss"], rtol=1e-9)
+        if not same:
+            raise UserError(f"allocate knows E + A/N^alpha + B/D^beta, and the {law.name} law is another; use predict")
 
     def _check_finite(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -169,37 +186,38 @@ def allocate(flops: float, language: str, fit: str, regime: str, unique: Numbers
         law, (draws, bands), facts = fitted.law(language), fitted.draws(language), fitted.caution
     else:
         law, draws = published.language_law(language, regime), None
-        fit, bands = f"ATLAS, Table C.1, {regime}", "none: the paper prints no covariance"
+        bands = "none: the paper prints no covariance"
     U = unique.get(language, float("inf"))
     best = compute_optimal(law, flops, U)
+    if fit:
+        fitted.check_form(law, best, U)
     band = {} if draws is None else allocation_band(draws, flops, best, U)
-    return pd.DataFrame([best | band]), facts | {"flops": flops, "source": fit, "bands": bands}
+    facts |= {"flops": flops, "source": fit or f"ATLAS, Table C.1, {regime}", "bands": bands}
+    config = f"--config.mixture={language}, with" if language else "a model with"
+    facts["train"] = f"{config} about {best['params']:.3g} parameters and {best['tokens']:.3g} tokens"
+    return pd.DataFrame([best | band]), facts
 
 
 def predict(
-    fit: str, params: float, tokens: float, language: str, shares: Numbers, unique: Numbers, at: Numbers
+    fit: str, params: float | None, tokens: float | None, language: str, shares: Numbers, unique: Numbers, at: Numbers
 ) -> Answer:
     """The loss that a fit expects of a planned run, with the 90 % interval of the law.
 
     Args:
       fit: workdir or file.
-      params, tokens: N and D of the run, over all languages.
+      params, tokens: N and D of the run, over all languages; a law of one language may need neither.
       language: of a law of all languages: the one evaluated; every target where it is "".
       shares: of the mixture, relative (a law of all languages; the target alone by default).
-      unique: unique tokens by language; of a law of one language, under any name.
+      unique: unique tokens by language.
       at: other columns of a law of one language by name.
     """
     fitted = Fitted(fit)
     if "joint_law" not in fitted.document:
-        law = Fit.from_json(fitted.document)
-        named = {"N": params, "D": tokens} | ({"U": next(iter(unique.values()))} if unique else {}) | dict(at)
-        named = {name: value for name, value in named.items() if name in at or name in law.column_names}
-        row = {"params": params, "tokens": tokens, **at, "loss": float(law.predict(**named)[0])}
-        for kind, bounds in (("loss", law.interval(**named)), ("run", law.run_interval(**named))):
-            row |= {f"{kind}_low": float(bounds[0]), f"{kind}_high": float(bounds[1])}
-        bands = "90 %: loss_ of the law, run_ of a new run, with its noise and the law's misfit"
-        facts = {"law": law.law, "unit": law.unit or "that of the runs", "bands": bands}
-        return pd.DataFrame([row]), fitted.caution | facts
+        return _predict_one(fitted, params, tokens, language, shares, unique, at)
+    if at:
+        raise UserError(f"the law of all languages has no column {next(iter(at))!r}; drop --at")
+    if params is None or tokens is None:
+        raise UserError("the law of all languages needs both --params and --tokens")
     joint, runs = fitted.joint_law(), study_runs(fitted.folder)
     if language and language not in joint.targets:
         raise unknown("target language", language, joint.targets)
@@ -224,6 +242,38 @@ def predict(
             rows[-1]["loss_low"], rows[-1]["loss_high"] = band(draws.loss(params, seen, U, t))
     no_say = {"no prediction": f"{beyond}: hardly an effective token in the mixture"} if beyond else {}
     return pd.DataFrame(rows), fitted.caution | {"law": "atlas", "bands": bands} | no_say
+
+
+def _predict_one(
+    fitted: Fitted,
+    params: float | None,
+    tokens: float | None,
+    language: str,
+    shares: Numbers,
+    unique: Numbers,
+    at: Numbers,
+) -> Answer:
+    """`predict` by a law of one language."""
+    law = Fit.from_json(fitted.document)
+    if shares:
+        raise UserError(f"the {law.law} law is of one language and knows no mixture; drop --mixture")
+    if len(unique) > 1 or (unique and "U" not in law.column_names):
+        raise UserError(f"the {law.law} law takes {'one number' if len(unique) > 1 else 'no number'} of unique tokens")
+    for name in {language, *(unique if law.tokens == "own" else ())} - {"", law.language}:
+        if law.language:
+            raise unknown("language of this fit", name, [law.language])
+    given = {"N": params, "num_params": params, "D": tokens, "tokens": tokens, "U": next(iter(unique.values()), None)}
+    named = {key: x for key, x in given.items() if x is not None and key in law.column_names} | dict(at)
+    row = {"params": params, "tokens": tokens, **at, "loss": float(law.predict(**named)[0])}
+    for kind, bounds in (("loss", law.interval(**named)), ("run", law.run_interval(**named))):
+        row |= {f"{kind}_low": float(bounds[0]), f"{kind}_high": float(bounds[1])}
+    asked = {"params": ("N", "num_params"), "tokens": ("D", "tokens")}
+    unread = [key for key, names in asked.items() if row[key] is not None and not {*names} & {*law.column_names}]
+    bands = "90 %: loss_ of the law, run_ of a new run, with its noise and the law's misfit"
+    facts = {"law": law.law, "unit": law.unit or "that of the runs", "bands": bands}
+    facts |= {"not in the law": ", ".join(unread)} if unread else {}
+    table = pd.DataFrame([{key: value for key, value in row.items() if value is not None and key not in unread}])
+    return table, fitted.caution | facts
 
 
 def mixture(fit: str, flops: float, weights: Numbers, unique: Numbers) -> Answer:

@@ -258,7 +258,7 @@ def _report(law, runs, columns, open_, tokens, problem, solution, spread) -> Fit
     deviations = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
     told = _judge(law, open_, deviations, np.diagonal(problem.precision), notes)
     if not solution.converged:
-        notes.append(_astray(law, fitted, runs))
+        notes.insert(0, _astray(law, fitted, runs))
     quantile = quantile95(float(spread.freedom))
     estimates = {
         p.name: (Estimate.lognormal if p.positive else Estimate.normal)(value, deviation, p.name in told, quantile)
@@ -274,6 +274,7 @@ def _report(law, runs, columns, open_, tokens, problem, solution, spread) -> Fit
         freedom=float(spread.freedom),
         tokens=tokens,
         unit=runs.loss_unit,
+        language=runs.languages[runs.target[0]],
         n_rows=len(runs),
         n_runs=len(runs.run_ids),
         warnings=tuple(notes),

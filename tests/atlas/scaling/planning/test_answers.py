@@ -1,4 +1,5 @@
 import json
+import pathlib
 
 import numpy as np
 import pandas as pd
@@ -85,6 +86,38 @@ def test_predictions_of_a_study_and_of_a_law_of_one_loss(study, tmp_path):
         answers.allocate(1e21, "", str(tmp_path), "", {})
 
 
+def test_laws_of_one_loss_take_what_they_read_and_no_more(tmp_path):
+    (tmp_path / "laws.py").write_text(
+        "from atlas.scaling import Law, Parameter\n"
+        "loss = lambda p, x: p['E'] + p['A'] * x['num_params'] ** -p['alpha'] * x['depth'] ** 0.1\n"
+        "deep = Law('deep', '', loss, ['E', 'A', Parameter('alpha', role='exponent')], ['num_params', 'depth'])\n"
+        "loss = lambda p, x: p['E'] + p['A'] * x['N'] ** -p['alpha'] + 2 * p['B'] * x['D'] ** -p['beta']\n"
+        "exponents = [Parameter(name, role='exponent') for name in ('alpha', 'beta')]\n"
+        "twice = Law('twice', '', loss, ['E', 'A', 'B', *exponents], ['N', 'D'])\n"
+    )
+    frame = pd.DataFrame({"num_params": np.geomspace(1e6, 1e9, 12), "depth": [2.0, 8.0] * 6, "language": "fr"})
+    frame = frame.assign(tokens=frame.num_params * np.tile([20.0, 30.0, 60.0], 4))
+    frame["loss"] = 1 + 50 * frame.num_params**-0.3 * frame.depth**0.1 + 300 * frame.tokens**-0.4
+    fits = {}
+    for name in ("deep", "twice"):
+        found = fit(f"{tmp_path}/laws.py:{name}", load_runs(frame))
+        fits[name] = str(tmp_path / f"{name}.json")
+        pathlib.Path(fits[name]).write_text(json.dumps(found.to_json()))
+    table, facts = answers.predict(fits["deep"], 1e8, 1e10, "fr", {}, {}, {"depth": 4.0})
+    assert table.loss[0] > 1 and facts["not in the law"] == "tokens" and "tokens" not in table
+    assert answers.predict(fits["deep"], 1e8, None, "", {}, {}, {"depth": 4.0})[0].loss[0] == table.loss[0]
+    for name, arguments, message in (
+        ("deep", (None, None, "", {}, {}, {"depth": 4.0}), "needs num_params to predict"),
+        ("twice", (1e8, 1e10, "de", {}, {}, {}), "unknown language of this fit 'de'; .*fr"),
+        ("twice", (1e8, 1e10, "", {"fr": 1.0}, {}, {}), "drop --mixture"),
+        ("twice", (1e8, 1e10, "", {}, {"fr": 1e9}, {}), "takes no number of unique tokens"),
+    ):
+        with pytest.raises(UserError, match=message):
+            answers.predict(fits[name], *arguments)
+    with pytest.raises(UserError, match="twice law is another; use predict"):
+        answers.allocate(1e20, "", fits["twice"], "", {})
+
+
 def test_names_are_checked_before_anything_is_fitted(study, monkeypatch):
     monkeypatch.setattr(answers, "refitted", None)
     monkeypatch.setattr(answers, "fit_joint", None)
@@ -110,7 +143,8 @@ def test_allocate_by_the_law_of_one_of_the_languages(study):
     row = table.iloc[0]
     assert 6 * row.params * row.tokens == pytest.approx(1e21) and row.epochs > 1
     assert row.params_low < row.params < row.params_high and facts["source"] == study
-    with pytest.raises(UserError, match="unknown target language ''"):
+    assert facts["train"].startswith("--config.mixture=l1, with about ")
+    with pytest.raises(UserError, match="give --language, one of l0, l1"):
         answers.allocate(1e21, "", study, "", {})
 
 
