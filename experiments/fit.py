@@ -83,6 +83,8 @@ def main(_) -> None:
     split = None if _HOLDOUT.value == "none" else _HOLDOUT.value
     how = {"resamples": _BOOTSTRAP.value, "advise": _ADVISE.value, "seed": _SEED.value, "laws": _COMPARE.value}
     document, text, found = scaling.fit_document(runs, _law(), _options(runs), split, **how)
+    table = {"runs": str(pathlib.Path(_RUNS.value).resolve()), "columns": _COLUMNS(), "where": _WHERE.value}
+    document["source"] = table  # which plans of several languages read again
     print(text)
     workdir = pathlib.Path(_WORKDIR.value)
     files = {"fit.json": json.dumps(document, indent=1, ensure_ascii=False) + "\n"}

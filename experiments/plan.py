@@ -9,7 +9,7 @@
     python -m experiments.plan predict --fit=DIR --params=1e9 --tokens=1e11 [--mixture=sw:1,en:9] [--at=X:8]
     python -m experiments.plan transfer --language=sw [--fit=DIR]
 
-DIR is the workdir of a study (fit.json and runs.csv); allocate takes that of experiments.fit too. Prints a table;
+DIR is the workdir of a study or of experiments.fit, whose runs table is read again where it is. Prints a table;
 --json=FILE writes the same for programs. Bands are of 90 %, over laws that the runs allow.
 """
 
@@ -31,7 +31,9 @@ _TOKENS = flags.DEFINE_float("tokens", None, "next, predict: training tokens of 
 _FLOPS = flags.DEFINE_float("flops", None, "allocate, mixture, next: budget C = 6·N·D in FLOPs (next: of all runs)")
 _LANGUAGE = flags.DEFINE_string("language", "", "crossover, allocate, next, predict, transfer: target language")
 _REGIME = flags.DEFINE_string("regime", "mono_vocab_mono_train", "allocate: training regime of the published law")
-_FIT = flags.DEFINE_string("fit", "", "workdir of a study, or a JSON file with parameters; default: published figures")
+_FIT = flags.DEFINE_string(
+    "fit", "", "workdir of a study or a fit, or a JSON file with parameters; default: published figures"
+)
 _RUNS = flags.DEFINE_string("runs", "", "crossover: runs table with a column initialize")
 _COLUMNS = _app.define_columns()
 _COUNT = flags.DEFINE_integer("count", 6, "next: how many runs to add", lower_bound=1)

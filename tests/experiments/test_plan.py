@@ -17,7 +17,7 @@ MISTAKES = (
     (("expand", "--multiplier=2,nan"), "--multiplier: 'nan' is not a finite number"),
     (("mixture", "--fit=nowhere", "--flops=1e18", "--tokens=1e9"), "--tokens does not apply to plan mixture"),
     (("crossover", "--params=2e9", "--language=fr"), "published crossover 'fr'"),
-    (("next", "--fit=nowhere", "--language=en", "--params=1e9", "--tokens=1e10"), "no runs table at"),
+    (("next", "--fit=nowhere", "--language=en", "--params=1e9", "--tokens=1e10"), "no fit at"),
 )
 
 

@@ -108,10 +108,20 @@ class Fitted:
             if value is None or not np.isfinite(value):
                 raise UserError(f"{str(self.file)!r}: {name} is {value}, no finite number; {_REMEDY}")
 
+    def runs(self) -> Runs:
+        """The rows that the fit is of: of the table that it names, or of the runs.csv beside it."""
+        source = self.document.get("source") or {"runs": self.folder / "runs.csv", "columns": {}, "where": ""}
+        try:
+            path, columns, where = (source[name] for name in ("runs", "columns", "where"))
+        except (KeyError, TypeError):
+            raise UserError(f"{str(self.file)!r}: 'source' does not name its runs; fit them again") from None
+        runs = load_runs(path, columns)
+        return (runs.where(where) if where else runs).comparable()
+
     def joint_draws(self) -> tuple[JointLaw | None, str]:
         """Laws of all languages that the runs allow, None where they cannot be had; and in words which they are."""
         try:
-            draws = joint_draws(refitted(self.document, study_runs(self.folder)))
+            draws = joint_draws(refitted(self.document, self.runs()))
         except UserError as error:
             return None, f"none: {error}"
         return draws, f"90 %, over {DRAWS} laws drawn from the fit's posterior"
@@ -124,11 +134,6 @@ class Fitted:
         if draws := law_draws(self.document, _LAW_DRAWS):
             return draws, f"90 %, over {_LAW_DRAWS} laws drawn from the covariance of the fit"
         return None, "none: the fit holds no finite covariance; fit the runs again"
-
-
-def study_runs(folder: str | pathlib.Path) -> Runs:
-    """The rows that the laws of the study in a workdir are fitted to."""
-    return load_runs(pathlib.Path(folder) / "runs.csv").comparable()
 
 
 def expand(multipliers: Sequence[float], fit: str = "") -> Answer:
@@ -176,7 +181,7 @@ def _measured_crossover(runs: str, language: str, params: float | None, columns:
 
 def allocate(flops: float, language: str, fit: str, regime: str, unique: Numbers) -> Answer:
     """Size and tokens of least loss of one language; regime: of the published law, where no fit is given."""
-    facts: dict[str, str] = {}
+    facts: dict[str, Any] = {}
     for name in set(unique) - {language}:
         if not language:
             raise UserError(f"--unique is of {name}: give --language={name} beside it")
@@ -194,7 +199,8 @@ def allocate(flops: float, language: str, fit: str, regime: str, unique: Numbers
     band = {} if draws is None else allocation_band(draws, flops, best, U)
     facts |= {"flops": flops, "source": fit or f"ATLAS, Table C.1, {regime}", "bands": bands}
     config = f"--config.mixture={language}, with" if language else "a model with"
-    facts["train"] = f"{config} about {best['params']:.3g} parameters and {best['tokens']:.3g} tokens"
+    N, D = (float(np.asarray(best[name])) for name in ("params", "tokens"))
+    facts["train"] = f"{config} about {N:.3g} parameters and {D:.3g} tokens"
     return pd.DataFrame([best | band]), facts
 
 
@@ -218,7 +224,7 @@ def predict(
         raise UserError(f"the law of all languages has no column {next(iter(at))!r}; drop --at")
     if params is None or tokens is None:
         raise UserError("the law of all languages needs both --params and --tokens")
-    joint, runs = fitted.joint_law(), study_runs(fitted.folder)
+    joint, runs = fitted.joint_law(), fitted.runs()
     if language and language not in joint.targets:
         raise unknown("target language", language, joint.targets)
     given = by_language(unique, joint.sources, np.nan, "source language of --unique")
@@ -279,7 +285,7 @@ def _predict_one(
 def mixture(fit: str, flops: float, weights: Numbers, unique: Numbers) -> Answer:
     """The mixture and size of least mean loss of a study's languages, as its report plans it, with bands."""
     fitted = Fitted(fit)
-    law, runs = fitted.joint_law(), study_runs(fitted.folder)
+    law, runs = fitted.joint_law(), fitted.runs()
     for flag, named in (("--weights", weights), ("--unique", unique)):
         by_language(named, law.sources, 0.0, f"language of {flag}")
     draws, bands = fitted.joint_draws()
@@ -302,14 +308,15 @@ def further_runs(
     count: int,
 ) -> Answer:
     """Runs that sharpen a prediction most: of `language` at N = params and D = tokens of a mixture by `shares`."""
-    runs = study_runs(fit)
+    fitted = Fitted(fit)
+    runs = fitted.runs()
     for kind, named in (
         ("language", {language: 1.0}),
         ("language of --mixture", shares),
         ("language of --unique", unique),
     ):
         by_language(named, runs.languages, 0.0, kind)
-    joint = fit_joint(runs, **labels(runs.languages), mixing=mixing_of(Fitted(fit).document))
+    joint = fit_joint(runs, **labels(runs.languages), mixing=mixing_of(fitted.document))
     goal = goal_of(joint, runs, language, params, tokens, shares, unique)
     table, facts = next_runs(joint, goal, candidate_runs(joint, runs, goal), flops, count)
     facts["source"] = f"{joint.n_rows} rows of {joint.n_runs} runs"

@@ -19,7 +19,7 @@ def study(tmp_path_factory) -> str:
     frame = simulation.table(TRUTH, plan, 0, checkpoints=4).assign(phase="cooldown")
     frame = pd.concat([frame, frame.assign(phase="trunk", loss=1.1 * frame["loss"])])
     frame.to_csv(folder / "runs.csv", index=False)
-    joint = fit_joint(answers.study_runs(folder))
+    joint = fit_joint(load_runs(folder / "runs.csv").comparable())
     (folder / "fit.json").write_text(json.dumps(joint.to_json(), allow_nan=False))
     return str(folder)
 
@@ -33,13 +33,13 @@ def rewrite(study: str, folder, **changes: object) -> str:
 
 
 def test_a_study_is_of_the_ends_of_its_cooldowns(study):
-    assert set(answers.study_runs(study).phase) == {"cooldown"}
+    assert set(answers.Fitted(study).runs().phase) == {"cooldown"}
 
 
 def test_mixture_is_the_plan_of_fit_and_runs_with_bands(study):
     table, facts = answers.mixture(study, 1e21, {"l0": 1.0, "l1": 2.0}, {})
     fitted = answers.Fitted(study)
-    plan = plan_mixture(fitted.joint_law(), answers.study_runs(study), 1e21, {"l0": 1.0, "l1": 2.0})
+    plan = plan_mixture(fitted.joint_law(), answers.Fitted(study).runs(), 1e21, {"l0": 1.0, "l1": 2.0})
     pd.testing.assert_frame_equal(table[plan.table.columns], plan.table)
     assert (facts["params"], facts["tokens"], facts["loss"]) == (plan.params, plan.tokens, plan.loss)
     assert facts["bands"].startswith("90 %") and facts["loss_low"] < facts["loss"] < facts["loss_high"]
@@ -65,7 +65,7 @@ def test_predictions_of_a_study_and_of_a_law_of_one_loss(study, tmp_path):
     law = answers.Fitted(study).joint_law()
     mixed, _ = answers.predict(study, 1e9, 1e11, "l1", {"l0": 1.0, "l1": 3.0}, {"l0": 1e9}, {})
     expected = law.loss(
-        1e9, np.array([0.25e11, 0.75e11]), np.array([1e9, answers.study_runs(study).unique_tokens()["l1"]]), 1
+        1e9, np.array([0.25e11, 0.75e11]), np.array([1e9, answers.Fitted(study).runs().unique_tokens()["l1"]]), 1
     )
     assert mixed.loss[0] == pytest.approx(float(expected)) and len(mixed) == 1
     for arguments in (("l7", {}, {}), ("", {"l7": 1.0}, {}), ("", {}, {"l7": 1.0})):
