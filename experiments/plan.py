@@ -32,7 +32,7 @@ _FLOPS = flags.DEFINE_float("flops", None, "allocate, mixture, next: budget C = 
 _LANGUAGE = flags.DEFINE_string("language", "", "crossover, allocate, next, predict, transfer: target language")
 _REGIME = flags.DEFINE_string("regime", "mono_vocab_mono_train", "allocate: training regime of the published law")
 _FIT = flags.DEFINE_string(
-    "fit", "", "workdir of a study or a fit, or a JSON file with parameters; default: published figures"
+    "fit", "", "workdir of a study or fit, or a JSON file with parameters; default: published figures"
 )
 _RUNS = flags.DEFINE_string("runs", "", "crossover: runs table with a column initialize")
 _COLUMNS = _app.define_columns()
