@@ -68,7 +68,8 @@ def main(argv: Sequence[str]) -> None:
         table, facts = _answer(argv[1])
     print(table.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     for name, value in facts.items():
-        print(f"{name}: {_text(value)}")
+        if value != []:
+            print(f"{name}: {_text(value)}")
     if _JSON.value:
         document = finite({"plan": argv[1], "rows": table.to_dict("records"), **facts})
         write_atomically(pathlib.Path(_JSON.value), json.dumps(document, indent=1))

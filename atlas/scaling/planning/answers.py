@@ -91,6 +91,16 @@ class Fitted:
         self._check_finite(found)
         return found
 
+    def open(self, language: str = "", repeats: bool = True) -> dict[str, str]:
+        """The fact which parameters of a law of one language, or of that one, the runs leave open.
+
+        repeats: whether λ counts.
+        """
+        of = f"[{language}]" if "joint_law" in self.document else ""
+        told = {name: estimate.get("identified", True) for name, estimate in self.document["parameters"].items()}
+        names = [n for n, known in told.items() if not known and n.endswith(of) and (repeats or "lambda" not in n)]
+        return {"not identified": ", ".join(names)} if names else {}
+
     def check_form(self, values: Mapping[str, float], best: Mapping[str, float], U: float) -> None:
         """Raises UserError for a law that at its optimum is not the E + A/N^alpha + B/D^beta which was minimised."""
         if "joint_law" in self.document or "law" not in self.document:
@@ -194,8 +204,12 @@ def allocate(flops: float, language: str, fit: str, regime: str, unique: Numbers
         bands = "none: the paper prints no covariance"
     U = unique.get(language, float("inf"))
     best = compute_optimal(law, flops, U)
+    if not (np.isfinite(best["loss"]) and 0 < best["params"] < np.inf and 0 < best["tokens"] < np.inf):
+        exponents = ", ".join(f"{name} = {law[name]:.3g}" for name in ("alpha", "beta"))
+        raise UserError(f"the law has its optimum beyond all numbers ({exponents}); fit runs of more sizes and tokens")
     if fit:
         fitted.check_form(law, best, U)
+        facts |= fitted.open(language, bool(unique))
     band = {} if draws is None else allocation_band(draws, flops, best, U)
     facts |= {"flops": flops, "source": fit or f"ATLAS, Table C.1, {regime}", "bands": bands}
     config = f"--config.mixture={language}, with" if language else "a model with"
@@ -277,7 +291,7 @@ def _predict_one(
     unread = [key for key, names in asked.items() if row[key] is not None and not {*names} & {*law.column_names}]
     bands = "90 %: loss_ of the law, run_ of a new run, with its noise and the law's misfit"
     facts = {"law": law.law, "unit": law.unit or "that of the runs", "bands": bands}
-    facts |= {"not in the law": ", ".join(unread)} if unread else {}
+    facts |= fitted.open() | ({"not in the law": ", ".join(unread)} if unread else {})
     table = pd.DataFrame([{key: value for key, value in row.items() if value is not None and key not in unread}])
     return table, fitted.caution | facts
 

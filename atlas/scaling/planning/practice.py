@@ -67,7 +67,7 @@ def _allowed(truth: Fit, seed: int) -> np.ndarray:
     the fitted law alone where the fit does not say."""
     document, parts = truth.to_json(), []
     for part in range(_PARTS):
-        with np.errstate(over="ignore", divide="ignore"):  # of exponents that the runs leave open
+        with np.errstate(divide="ignore"):  # of exponents that the runs leave open
             drawn = law_draws(document, _LAWS // _PARTS, (seed, part), even=True)
             if drawn is None:
                 return truth.fitted[None]
@@ -143,10 +143,14 @@ def advice(
     designs, plans = [], []
     for models, ratio in [(0, 0.0)] + [(models, ratio) for models in _MODELS for ratio in _RATIOS]:
         sizes = _affordable(models, ratio, budget, kept.N.min())
+        if models and not len(sizes):
+            continue
         added = [_planned(i, N, ratio, rows_each) for i, N in enumerate(sizes)]
         designs.append(pd.concat(added, ignore_index=True) if added else here[:0])
         cost = float(np.sum(FLOPS_PER_PARAMETER_TOKEN * ratio * sizes**2))
         plans.append((models, ratio, sizes.max(initial=0.0), cost))
+    if len(plans) == 1:
+        raise UserError(f"{budget:.3g} FLOPs train no model of a {1 / _LEAST_SIZE:g}th of the smallest; give more")
     table = pd.DataFrame(plans, columns=["models", "tokens_per_param", "largest", "flops"])
     table = _ranked(table, expected_errors(here, designs, target, fitted, _allowed(fitted, seed)))
     equal = table[(table["rank"] == 1) | (table["beaten"] < _SURE)][1:]
@@ -190,10 +194,11 @@ def _deviation(by_part: np.ndarray) -> np.ndarray:
 
 
 def _affordable(models: int, ratio: float, budget: float, smallest: float) -> np.ndarray:
-    """Sizes, spaced evenly in log N, whose runs at `ratio` tokens per parameter use the budget."""
-    if not models:
+    """Sizes, spaced evenly in log N, whose runs at `ratio` tokens per parameter use the budget; none if it is short."""
+    low = _LEAST_SIZE * smallest
+    if not models or models * FLOPS_PER_PARAMETER_TOKEN * ratio * low**2 > budget:
         return np.zeros(0)
-    low, high = _LEAST_SIZE * smallest, np.sqrt(budget / (FLOPS_PER_PARAMETER_TOKEN * ratio))
+    high = np.sqrt(budget / (FLOPS_PER_PARAMETER_TOKEN * ratio))
     for _ in range(_BISECTIONS):
         middle = np.sqrt(low * high)
         sizes = np.geomspace(middle, min(smallest, middle), models)[::-1]

@@ -21,7 +21,9 @@ def band(values: np.ndarray) -> tuple[float, float]:
     >>> [round(bound, 6) for bound in band(np.arange(101.0))]
     [5.0, 95.0]
     """
-    low, high = np.nanquantile(values, [0.05, 0.95])
+    # Between an infinite value and another there is none.
+    method = "nearest" if np.isinf(values).any() else "linear"
+    low, high = np.nanquantile(values, [0.05, 0.95], method=method)
     return float(low), float(high)
 
 
@@ -53,10 +55,11 @@ def law_draws(document: Mapping, count: int, seed: Seed = 0, even: bool = False)
     moved = (_evenly if even else _independently)(matrix, float(found["freedom"]), count, seed)
     linear = [p.role == "level" or p.scale is not None for p in law.parameters]
     drawn = middle + np.where(linear, linear_in_value(moved), moved)
-    # Coefficients move with their exponents; the terms at the middle of the runs do not.
-    for i, j, column in law.terms():
-        drawn[:, i] += np.log(centre[column]) * (np.exp(drawn[:, j]) - np.exp(middle[j]))
-    return {p.name: np.exp(x) if p.positive else x for p, x in zip(law.parameters, drawn.T, strict=True)}
+    with np.errstate(over="ignore"):  # of exponents that the runs leave open
+        # Coefficients move with their exponents; the terms at the middle of the runs do not.
+        for i, j, column in law.terms():
+            drawn[:, i] += np.log(centre[column]) * (np.exp(drawn[:, j]) - np.exp(middle[j]))
+        return {p.name: np.exp(x) if p.positive else x for p, x in zip(law.parameters, drawn.T, strict=True)}
 
 
 def _independently(covariance: np.ndarray, freedom: float, count: int, seed: Seed) -> np.ndarray:

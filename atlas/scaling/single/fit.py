@@ -318,6 +318,7 @@ def _judge(
     told = set(law.names) - set(structural)
     widths = [np.inf if p.scale else p.width for p in law.parameters]
     vague = {name for name, d, width in zip(law.names, deviations, widths, strict=True) if not d < width}
+    vague |= {p.name for p in law.parameters if p.scale and p.scale[1] in vague}
     borrowed = {name for name, d, own in zip(law.names, deviations, precision, strict=True) if d**2 * own > _TOLD}
     exponents = {p.name for p in law.parameters if p.role == "exponent" and p.name in borrowed & told}
     scaled = {p.name for p in law.parameters if p.scale and p.scale[1] in exponents}

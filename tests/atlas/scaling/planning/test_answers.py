@@ -148,6 +148,17 @@ def test_allocate_by_the_law_of_one_of_the_languages(study):
         answers.allocate(1e21, "", study, "", {})
 
 
+def test_allocate_refuses_a_law_without_an_optimum_and_names_what_is_open(study, tmp_path):
+    document = answers.Fitted(study).document
+    flat = rewrite(study, tmp_path, joint_law=document["joint_law"] | {"alpha": [1e-7, 0.3], "beta": [1e-8, 0.3]})
+    with pytest.raises(UserError, match=r"optimum beyond all numbers \(alpha = 1e-07"):
+        answers.allocate(1e21, "l0", flat, "", {})
+    estimates = document["parameters"]
+    estimates["alpha[l0]"]["identified"] = estimates["beta[l1]"]["identified"] = False
+    vague = rewrite(study, tmp_path, parameters=estimates)
+    assert answers.allocate(1e21, "l0", vague, "", {})[1]["not identified"] == "alpha[l0]"
+
+
 def test_allocate_has_bands_where_the_fit_has_a_covariance(tmp_path):
     values = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
     matrix = np.zeros((5, 5))

@@ -92,6 +92,10 @@ def test_advice_ranks_plans_that_the_budget_affords_alike_whatever_the_seed():
     assert any("lie in the warm-up" in note for note in notes) and any("3 sizes" in note for note in notes)
     with pytest.raises(UserError, match="positive number of FLOPs"):
         advice(runs, -1.0)
+    with pytest.raises(UserError, match="10 FLOPs train no model"):
+        advice(runs, 10.0)
+    few, _ = advice(runs, 4e13)  # five models of a thousandth of the smallest, at 100 tokens per parameter, cost 3e13
+    assert (few["flops"] <= 4e13 * (1 + 1e-6)).all() and len(few) == 7 and len(advice(runs, 2e13)[0]) == 6
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from atlas.scaling import fit, load_runs, simulation
 from atlas.scaling.planning.allocation import allocation_band, compute_optimal
-from atlas.scaling.single.draws import law_draws
+from atlas.scaling.single.draws import band, law_draws
 
 TRUTH = simulation.CHINCHILLA
 
@@ -84,6 +84,10 @@ def test_even_draws_are_of_the_same_law_and_average_better():
     term = drawn["A"] / 1e9 ** drawn["alpha"]
     assert np.log(term).std() == pytest.approx(0.03 * size, rel=0.1)
     assert abs(np.corrcoef(term, drawn["alpha"])[0, 1]) < 0.1
+
+
+def test_a_band_may_be_without_end():
+    assert band(np.array([1.0] * 50 + [np.inf] * 50 + [np.nan])) == (1.0, np.inf)
 
 
 def test_without_a_covariance_there_are_no_draws():
