@@ -36,6 +36,7 @@ Answer = tuple[pd.DataFrame, dict[str, Any]]
 Numbers = Mapping[str, float]
 
 _REMEDY = "give a study's workdir, or fit its runs again"
+_KINDS = {"law": str, "converged": bool, "warnings": list, "n_rows": int, "joint_law": dict, "source": dict}
 _LAW_DRAWS = 1000  # of one law, whose draws are nearly free
 
 
@@ -63,7 +64,21 @@ class Fitted:
         self.document = read_json(self.file, "fit", _REMEDY)
         if not isinstance(self.document.get("parameters"), dict):
             raise UserError(f"{str(self.file)!r} is no fit: it has no 'parameters'; {_REMEDY}")
+        self._check_kinds()
         self.caution = caution(self.document.get("converged", True), self.document.get("warnings", []))
+
+    def _check_kinds(self) -> None:
+        """Raises UserError for what a person has made of another kind."""
+        estimates = {f"parameters.{name}": estimate for name, estimate in self.document["parameters"].items()}
+        values = {f"{name}.value": e.get("value", "") for name, e in estimates.items() if isinstance(e, dict)}
+        checked = (
+            *((name, self.document[name], kind) for name, kind in _KINDS.items() if name in self.document),
+            *((name, estimate, dict) for name, estimate in estimates.items()),
+            *((name, value, (int, float, type(None))) for name, value in values.items()),
+        )
+        for name, value, kind in checked:
+            if not isinstance(value, kind):
+                raise UserError(f"{str(self.file)!r}: {name} is of another kind than a fit leaves; {_REMEDY}")
 
     def joint_law(self) -> JointLaw:
         """The law of all languages.
@@ -78,6 +93,8 @@ class Fitted:
         except UserError as error:
             raise UserError(f"{str(self.file)!r}: {error}") from None
         self._check_finite(law.named())
+        for name in law.named().keys() - self.document["parameters"].keys():
+            raise UserError(f"{str(self.file)!r}: 'parameters' lack {name}; {_REMEDY}")
         return law
 
     def law(self, language: str = "") -> dict[str, float]:
@@ -121,10 +138,9 @@ class Fitted:
     def runs(self) -> Runs:
         """The rows that the fit is of: of the table that it names, or of the runs.csv beside it."""
         source = self.document.get("source") or {"runs": self.folder / "runs.csv", "columns": {}, "where": ""}
-        try:
-            path, columns, where = (source[name] for name in ("runs", "columns", "where"))
-        except (KeyError, TypeError):
-            raise UserError(f"{str(self.file)!r}: 'source' does not name its runs; fit them again") from None
+        path, columns, where = (source.get(name) for name in ("runs", "columns", "where"))
+        if not (isinstance(path, str | pathlib.Path) and isinstance(columns, dict) and isinstance(where, str)):
+            raise UserError(f"{str(self.file)!r}: 'source' does not name its runs; fit them again")
         runs = load_runs(path, columns)
         return (runs.where(where) if where else runs).comparable()
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from atlas.scaling.single.library import law_named
+from checked import UserError
 
 Seed = int | Sequence[int]
 
@@ -43,16 +44,28 @@ def law_draws(document: Mapping, count: int, seed: Seed = 0, even: bool = False)
 
     Returns:
       None where the document holds no covariance, or one that is not finite.
+
+    Raises:
+      UserError: what it holds is no covariance of the law's parameters.
     """
     found = document.get("covariance")
-    if not found or any(value is None for row in found["matrix"] for value in row):
+    if not found or "law" not in document:
         return None
-    law, centre = law_named(document["law"]), found["centre"]
-    value = np.array([document["parameters"][name]["value"] for name in law.names], float)
+    law = law_named(document["law"])
+    try:
+        value = np.array([document["parameters"][name]["value"] for name in law.names], float)
+        matrix, freedom = np.array(found["matrix"], float), float(found["freedom"])
+        centre = {column: float(found["centre"][column]) for _, _, column in law.terms()}
+        if matrix.shape != 2 * value.shape or not freedom >= 1.0:
+            raise ValueError(f"{matrix.shape} numbers and {freedom:g} degrees of freedom")
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__} {error}"
+        raise UserError(f"the fit has no covariance of its parameters ({reason}); fit its runs again") from None
+    if not (np.isfinite(matrix).all() and np.isfinite(value).all()):
+        return None
     middle = np.log(value, where=[p.positive for p in law.parameters], out=value.copy())
     to_terms = law.to_terms(middle, centre)
-    matrix = to_terms @ np.array(found["matrix"]) @ to_terms.T
-    moved = (_evenly if even else _independently)(matrix, float(found["freedom"]), count, seed)
+    moved = (_evenly if even else _independently)(to_terms @ matrix @ to_terms.T, freedom, count, seed)
     linear = [p.role == "level" or p.scale is not None for p in law.parameters]
     drawn = middle + np.where(linear, linear_in_value(moved), moved)
     with np.errstate(over="ignore"):  # of exponents that the runs leave open

@@ -202,6 +202,7 @@ class Fit:
             covariance = np.array(plain["covariance"]["matrix"], float)
             diagnostics = dict(plain["diagnostics"])
             agreeing, missed = diagnostics.pop("starts_agreeing"), float(diagnostics.pop("misfit"))
+            diagnostics = {name: np.nan if x is None else float(x) for name, x in diagnostics.items()}
             centre = plain["covariance"]["centre"]
             positive = [p.positive for p in model.parameters]
             known = {name: plain[name] for name in ("law", "objective", "converged", "n_rows", "n_runs")}
@@ -227,9 +228,12 @@ class Fit:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"this is no fit of one law: {type(error).__name__} {error}; fit its runs again") from None
-        numbers = np.isfinite(fit.fitted).all() and np.isfinite(covariance).all()
+        noise = (fit.diagnostics.sigma, missed)
+        numbers = np.isfinite(fit.fitted).all() and np.isfinite(covariance).all() and np.isfinite(noise).all()
         if covariance.shape != 2 * (len(value),) or not (numbers and 1.0 <= fit.freedom < np.inf):
-            raise UserError("the fit's parameters, covariance or freedom are not finite numbers; fit its runs again")
+            raise UserError(
+                "the fit's parameters, covariance, freedom or noise are not finite numbers; fit its runs again"
+            )
         return fit
 
 

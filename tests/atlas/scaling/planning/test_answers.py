@@ -247,6 +247,41 @@ def test_files_that_a_person_edited_are_one_line(tmp_path, content, message):
     assert message in str(error.value) and "again" in str(error.value) and "fit.json" in str(error.value)
 
 
+@pytest.fixture(scope="module")
+def single():
+    """A fit of one law."""
+    return fit("chinchilla", load_runs(simulation.series(40, 0)))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((("parameters", "alpha"), value) for value in (None, 3, {})),
+        (("parameters", "alpha", "value"), "0.3"),
+        *((("covariance",), value) for value in ("abc", 3)),
+        *((("covariance", "matrix"), value) for value in (None, 3, [], [[1.0]])),
+        *((("covariance", "freedom"), value) for value in (None, "many", 0.5)),
+        *((("covariance", "centre"), value) for value in (None, [1.0])),
+        (("diagnostics", "sigma"), "loud"),
+        *((("law",), value) for value in (None, 3, "chinchila")),
+        (("warnings",), "none"),
+    ],
+)
+def test_what_a_person_made_of_a_fit_is_one_line(tmp_path, place, value, single):
+    plain = json.loads(json.dumps(single.to_json()))
+    inner = plain
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    (tmp_path / "fit.json").write_text(json.dumps(plain))
+    calls = {"predict": lambda: answers.predict(str(tmp_path), 1e9, 1e11, "", {}, {}, {})}
+    calls["allocate"] = lambda: answers.allocate(1e21, "", str(tmp_path), "", {})
+    calls.pop({"diagnostics": "allocate", "centre": "predict"}.get(place[-1] if "centre" in place else place[0]), None)
+    for call in calls.values():
+        with pytest.raises(UserError, match=r"^[^\n]+$"):
+            call()
+
+
 def test_every_answer_from_a_fit_that_did_not_converge_says_so_first(study, tmp_path):
     folder = rewrite(study, tmp_path, converged=False, warnings=["the fit did not settle; add runs"])
     capacity = {"parameters": {n: {"value": 0.3} for n in ("alpha", "beta", "phi", "psi")}, "converged": False}
