@@ -168,7 +168,7 @@ def expand(multipliers: Sequence[float], fit: str = "") -> Answer:
     facts: dict[str, str] = {}
     if fit:
         fitted = Fitted(fit, "capacity.json")
-        facts, values = fitted.caution, fitted.document["parameters"]
+        facts, values = fitted.caution | fitted.open(), fitted.document["parameters"]
         try:
             law = CapacityExponents(**{name: values[name]["value"] for name in ("alpha", "beta", "phi", "psi")})
         except (KeyError, TypeError) as error:
