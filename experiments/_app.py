@@ -8,6 +8,7 @@ import logging as python_logging
 import os
 import pathlib
 import re
+import select
 import shlex
 import signal
 import sys
@@ -30,6 +31,8 @@ C = TypeVar("C", bound=Checked)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141  # as shells name the end by SIGPIPE
+_SLOW = 2.0  # seconds
 _WORTH_KEEPING = 0.1  # seconds of compilation; JAX's own threshold of 1 would leave out most programs of a fit
 
 
@@ -65,7 +68,31 @@ def run(
                 _fail(reason)
             raise
 
-    app.run(guarded, flags_parser=_parse_flags)
+    with _quiet_when_unread():
+        app.run(guarded, flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def _quiet_when_unread() -> Iterator[None]:
+    """Ends without a word once nobody reads what is printed any more, as behind `| head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # what is left would fail when the interpreter ends, where nothing can be caught
+    except BrokenPipeError:
+        # Pipes to other processes break too.
+        if not _hung_up(sys.stdout.fileno()):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_UNREAD)
+
+
+def _hung_up(descriptor: int) -> bool:
+    """Whether the reading end of a pipe is closed."""
+    poll = select.poll()
+    poll.register(descriptor, 0)  # of errors and hang-ups it tells unasked
+    return bool(poll.poll(0))
 
 
 def _keep_programs() -> None:
@@ -302,6 +329,18 @@ def check_outputs(workdir: str | None = None, json: str | None = None) -> None:
         check_writable(pathlib.Path(workdir), directory=True)
     if json:
         check_writable(pathlib.Path(json))
+
+
+@contextlib.contextmanager
+def said_if_slow(text: str) -> Iterator[None]:
+    """Says what is done once it has taken so long that one wonders."""
+    timer = threading.Timer(_SLOW, lambda: print(text, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _fail(message: str) -> None:

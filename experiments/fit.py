@@ -71,7 +71,7 @@ _MIXING = flags.DEFINE_enum(
     "how tokens of several languages make effective ones: their weighted sum (default) or with constant elasticity of "
     "substitution, ces (only atlas)",
 )
-_SEED = flags.DEFINE_integer("seed", 0, "seed of the random split and of the resamples")
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the random split, of the resamples and of advice", lower_bound=0)
 
 
 def main(_) -> None:
@@ -82,7 +82,10 @@ def main(_) -> None:
     runs = (runs.where(_WHERE.value) if _WHERE.value else runs).comparable()
     split = None if _HOLDOUT.value == "none" else _HOLDOUT.value
     how = {"resamples": _BOOTSTRAP.value, "advise": _ADVISE.value, "seed": _SEED.value, "laws": _COMPARE.value}
-    document, text, found = scaling.fit_document(runs, _law(), _options(runs), split, **how)
+    with _app.said_if_slow("fitting: seconds of compilation, or longer for a long table or several laws"):
+        document, text, found = scaling.fit_document(runs, _law(), _options(runs), split, **how)
+    table = {"runs": str(pathlib.Path(_RUNS.value).resolve()), "columns": _COLUMNS(), "where": _WHERE.value}
+    document["source"] = table  # which plans of several languages read again
     print(text)
     workdir = pathlib.Path(_WORKDIR.value)
     files = {"fit.json": json.dumps(document, indent=1, ensure_ascii=False) + "\n"}

@@ -128,8 +128,10 @@ def law(runs: Runs, fit: JointFit, unit: str) -> Figure:
     rows = runs.where(languages.isin(chosen).to_numpy())
     language = rows.evaluations().language.to_numpy()
     index = pd.Index(fit.targets).get_indexer(language)
-    share = fit.law.effective_share(*rows.aligned(fit.sources), index)
-    effective = np.asarray(share) * rows.total_tokens
+    share = np.asarray(fit.law.effective_share(*rows.aligned(fit.sources), index))
+    # A run that transfer leaves no effective tokens has no place on their axis.
+    rows, language, share = rows.where(share > 0), language[share > 0], share[share > 0]
+    effective = share * rows.total_tokens
     ratio = rows.loss / fit.predict_runs(rows)[0]
     middle_D, middle_N = np.exp(np.median(np.log(effective))), np.exp(np.median(np.log(rows.N)))
     figure = style.canvas(4.3)

@@ -16,6 +16,8 @@ _DPI = 120
 
 def draw_fit(fit: Fit | JointFit, runs: Runs) -> dict[str, bytes]:
     """The figures of a fit as PNG by file name: observed against predicted, residuals, the law, iso-FLOP curves."""
+    if isinstance(fit, JointFit):  # which leaves the others out
+        runs = runs.where(runs.own(runs.D) > 0)
     unit = runs.loss_unit or "loss"
     rows = runs.evaluations().assign(predicted=fit.predict_runs(runs)[0], split="")
     drawn = {}

@@ -156,9 +156,10 @@ def describe(summary: report.StudySummary) -> str:
     """The results of a study as text for a terminal."""
     fit = summary.fit
     law = pd.DataFrame({name: fit.law.language(name) for name in fit.targets}, dtype=float).T
+    doubt = "" if fit.converged else " (the joint fit did not converge: do not trust it)"
     parts = [
         f"{summary.title}: {fit.n_runs} runs, {fit.n_rows} rows, noise {100 * fit.sigma:.2f} % of the loss, "
-        f"misfit {100 * fit.misfit:.2f} %",
+        f"misfit {100 * fit.misfit:.2f} %{doubt}",
         f"\nfitted law, loss in {summary.loss_unit}: E + A K^phi / N^alpha + B / D_eff^beta\n"
         + law.to_string(float_format="{:.4g}".format),
         *summary.phi_in_words(),

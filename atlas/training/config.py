@@ -12,6 +12,7 @@ from typing import Any
 from atlas.data import DataConfig, fingerprint
 from checked import Checked, UserError, field, leaves
 from models import ModelConfig
+from models.config import ATTENTION_KINDS
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,9 @@ class RunConfig(Checked):
         in_blocks = self.model.is_sparse and self.model.selection == "block"
         fits = not in_blocks or self.data.window % self.model.block == 0
         self.data.require(fits, "window", f"must be a multiple of model.block={self.model.block}")
+        decoded = self.model.attention in ATTENTION_KINDS  # one that was added reads no cache
+        needed = f"must be 0 with model.attention={self.model.attention!r}, whose models are not decoded"
+        self.train.require(decoded or not self.train.sample_tokens, "sample_tokens", needed)
 
     @property
     def tokens(self) -> int:

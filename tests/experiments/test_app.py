@@ -1,13 +1,16 @@
 import dataclasses
+import os
 import runpy
 import shlex
+import subprocess
+import sys
 
 import pytest
 
 from atlas.training import RunConfig
 from checked import describe, overlay
 from experiments import _app
-from tests.experiments.binaries import run_binaries
+from tests.experiments.binaries import ROOT, run_binaries
 
 TRAIN, QUICKSTART = "--config=configs/train.py", "--config=configs/quickstart.py"
 MISTAKES = [
@@ -85,6 +88,16 @@ def test_help_shows_the_flags_and_the_settings_of_the_config(done, name):
         assert all(f"  --config.{line}\n" in result.stdout for line in describe(RunConfig()))
     if name == "prepare":
         assert "--synthetic_tokens: default 1000000 [bytes]" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["train", "plan"])
+def test_binaries_end_quietly_once_nobody_reads_them(name):
+    reader, writer = os.pipe()
+    os.close(reader)
+    call = [sys.executable, "-m", f"experiments.{name}", "--help"]
+    result = subprocess.run(call, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (_app.EXIT_UNREAD, "")
 
 
 def test_help_shows_the_values_of_the_file_and_of_the_user(done):

@@ -7,6 +7,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from atlas.scaling import answers, simulation
 from checked import UserError
 from experiments import fit
 
@@ -84,6 +85,27 @@ def test_advice_is_printed_and_written(command, capsys):
     found = command(table(), advise=1e21)
     assert found["advice"]["flops"] == 1e21 and len(found["advice"]["plans"]) == 7
     assert "more FLOPs" in capsys.readouterr().out
+
+
+def test_a_fit_that_did_not_converge_says_so_first_with_what_would_mend_it(command, capsys, tmp_path):
+    rows = table()
+    found = command(rows.assign(loss=480.0 / rows.num_params**0.35 + 2100.0 / rows.num_tokens**0.37))
+    assert not found["converged"] and found["warnings"][0].startswith("E runs to 0: do not trust")
+    assert "did not converge: do not trust it" in capsys.readouterr().out.splitlines()[0]
+    _, facts = answers.predict(str(tmp_path / "out"), 1e9, 1e11, "", {}, {}, {})
+    assert next(iter(facts.values())).startswith("the fit did not converge; E runs to 0")
+
+
+def test_plans_of_several_languages_read_the_table_that_the_fit_names(command, tmp_path):
+    truth = simulation.truth(2, 0)
+    frame = simulation.table(truth, simulation.mixtures(2, 4, 4, 2, 0, np.random.default_rng(0)), 0, checkpoints=2)
+    kept = frame.assign(kind="good")
+    bad = kept.assign(kind="bad", loss=2 * kept.loss, run="bad " + kept.run.astype(str))
+    frame = pd.concat([kept, bad]).rename(columns={"num_params": "size"})
+    command(frame, law="atlas", where="kind == 'good'", columns=["num_params=size"])
+    mixed, facts = answers.predict(str(tmp_path / "out"), 1e9, 1e11, "", {"l0": 1.0, "l1": 1.0}, {}, {})
+    assert facts["bands"].startswith("90 %") and (mixed.loss_low < mixed.loss).all()
+    assert len(answers.Fitted(tmp_path / "out").runs()) == len(kept)
 
 
 def test_what_the_runs_cannot_tell_is_a_verdict_not_an_error(command):

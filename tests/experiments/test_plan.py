@@ -4,15 +4,20 @@ from tests.experiments.binaries import run_binaries
 
 MISTAKES = (
     (("mixture", "--fit=nowhere", "--flops=1e18"), "no fit at"),
-    (("allocate", "--flops=1e18", "--language=en", "--unique=en"), "'en' is not language:number"),
+    (("allocate", "--flops=1e18", "--language=en", "--unique=en"), "'en' is not name:number"),
     (("allocate", "--flops=nan", "--language=en"), "--flops must be a positive number, got nan"),
     (
         ("next", "--fit=nowhere", "--language=en", "--params=1e9", "--tokens=1e10", "--mixture=en:inf"),
         "'inf' is not a finite",
     ),
-    (("predict", "--fit=nowhere", "--params=1e9"), "--tokens is missing"),
+    (("next", "--fit=nowhere", "--language=en", "--params=1e9"), "--tokens is missing"),
+    (("predict", "--fit=nowhere", "--at=X:nan"), "--at: 'nan' is not a finite number"),
+    (("predict", "--fit=nowhere", "--mixture=en:0,fr:0"), "--mixture: every number is 0"),
+    (("predict", "--fit=nowhere", "--unique=en:1,en:2"), "--unique names 'en' twice"),
+    (("expand", "--multiplier=2,nan"), "--multiplier: 'nan' is not a finite number"),
+    (("mixture", "--fit=nowhere", "--flops=1e18", "--tokens=1e9"), "--tokens does not apply to plan mixture"),
     (("crossover", "--params=2e9", "--language=fr"), "published crossover 'fr'"),
-    (("next", "--fit=nowhere", "--language=en", "--params=1e9", "--tokens=1e10"), "no runs table at"),
+    (("next", "--fit=nowhere", "--language=en", "--params=1e9", "--tokens=1e10"), "no fit at"),
 )
 
 

@@ -112,9 +112,8 @@ class JointFit:
     @functools.cached_property
     def parameters(self) -> dict[str, Estimate]:
         """Estimates by name, as `JointLaw.named` has them."""
-        columns = [self.estimates[field].named() for field in ("value", "se", "low", "high")]
-        told = self.estimates["identified"].named()
-        return {name: Estimate(*[float(column[name]) for column in columns], bool(told[name])) for name in told}
+        value, se, low, high, told = (law.named() for law in self.estimates.values())
+        return {n: Estimate(*(float(c[n]) for c in (value, se, low, high)), identified=bool(told[n])) for n in told}
 
     def predict(self, N, D, U, target) -> tuple[np.ndarray, np.ndarray]:
         """Loss and the standard deviation from the law's uncertainty, without a new run's, `run_noise`.

@@ -130,8 +130,13 @@ def _repeated(runs: Runs, lambda_kind: str, notes: list[str]) -> np.ndarray:
     own = np.where(runs.target[:, None] == np.arange(len(runs.languages)), epochs, 0.0)
     most = {"source": epochs, "target": own, "shared": np.full_like(epochs, epochs.max())}[lambda_kind].max(0)
     names = {"source": runs.languages, "target": runs.targets, "shared": ("all languages",)}[lambda_kind]
+    # Tokens of which no number of unique ones is known count no epochs.
+    if unknown := [name for name, value in zip(names, most, strict=False) if value == 0]:
+        notes.append(
+            f"{', '.join(unknown)}: unique tokens not given, so lambda is not identified; 8 or more epochs tell it"
+        )
     for name, value in zip(names, most, strict=False):
-        if value < _EPOCHS:
+        if 0 < value < _EPOCHS:
             notes.append(f"{name}: at most {value:.1f} epochs seen, so lambda is not identified; 8 or more tell it")
     return most >= _EPOCHS
 

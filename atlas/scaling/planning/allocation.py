@@ -43,14 +43,18 @@ def compute_optimal(law: Mapping[str, ArrayLike], flops: float, unique_tokens: f
         given = ", ".join(law) or "none"
         raise UserError(f"the law lacks the parameter(s) {', '.join(sorted(missing))}; it has {given}")
     budget = flops / FLOPS_PER_PARAMETER_TOKEN
-    balance = law["alpha"] * law["A"] / (law["beta"] * law["B"])
-    N = np.asarray((balance * budget ** law["beta"]) ** (1 / (law["alpha"] + law["beta"])))
-    if np.any(budget / N > unique_tokens):
-        # Repeated tokens are worth less, so the optimum only moves to more parameters.
-        more = _minimise(lambda n: predicted_loss(law, n, budget / n, unique_tokens), N, np.maximum(N, budget))
-        N = np.where(budget / N > unique_tokens, more, N)
-    D = budget / N
-    found = {"params": N, "tokens": D, "loss": predicted_loss(law, N, D, unique_tokens), "epochs": D / unique_tokens}
+    alpha, beta = (np.asarray(law[name], float) for name in ("alpha", "beta"))
+    # Laws that the runs leave open have optima beyond all numbers; in logarithms only the last step is.
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        balance = np.log(alpha) + np.log(law["A"]) - np.log(beta) - np.log(law["B"])
+        N = np.exp((balance + beta * np.log(budget)) / (alpha + beta))
+        if np.any(budget / N > unique_tokens):
+            # Repeated tokens are worth less, so the optimum only moves to more parameters.
+            more = _minimise(lambda n: predicted_loss(law, n, budget / n, unique_tokens), N, np.maximum(N, budget))
+            N = np.where(budget / N > unique_tokens, more, N)
+        D = budget / N
+        loss = predicted_loss(law, N, D, unique_tokens)
+        found = {"params": N, "tokens": D, "loss": loss, "epochs": D / unique_tokens}
     return {name: values if np.ndim(values) else float(values) for name, values in found.items()}
 
 
@@ -94,5 +98,6 @@ def allocation_band(
     found: dict[str, float] = {}
     for name in ("params", "tokens", "loss"):
         found[f"{name}_low"], found[f"{name}_high"] = band(best[name])
-    regret = predicted_loss(draws, plan["params"], plan["tokens"], unique_tokens) - best["loss"]
+    with np.errstate(invalid="ignore"):  # of laws without an optimum
+        regret = predicted_loss(draws, plan["params"], plan["tokens"], unique_tokens) - best["loss"]
     return found | {"regret_high": float(np.nanquantile(regret, 0.95))}

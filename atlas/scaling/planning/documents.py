@@ -76,7 +76,8 @@ def _resample(law: Fit, parameters: dict[str, dict], resamples: int, seed: int) 
 
 def _describe(document: Mapping) -> str:
     size = f"{document['n_rows']} rows of {document['n_runs']} runs"
-    lines = [f"{document['law']} law: {size}, objective {document['objective']:.9g}"]
+    doubt = "" if document["converged"] else " (the fit did not converge: do not trust it)"
+    lines = [f"{document['law']} law: {size}, objective {document['objective']:.9g}{doubt}"]
     lines.append(f"{'parameter':<20}{'value':>12}{'se':>11}   90 % interval")
     for name, e in document["parameters"].items():
         verdict = "" if e["identified"] else "   not identified"

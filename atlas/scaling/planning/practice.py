@@ -22,7 +22,7 @@ _ENOUGH_SIZES = 5  # of models, from which the guide's errors fall to a few per 
 _CORRELATED = 0.3  # within a run: from here ten checkpoints tell no more than three independent ones
 _AHEAD = 30.0  # times the compute of the largest run, for which a plan is judged: beyond any that the budget affords
 _LEAST_SIZE, _BISECTIONS = 1e-3, 60  # of the smallest model, where a search for affordable sizes begins; it ends exact
-_LAWS = 256  # under which plans are judged: errors of a plan are then known to a few per cent, their ratios far better
+_LAWS, _PARTS = 1024, 8  # under which plans are judged: errors are then known to 0.3 %, their ratios to 0.1 %
 _SURE = 0.95  # of the laws, that must find a plan worse than the first lest the two count as equal
 _ALIKE = 0.02  # relative: errors so near are one, whatever the draw of laws tells
 _OPEN = 100.0  # standard deviation of a fitted value that nothing determines
@@ -31,61 +31,71 @@ _MODELS, _RATIOS = (1, 3, 5), (20.0, 100.0)  # planned models, and their tokens 
 
 
 def expected_errors(
-    designs: Sequence[pd.DataFrame], target: dict[str, float], truth: Fit, *, count: int = _LAWS, seed: int = 0
+    here: pd.DataFrame, additions: Sequence[pd.DataFrame], target: dict[str, float], truth: Fit, laws: np.ndarray
 ) -> np.ndarray:
-    """Expected absolute relative errors [plans, laws] of predicting a target from fits to planned runs.
+    """Expected absolute relative errors [plans, laws] of predicting a target from fits to runs here and planned ones.
 
-    Every plan is judged under the same laws: the fitted one and `count` − 1 others that its runs allow. At each of them
-    the fit is linearised, with the fit's noise and prior, so that nothing is left to chance but the choice of laws. The
-    rows of a run weigh as their correlation deserves, and more runs never tell less; `fit` weighs them equally, and its
-    errors are these where rows do not correlate, and larger where they do.
+    Every plan is judged under the same laws. At each of them the fit is linearised, with the fit's noise and prior, so
+    that nothing is left to chance but the choice of laws. The rows of a run weigh as their correlation deserves, and
+    more runs never tell less; `fit` weighs them equally, and its errors are these where rows do not correlate, and
+    larger where they do.
 
     Args:
-      designs: planned runs tables without losses: num_params, tokens, run, …
+      here: the runs table without losses: num_params, tokens, run, …
+      additions: the runs that each plan adds, alike; none of its runs is here.
       target: columns of the law at which to predict, such as {"N": 1e10, "D": 2e11}.
-      truth: the fit whose laws, noise and correlation within runs are taken.
-      count: laws; those under which some error is not a number are left out.
-      seed: of the draw of laws.
+      truth: the fit whose noise and correlation within runs are taken.
+      laws: fitted values [laws, p]; of one under which some error is not a number, all are NaN.
 
     Raises:
       UserError: no law gives an error that is a number.
     """
-    planned = [load_runs(design.assign(loss=1.0, row=np.arange(len(design)))) for design in designs]
-    columns = [columns_of(truth.model, runs, truth.tokens) for runs in planned]
+    tables = [load_runs(t.assign(loss=1.0, row=np.arange(len(t)))) for t in (here, *additions) if len(t)]
+    columns = [columns_of(truth.model, runs, truth.tokens) for runs in tables]
     at = truth.batch(**target)
     rows = {name: np.concatenate([*(found[name] for found in columns), at[name].ravel()]) for name in at}
-    laws = [truth.fitted, *_allowed(truth, count - 1, seed)]
-    errors = np.array([_linearised(truth, planned, *loss_and_slope(truth.model, law, rows)) for law in laws]).T
-    known = np.isfinite(errors).all(0)
-    if not known.any():
+    part = np.cumsum([bool(len(addition)) for addition in additions]) * [bool(len(a)) for a in additions]
+    errors = np.array([_linearised(truth, tables, part, *loss_and_slope(truth.model, law, rows)) for law in laws]).T
+    errors[:, ~np.isfinite(errors).all(0)] = np.nan
+    if np.isnan(errors).all():
         raise UserError("the runs leave the law so open that no plan can be judged; add runs of other sizes and tokens")
-    return errors[:, known]
+    return errors
 
 
-def _allowed(truth: Fit, count: int, seed: int) -> np.ndarray:
-    """Fitted values [count, p] of laws that the runs allow; none where the fit does not say."""
-    with np.errstate(over="ignore"):  # of exponents that the runs leave open
-        drawn = law_draws(truth.to_json(), count, seed)
-    if drawn is None:
-        return np.zeros((0, len(truth.fitted)))
-    return np.stack([np.log(drawn[p.name]) if p.positive else drawn[p.name] for p in truth.model.parameters], -1)
+def _allowed(truth: Fit, seed: int) -> np.ndarray:
+    """Fitted values [laws, p] of laws that the runs allow, evenly spread, one independent part of them after the other;
+    the fitted law alone where the fit does not say."""
+    document, parts = truth.to_json(), []
+    for part in range(_PARTS):
+        with np.errstate(divide="ignore"):  # of exponents that the runs leave open
+            drawn = law_draws(document, _LAWS // _PARTS, (seed, part), even=True)
+            if drawn is None:
+                return truth.fitted[None]
+            values = [np.log(drawn[p.name]) if p.positive else drawn[p.name] for p in truth.model.parameters]
+        parts.append(np.stack(values, -1))
+    return np.concatenate(parts)
 
 
-def _linearised(truth: Fit, planned: Sequence[Runs], loss: np.ndarray, slope: np.ndarray) -> list[float]:
-    """The expected error after each plan, from losses [n] of all their rows and the target's, and slopes [n, p]."""
+def _linearised(
+    truth: Fit, tables: Sequence[Runs], part: np.ndarray, loss: np.ndarray, slope: np.ndarray
+) -> list[float]:
+    """The expected error after each plan, which adds the table of its `part` to the first one, or none where that is 0.
+
+    loss [n] and slope [n, p] are of all their rows, and the target's.
+    """
     sigma, rho = max(truth.diagnostics.sigma, LEAST_VARIANCE**0.5), truth.diagnostics.correlation
     variance = sigma**2 * _excess(float(truth.problem.corner) / sigma)
     scaled, aim = slope / loss[:, None] if truth.model.residual == "log" else slope, slope[-1] / loss[-1]
-    prior = truth.problem.precision + np.eye(len(aim)) / _OPEN**2
-    errors, first = [], 0
-    for runs in planned:
+    told, first = [], 0
+    for runs in tables:
         jacobian, first = scaled[first : first + len(runs)], first + len(runs)
         by_run = np.zeros((len(runs.run_ids), len(aim)))
         np.add.at(by_run, runs.run, jacobian)
         shrink = shrinkage(np.bincount(runs.run), rho)[:, None]
-        told = (jacobian.T @ jacobian - by_run.T @ (shrink * by_run)) / (variance * (1.0 - rho))
-        errors.append(np.sqrt(2.0 / np.pi * (aim @ np.linalg.solve(told + prior, aim))))
-    return errors
+        told.append((jacobian.T @ jacobian - by_run.T @ (shrink * by_run)) / (variance * (1.0 - rho)))
+    known = told[0] + truth.problem.precision + np.eye(len(aim)) / _OPEN**2
+    after = [known + told[i] if i else known for i in part]
+    return [np.sqrt(2.0 / np.pi * (aim @ np.linalg.solve(matrix, aim))) for matrix in after]
 
 
 def _excess(corner: float) -> float:
@@ -133,12 +143,16 @@ def advice(
     designs, plans = [], []
     for models, ratio in [(0, 0.0)] + [(models, ratio) for models in _MODELS for ratio in _RATIOS]:
         sizes = _affordable(models, ratio, budget, kept.N.min())
+        if models and not len(sizes):
+            continue
         added = [_planned(i, N, ratio, rows_each) for i, N in enumerate(sizes)]
-        designs.append(pd.concat([here, *added], ignore_index=True))
+        designs.append(pd.concat(added, ignore_index=True) if added else here[:0])
         cost = float(np.sum(FLOPS_PER_PARAMETER_TOKEN * ratio * sizes**2))
         plans.append((models, ratio, sizes.max(initial=0.0), cost))
+    if len(plans) == 1:
+        raise UserError(f"{budget:.3g} FLOPs train no model of a {1 / _LEAST_SIZE:g}th of the smallest; give more")
     table = pd.DataFrame(plans, columns=["models", "tokens_per_param", "largest", "flops"])
-    table = _ranked(table, expected_errors(designs, target, fitted, seed=seed))
+    table = _ranked(table, expected_errors(here, designs, target, fitted, _allowed(fitted, seed)))
     equal = table[(table["rank"] == 1) | (table["beaten"] < _SURE)][1:]
     notes = _cautions(runs, kept, fitted)
     if len(equal):
@@ -149,27 +163,42 @@ def advice(
 
 def _ranked(plans: pd.DataFrame, errors: np.ndarray) -> pd.DataFrame:
     """The plans by their errors [plans, laws], best first; those that differ by no more than the draw of laws share a
-    rank, in the order in which they came."""
+    rank."""
     logs = np.log(errors)
-    ranks, first = np.zeros(len(plans), int), None
-    for plan in np.argsort(logs.mean(1)):
-        apart = logs[plan] - logs[plan if first is None else first]
-        error = Z90 * apart.std() / np.sqrt(len(apart))
-        if first is None or apart.mean() > max(error, _ALIKE):
+    middle, by_part = np.nanmean(logs, 1), _by_part(logs)
+    ranks, first, order = np.zeros(len(plans), int), None, np.argsort(middle, kind="stable")
+    for plan in order:
+        apart = middle[plan] - middle[plan if first is None else first]
+        error = Z90 * _deviation(by_part[plan] - by_part[plan if first is None else first])
+        if first is None or apart > max(error, _ALIKE):
             first, rank = plan, ranks.max() + 1
         ranks[plan] = rank
-    middle, order = np.exp(logs.mean(1)), np.argsort(ranks, kind="stable")
-    spread = middle * logs.std(1) / np.sqrt(logs.shape[1])
-    scores = {"rank": ranks, "expected_are": middle, "monte_carlo": spread, "high_are": np.quantile(errors, 0.9, 1)}
-    beaten = (errors > errors[order[0]]).mean(1)
+    middle = np.exp(middle)
+    scores = {"rank": ranks, "expected_are": middle, "monte_carlo": middle * _deviation(by_part)}
+    scores |= {"high_are": np.nanquantile(errors, 0.9, 1)}
+    known = errors[:, ~np.isnan(errors[0])]
+    beaten = (known > known[order[0]]).mean(1)
     return plans.assign(**scores, beaten=beaten).iloc[order].reset_index(drop=True)
 
 
+def _by_part(logs: np.ndarray) -> np.ndarray:
+    """[plans, parts] means over each independent part of the laws that has any."""
+    parts = np.split(logs, min(_PARTS, logs.shape[1]), 1)
+    return np.stack([np.nanmean(part, 1) for part in parts if not np.isnan(part[0]).all()], 1)
+
+
+def _deviation(by_part: np.ndarray) -> np.ndarray:
+    """Standard error of the mean over parts, the last axis; 0 of a single one, whose law is not drawn."""
+    count = by_part.shape[-1]
+    return by_part.std(-1, ddof=1) / np.sqrt(count) if count > 1 else np.zeros(by_part.shape[:-1])
+
+
 def _affordable(models: int, ratio: float, budget: float, smallest: float) -> np.ndarray:
-    """Sizes, spaced evenly in log N, whose runs at `ratio` tokens per parameter use the budget."""
-    if not models:
+    """Sizes, spaced evenly in log N, whose runs at `ratio` tokens per parameter use the budget; none if it is short."""
+    low = _LEAST_SIZE * smallest
+    if not models or models * FLOPS_PER_PARAMETER_TOKEN * ratio * low**2 > budget:
         return np.zeros(0)
-    low, high = _LEAST_SIZE * smallest, np.sqrt(budget / (FLOPS_PER_PARAMETER_TOKEN * ratio))
+    high = np.sqrt(budget / (FLOPS_PER_PARAMETER_TOKEN * ratio))
     for _ in range(_BISECTIONS):
         middle = np.sqrt(low * high)
         sizes = np.geomspace(middle, min(smallest, middle), models)[::-1]

@@ -46,7 +46,8 @@ def compare(
     test = past_warm_up(test, options.get("warm_up"))
     rows, errors = [], []
     for law in laws:
-        predicted, whole = predict_others(law, train, test, **options), fit(law, runs, **options)
+        whole = fit(law, runs, **options)  # first: it refuses what the parts may hide, such as several languages
+        predicted = predict_others(law, train, test, **options)
         errors.append(relative_error(test.loss, predicted))
         aicc, bic = criteria(whole)
         rows.append(

@@ -258,7 +258,7 @@ def _report(law, runs, columns, open_, tokens, problem, solution, spread) -> Fit
     deviations = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
     told = _judge(law, open_, deviations, np.diagonal(problem.precision), notes)
     if not solution.converged:
-        notes.append(_astray(law, fitted, runs))
+        notes.insert(0, _astray(law, fitted, runs))
     quantile = quantile95(float(spread.freedom))
     estimates = {
         p.name: (Estimate.lognormal if p.positive else Estimate.normal)(value, deviation, p.name in told, quantile)
@@ -274,6 +274,7 @@ def _report(law, runs, columns, open_, tokens, problem, solution, spread) -> Fit
         freedom=float(spread.freedom),
         tokens=tokens,
         unit=runs.loss_unit,
+        language=runs.languages[runs.target[0]],
         n_rows=len(runs),
         n_runs=len(runs.run_ids),
         warnings=tuple(notes),
@@ -317,6 +318,7 @@ def _judge(
     told = set(law.names) - set(structural)
     widths = [np.inf if p.scale else p.width for p in law.parameters]
     vague = {name for name, d, width in zip(law.names, deviations, widths, strict=True) if not d < width}
+    vague |= {p.name for p in law.parameters if p.scale and p.scale[1] in vague}
     borrowed = {name for name, d, own in zip(law.names, deviations, precision, strict=True) if d**2 * own > _TOLD}
     exponents = {p.name for p in law.parameters if p.role == "exponent" and p.name in borrowed & told}
     scaled = {p.name for p in law.parameters if p.scale and p.scale[1] in exponents}

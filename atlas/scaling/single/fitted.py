@@ -55,6 +55,7 @@ class Fit:
       freedom: degrees of freedom of the intervals: independent rows less parameters.
       tokens: "total" or "own", which tokens D means in a multilingual table.
       unit: of the losses, as the table names it; "" where it does not.
+      language: that the rows evaluate.
       warnings: what the runs cannot tell, and what was left out while reading.
       diagnostics: residual scale, curvature, in-sample scores.
       fitted: [p] fitted values.
@@ -72,6 +73,7 @@ class Fit:
     freedom: float
     tokens: str
     unit: str
+    language: str
     n_rows: int
     n_runs: int
     warnings: tuple[str, ...]
@@ -159,7 +161,8 @@ class Fit:
                 raise unknown(f"column of the {self.law} law", name, [column.name for column in wanted])
         missing = [c.name for c in wanted if c.name not in given and c.default is None]
         if missing:
-            raise UserError(f"the {self.law} law needs {', '.join(missing)} to predict; give it by name")
+            how = f"give it by name (plan predict: --at={missing[0]}:…)"
+            raise UserError(f"the {self.law} law needs {', '.join(missing)} to predict; {how}")
         found = [np.asarray(given.get(column.name, column.default), float) for column in wanted]
         return {c.name: a for c, a in zip(wanted, np.broadcast_arrays(*found), strict=True)}
 
@@ -177,7 +180,12 @@ class Fit:
             "starts_agreeing": self.starts_agreeing,
         }
         extra = {"diagnostics": diagnostics, "covariance": covariance | {"freedom": self.freedom}}
-        reading = {"tokens": self.tokens, "residual": self.model.residual, "loss_unit": self.unit}
+        reading = {
+            "tokens": self.tokens,
+            "residual": self.model.residual,
+            "loss_unit": self.unit,
+            "language": self.language,
+        }
         return document(self.law, self, holdout) | finite(extra | {"reading": reading})
 
     @classmethod
@@ -194,6 +202,7 @@ class Fit:
             covariance = np.array(plain["covariance"]["matrix"], float)
             diagnostics = dict(plain["diagnostics"])
             agreeing, missed = diagnostics.pop("starts_agreeing"), float(diagnostics.pop("misfit"))
+            diagnostics = {name: np.nan if x is None else float(x) for name, x in diagnostics.items()}
             centre = plain["covariance"]["centre"]
             positive = [p.positive for p in model.parameters]
             known = {name: plain[name] for name in ("law", "objective", "converged", "n_rows", "n_runs")}
@@ -201,6 +210,7 @@ class Fit:
                 **known,
                 **{name: plain["reading"][key] for name, key in (("tokens", "tokens"), ("unit", "loss_unit"))},
                 parameters=estimates,
+                language=plain["reading"].get("language", ""),
                 starts_agreeing=agreeing,
                 covariance=covariance,
                 freedom=float(plain["covariance"]["freedom"]),
@@ -218,9 +228,12 @@ class Fit:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"this is no fit of one law: {type(error).__name__} {error}; fit its runs again") from None
-        numbers = np.isfinite(fit.fitted).all() and np.isfinite(covariance).all()
+        noise = (fit.diagnostics.sigma, missed)
+        numbers = np.isfinite(fit.fitted).all() and np.isfinite(covariance).all() and np.isfinite(noise).all()
         if covariance.shape != 2 * (len(value),) or not (numbers and 1.0 <= fit.freedom < np.inf):
-            raise UserError("the fit's parameters, covariance or freedom are not finite numbers; fit its runs again")
+            raise UserError(
+                "the fit's parameters, covariance, freedom or noise are not finite numbers; fit its runs again"
+            )
         return fit
 
 

@@ -127,10 +127,19 @@ def _contradictions(frame: pd.DataFrame) -> list[str]:
     # A text column, such as a second test set, may tell rows apart; another measurement does not.
     key = [n for n in part if n.startswith(("tokens", "num_params")) or not pd.api.types.is_float_dtype(part[n])]
     repeated = part.duplicated(key)
-    if not repeated.any():
-        return []
-    run = part["run"][repeated].iloc[0]
-    return [f"{int(repeated.sum())} rows repeat another one but for the loss, such as of run {run}: both were kept"]
+    # A loss alike to the last digit is one evaluation, however its rows are numbered.
+    read = ("run", "language", "num_params", "loss", "tokens", "unique_tokens")
+    numbers = {name for name in part if pd.api.types.is_numeric_dtype(part[name])}
+    copied = part.duplicated([n for n in part if str(n).split(".")[0] in read or n not in numbers]) & ~repeated
+    found = (
+        (repeated, "repeat another one but for the loss"),
+        (copied, "repeat another one in all that laws read, the loss too"),
+    )
+    return [
+        f"{int(rows.sum())} rows {how}, such as of run {part['run'][rows].iloc[0]}: both were kept"
+        for rows, how in found
+        if rows.any()
+    ]
 
 
 def _mixed_units(frame: pd.DataFrame, D: np.ndarray, target: np.ndarray, languages: tuple[str, ...]) -> list[str]:

@@ -16,6 +16,7 @@ _ALIASES = {
     "num_params": (
         *("N", "params", "parameters", "num_parameters", "n_params", "n_parameters", "param_count", "model_size"),
         *("model_params", "num_params_non_embedding", "non_embedding_params", "nonembedding_params"),
+        "non_vocab_parameters",
     ),
     "tokens": (
         *("D", "num_tokens", "n_tokens", "tokens_seen", "total_tokens", "train_tokens", "training_tokens"),
@@ -103,7 +104,7 @@ def read_runs(
     if len(doubled := frame.columns[frame.columns.duplicated()]):
         raise UserError(f"the runs table has two columns named {doubled[0]!r}; keep one")
     given = dict(columns or {})
-    known = (*_ALIASES, *_TEXT, *extra)
+    known = tuple(dict.fromkeys((*_ALIASES, *_TEXT, *extra)))
     for name in given:
         if name not in known and not name.startswith(("tokens.", "unique_tokens.")):
             raise unknown("column of a runs table", name, known)

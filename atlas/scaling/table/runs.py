@@ -306,7 +306,7 @@ def _numbers(column: pd.Series) -> pd.Series:
     wrong = values.isna() & column.notna()
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise UserError(f"column {column.name!r} is not numeric: {column.iloc[row]!r} in row {row}")
+        raise UserError(f"column {column.name!r} is not numeric: {column.iloc[row]!r} in row {row}; write 1.5e9")
     return values.astype(float)
 
 

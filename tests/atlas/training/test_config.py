@@ -6,6 +6,8 @@ import pytest
 from atlas.data import DataConfig
 from atlas.training.config import MeshConfig, RunConfig, run_id, shape_of
 from checked import UserError, overlay
+from models.attention import attention_kind, kinds
+from models.config import ATTENTION_NAMES
 from tests.atlas.data.corpora import write_corpus
 
 
@@ -49,6 +51,22 @@ def test_windows_hold_whole_blocks():
     with pytest.raises(UserError, match=r"data\.window=256 must be a multiple of model\.block=48"):
         overlay(RunConfig(), blocks)
     overlay(RunConfig(), blocks | {"data.window": 96})
+
+
+@pytest.fixture
+def silent():
+    """A kind of attention that was added."""
+    attention_kind("silent")(lambda q_BTHE, k_BSGE, v_BSGE, reads: None)
+    yield
+    kinds._ADDED.pop("silent")
+    ATTENTION_NAMES.remove("silent")
+
+
+def test_kinds_that_are_not_decoded_write_no_samples(silent):
+    overlay(RunConfig(), {"model.attention": "silent"})
+    overlay(RunConfig(), {"model.attention": "dense", "train.sample_tokens": 5})
+    with pytest.raises(UserError, match=r"^train\.sample_tokens=5 must be 0 with model\.attention='silent'"):
+        overlay(RunConfig(), {"model.attention": "silent", "train.sample_tokens": 5})
 
 
 def test_identity_ignores_labels_and_where_a_run_is_executed():

@@ -1,4 +1,5 @@
 import json
+import pathlib
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ def study(tmp_path_factory) -> str:
     frame = simulation.table(TRUTH, plan, 0, checkpoints=4).assign(phase="cooldown")
     frame = pd.concat([frame, frame.assign(phase="trunk", loss=1.1 * frame["loss"])])
     frame.to_csv(folder / "runs.csv", index=False)
-    joint = fit_joint(answers.study_runs(folder))
+    joint = fit_joint(load_runs(folder / "runs.csv").comparable())
     (folder / "fit.json").write_text(json.dumps(joint.to_json(), allow_nan=False))
     return str(folder)
 
@@ -32,13 +33,13 @@ def rewrite(study: str, folder, **changes: object) -> str:
 
 
 def test_a_study_is_of_the_ends_of_its_cooldowns(study):
-    assert set(answers.study_runs(study).phase) == {"cooldown"}
+    assert set(answers.Fitted(study).runs().phase) == {"cooldown"}
 
 
 def test_mixture_is_the_plan_of_fit_and_runs_with_bands(study):
     table, facts = answers.mixture(study, 1e21, {"l0": 1.0, "l1": 2.0}, {})
     fitted = answers.Fitted(study)
-    plan = plan_mixture(fitted.joint_law(), answers.study_runs(study), 1e21, {"l0": 1.0, "l1": 2.0})
+    plan = plan_mixture(fitted.joint_law(), answers.Fitted(study).runs(), 1e21, {"l0": 1.0, "l1": 2.0})
     pd.testing.assert_frame_equal(table[plan.table.columns], plan.table)
     assert (facts["params"], facts["tokens"], facts["loss"]) == (plan.params, plan.tokens, plan.loss)
     assert facts["bands"].startswith("90 %") and facts["loss_low"] < facts["loss"] < facts["loss_high"]
@@ -67,7 +68,7 @@ def test_predictions_of_a_study_and_of_a_law_of_one_loss(study, tmp_path):
     law = answers.Fitted(study).joint_law()
     mixed, _ = answers.predict(study, 1e9, 1e11, "l1", {"l0": 1.0, "l1": 3.0}, {"l0": 1e9}, {})
     expected = law.loss(
-        1e9, np.array([0.25e11, 0.75e11]), np.array([1e9, answers.study_runs(study).unique_tokens()["l1"]]), 1
+        1e9, np.array([0.25e11, 0.75e11]), np.array([1e9, answers.Fitted(study).runs().unique_tokens()["l1"]]), 1
     )
     assert mixed.loss[0] == pytest.approx(float(expected)) and len(mixed) == 1
     for arguments in (("l7", {}, {}), ("", {"l7": 1.0}, {}), ("", {}, {"l7": 1.0})):
@@ -86,6 +87,38 @@ def test_predictions_of_a_study_and_of_a_law_of_one_loss(study, tmp_path):
         plain["parameters"]["alpha"]["value"] = float("nan")
         (tmp_path / "fit.json").write_text(json.dumps(plain))
         answers.allocate(1e21, "", str(tmp_path), "", {})
+
+
+def test_laws_of_one_loss_take_what_they_read_and_no_more(tmp_path):
+    (tmp_path / "laws.py").write_text(
+        "from atlas.scaling import Law, Parameter\n"
+        "loss = lambda p, x: p['E'] + p['A'] * x['num_params'] ** -p['alpha'] * x['depth'] ** 0.1\n"
+        "deep = Law('deep', '', loss, ['E', 'A', Parameter('alpha', role='exponent')], ['num_params', 'depth'])\n"
+        "loss = lambda p, x: p['E'] + p['A'] * x['N'] ** -p['alpha'] + 2 * p['B'] * x['D'] ** -p['beta']\n"
+        "exponents = [Parameter(name, role='exponent') for name in ('alpha', 'beta')]\n"
+        "twice = Law('twice', '', loss, ['E', 'A', 'B', *exponents], ['N', 'D'])\n"
+    )
+    frame = pd.DataFrame({"num_params": np.geomspace(1e6, 1e9, 12), "depth": [2.0, 8.0] * 6, "language": "fr"})
+    frame = frame.assign(tokens=frame.num_params * np.tile([20.0, 30.0, 60.0], 4))
+    frame["loss"] = 1 + 50 * frame.num_params**-0.3 * frame.depth**0.1 + 300 * frame.tokens**-0.4
+    fits = {}
+    for name in ("deep", "twice"):
+        found = fit(f"{tmp_path}/laws.py:{name}", load_runs(frame))
+        fits[name] = str(tmp_path / f"{name}.json")
+        pathlib.Path(fits[name]).write_text(json.dumps(found.to_json()))
+    table, facts = answers.predict(fits["deep"], 1e8, 1e10, "fr", {}, {}, {"depth": 4.0})
+    assert table.loss[0] > 1 and facts["not in the law"] == "tokens" and "tokens" not in table
+    assert answers.predict(fits["deep"], 1e8, None, "", {}, {}, {"depth": 4.0})[0].loss[0] == table.loss[0]
+    for name, arguments, message in (
+        ("deep", (None, None, "", {}, {}, {"depth": 4.0}), "needs num_params to predict"),
+        ("twice", (1e8, 1e10, "de", {}, {}, {}), "unknown language of this fit 'de'; .*fr"),
+        ("twice", (1e8, 1e10, "", {"fr": 1.0}, {}, {}), "drop --mixture"),
+        ("twice", (1e8, 1e10, "", {}, {"fr": 1e9}, {}), "takes no number of unique tokens"),
+    ):
+        with pytest.raises(UserError, match=message):
+            answers.predict(fits[name], *arguments)
+    with pytest.raises(UserError, match="twice law is another; use predict"):
+        answers.allocate(1e20, "", fits["twice"], "", {})
 
 
 def test_names_are_checked_before_anything_is_fitted(study, monkeypatch):
@@ -113,8 +146,20 @@ def test_allocate_by_the_law_of_one_of_the_languages(study):
     row = table.iloc[0]
     assert 6 * row.params * row.tokens == pytest.approx(1e21) and row.epochs > 1
     assert row.params_low < row.params < row.params_high and facts["source"] == study
-    with pytest.raises(UserError, match="unknown target language ''"):
+    assert facts["train"].startswith("--config.mixture=l1, with about ")
+    with pytest.raises(UserError, match="give --language, one of l0, l1"):
         answers.allocate(1e21, "", study, "", {})
+
+
+def test_allocate_refuses_a_law_without_an_optimum_and_names_what_is_open(study, tmp_path):
+    document = answers.Fitted(study).document
+    flat = rewrite(study, tmp_path, joint_law=document["joint_law"] | {"alpha": [1e-7, 0.3], "beta": [1e-8, 0.3]})
+    with pytest.raises(UserError, match=r"optimum beyond all numbers \(alpha = 1e-07"):
+        answers.allocate(1e21, "l0", flat, "", {})
+    estimates = document["parameters"]
+    estimates["alpha[l0]"]["identified"] = estimates["beta[l1]"]["identified"] = False
+    vague = rewrite(study, tmp_path, parameters=estimates)
+    assert answers.allocate(1e21, "l0", vague, "", {})[1]["not identified"] == "alpha[l0]"
 
 
 def test_allocate_has_bands_where_the_fit_has_a_covariance(tmp_path):
@@ -203,6 +248,41 @@ def test_files_that_a_person_edited_are_one_line(tmp_path, content, message):
     with pytest.raises(UserError, match=r"^[^\n]+$") as error:
         answers.mixture(str(tmp_path), 1e21, {}, {})
     assert message in str(error.value) and "again" in str(error.value) and "fit.json" in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def single():
+    """A fit of one law."""
+    return fit("chinchilla", load_runs(simulation.series(40, 0)))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((("parameters", "alpha"), value) for value in (None, 3, {})),
+        (("parameters", "alpha", "value"), "0.3"),
+        *((("covariance",), value) for value in ("abc", 3)),
+        *((("covariance", "matrix"), value) for value in (None, 3, [], [[1.0]])),
+        *((("covariance", "freedom"), value) for value in (None, "many", 0.5)),
+        *((("covariance", "centre"), value) for value in (None, [1.0])),
+        (("diagnostics", "sigma"), "loud"),
+        *((("law",), value) for value in (None, 3, "chinchila")),
+        (("warnings",), "none"),
+    ],
+)
+def test_what_a_person_made_of_a_fit_is_one_line(tmp_path, place, value, single):
+    plain = json.loads(json.dumps(single.to_json()))
+    inner = plain
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    (tmp_path / "fit.json").write_text(json.dumps(plain))
+    calls = {"predict": lambda: answers.predict(str(tmp_path), 1e9, 1e11, "", {}, {}, {})}
+    calls["allocate"] = lambda: answers.allocate(1e21, "", str(tmp_path), "", {})
+    calls.pop({"diagnostics": "allocate", "centre": "predict"}.get(place[-1] if "centre" in place else place[0]), None)
+    for call in calls.values():
+        with pytest.raises(UserError, match=r"^[^\n]+$"):
+            call()
 
 
 def test_every_answer_from_a_fit_that_did_not_converge_says_so_first(study, tmp_path):

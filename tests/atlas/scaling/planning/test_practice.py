@@ -1,4 +1,5 @@
 import dataclasses
+import pathlib
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,8 @@ def family(sizes: int = 5, checkpoints: int = 12, sigma: float = 0.003, seed: in
     return load_runs(pd.DataFrame({"run": N.astype(str), "num_params": N, "tokens": D, "loss": level * loss}))
 
 
-TARGET = {"N": 1e11, "D": 1e12}
+TARGET, NOTHING = {"N": 1e11, "D": 1e12}, pd.DataFrame()
+COMMITTED = pathlib.Path(__file__).parents[4] / "experiments" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +45,22 @@ def planned(runs):
 
 def test_expected_errors_are_those_of_simulated_fits(truth):
     law, runs = noisy(truth[0], 0.002, 0.0), truth[1]
-    expected = expected_errors([planned(runs)], TARGET, law, count=1).item()
+    expected = expected_errors(planned(runs), [NOTHING], TARGET, law, law.fitted[None]).item()
     errors = [
         abs(fit("chinchilla", again, warm_up=0).predict(**TARGET)[0] / law.predict(**TARGET)[0] - 1)
         for again in redrawn(law, runs)
     ]
     assert expected == pytest.approx(np.mean(errors), rel=0.35)  # of 30 draws: 2.5 standard errors of their mean
-    assert expected_errors([planned(runs)], TARGET, noisy(law, 0.01, 0.0), count=1).item() > 4 * expected
+    loud = noisy(law, 0.01, 0.0)
+    assert expected_errors(planned(runs), [NOTHING], TARGET, loud, law.fitted[None]).item() > 4 * expected
 
 
 def test_rows_weigh_as_their_correlation_deserves_and_more_runs_never_tell_less(truth):
     law, runs = noisy(truth[0], 0.01, 0.7), truth[1]
-    few = planned(runs.where(runs.N < 5e9))
-    found = expected_errors([few, planned(runs), few], TARGET, law, count=20)
+    few, rest = (planned(runs.where(rows)) for rows in (runs.N < 5e9, runs.N >= 5e9))
+    laws = law.fitted + np.linspace(-0.1, 0.1, 20)[:, None]
+    laws[7] = law.fitted
+    found = expected_errors(few, [NOTHING, rest, NOTHING], TARGET, law, laws)
     assert found.shape == (3, 20) and (found[1] < found[0]).all() and (found[0] == found[2]).all()
     same = runs.run[:, None] == runs.run
     covariance = 0.01**2 * np.pi / 2 * np.where(same, 0.7, 0.0) + 0.01**2 * np.pi / 2 * 0.3 * np.eye(len(runs))
@@ -64,7 +69,7 @@ def test_rows_weigh_as_their_correlation_deserves_and_more_runs_never_tell_less(
     jacobian, aim = slope / loss[:, None], aim[0] / at[0]
     information = jacobian.T @ np.linalg.solve(covariance, jacobian)
     by_hand = np.sqrt(2 / np.pi * (aim @ np.linalg.solve(information, aim)))
-    assert found[1, 0] == pytest.approx(by_hand, rel=0.06)  # whose corner is 0, not a tenth of sigma
+    assert found[1, 7] == pytest.approx(by_hand, rel=0.06)  # whose corner is 0, not a tenth of sigma
 
 
 def redrawn(truth, runs):
@@ -87,3 +92,21 @@ def test_advice_ranks_plans_that_the_budget_affords_alike_whatever_the_seed():
     assert any("lie in the warm-up" in note for note in notes) and any("3 sizes" in note for note in notes)
     with pytest.raises(UserError, match="positive number of FLOPs"):
         advice(runs, -1.0)
+    with pytest.raises(UserError, match="10 FLOPs train no model"):
+        advice(runs, 10.0)
+    few, _ = advice(runs, 4e13)  # five models of a thousandth of the smallest, at 100 tokens per parameter, cost 3e13
+    assert (few["flops"] <= 4e13 * (1 + 1e-6)).all() and len(few) == 7 and len(advice(runs, 2e13)[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("study", "language", "budget"), [("eight_languages", "en", 1e14), ("documentation", "en", 1e14)]
+)
+def test_advice_on_real_runs_is_one_order_whatever_the_seed(study, language, budget):
+    runs = load_runs(COMMITTED / study / "runs.csv").where(f"language == {language!r}").comparable()
+    runs = runs.where(runs.own(runs.D) > 0)
+    tables = [advice(runs, budget, seed=seed)[0] for seed in range(3)]
+    plans = ["models", "tokens_per_param"]
+    assert all(table[plans].equals(tables[0][plans]) for table in tables)
+    errors, shown = (np.array([table[name] for table in tables]) for name in ("expected_are", "monte_carlo"))
+    # What is shown as the error of the draw is what another draw moves.
+    assert (np.ptp(errors, 0) < 5 * shown.max(0)).all() and (shown < 0.01 * errors).all()

@@ -5,7 +5,7 @@ import pytest
 
 from atlas.scaling import fit, load_runs, simulation
 from atlas.scaling.planning.allocation import allocation_band, compute_optimal
-from atlas.scaling.single.draws import law_draws
+from atlas.scaling.single.draws import band, law_draws
 
 TRUTH = simulation.CHINCHILLA
 
@@ -68,6 +68,26 @@ def test_draws_spread_as_the_covariance_says():
     assert abs(np.corrcoef(term, draws["alpha"])[0, 1]) < 0.03
     still = law_draws(certain(), 3)
     np.testing.assert_allclose(still["B"], TRUTH["B"])
+
+
+def test_even_draws_are_of_the_same_law_and_average_better():
+    found = certain(0.03)
+    found["covariance"]["freedom"] = 8.0
+    size = np.sqrt(8 / 6)  # of Student's t
+    means = {}
+    for even in (False, True):
+        alphas = np.log([law_draws(found, 256, (seed, 1), even=even)["alpha"] for seed in range(20)])
+        assert alphas.std() == pytest.approx(0.03 * size, rel=0.05)
+        means[even] = alphas.mean(1).std()
+    assert means[True] < 0.1 * means[False]
+    drawn = law_draws(found, 256, even=True)
+    term = drawn["A"] / 1e9 ** drawn["alpha"]
+    assert np.log(term).std() == pytest.approx(0.03 * size, rel=0.1)
+    assert abs(np.corrcoef(term, drawn["alpha"])[0, 1]) < 0.1
+
+
+def test_a_band_may_be_without_end():
+    assert band(np.array([1.0] * 50 + [np.inf] * 50 + [np.nan])) == (1.0, np.inf)
 
 
 def test_without_a_covariance_there_are_no_draws():

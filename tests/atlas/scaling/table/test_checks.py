@@ -57,6 +57,7 @@ def test_a_sound_table_raises_no_suspicion():
         (single(num_params=np.geomspace(0.07, 13, 20)), "num_params begin at 0.07: are they in millions or billions?"),
         (single(tokens=np.geomspace(2, 1400, 20)), "tokens begin at 2: are they in millions or billions?"),
         (single(loss=np.geomspace(60, 8, 20)), "losses reach 60: are they perplexities? --columns='loss=log(loss)'"),
+        (pd.concat([single(), single()]).assign(row=range(40)), "20 rows repeat another one in all that laws read"),
         (single(State=["finished"] * 18 + ["crashed", "running"]), "2 rows are of runs that have not finished"),
         (single(initialize=["p"] * 4 + [""] * 16), "4 of 20 rows are of runs that continue another one"),
     ],
