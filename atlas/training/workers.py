@@ -27,12 +27,15 @@ from atlas.training.config import RunConfig, run_id, shape_of
 from atlas.training.loop import Progress, train
 from checked import UserError
 from checked.processes import compile_fully, follow_parent, only_cpus
+from models import count_params
 from models.attention.kinds import added
 
 Unit = list[RunConfig]
 Corpora = Callable[[DataConfig], Corpus]
 
 _REPAYS = 4  # populations: a process takes as long to start as some of them to train
+_PROCESS = 1 << 30  # bytes of a process without a model
+_PARAMETER = 64  # bytes a parameter: itself, gradient, moments and copies take 24 or more, the rest is for activations
 _INHERITED = (  # settings of JAX that a process takes over
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
@@ -41,14 +44,25 @@ _INHERITED = (  # settings of JAX that a process takes over
 
 
 def usual(units: Sequence[Unit]) -> int:
-    """Worker processes for so many populations: one a core where there are CPUs alone, if that repays their start.
+    """Worker processes for so many populations: one a core where there are CPUs alone, if that repays their start and
+    memory holds them.
 
     1 where several hosts train together, or a kind of attention is known to this process alone.
     """
     alone = only_cpus() and hasattr(os, "sched_setaffinity") and not jax.distributed.is_initialized()
     if not alone or any(added(unit[0].model.attention) for unit in units):
         return 1
-    return max(1, min(len(os.sched_getaffinity(0)), len(units) // _REPAYS))
+    largest = max(len(unit) * count_params(unit[0].model)["total"] for unit in units)
+    holds = _available() // (_PROCESS + _PARAMETER * largest)
+    return max(1, min(len(os.sched_getaffinity(0)), len(units) // _REPAYS, holds))
+
+
+def _available() -> int:
+    """Bytes of memory that Linux can give."""
+    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    return 0
 
 
 def train_side_by_side(

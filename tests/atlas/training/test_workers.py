@@ -62,18 +62,21 @@ def test_where_there_are_accelerators_processes_are_refused(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("units", "cores", "cpus", "hosts", "kind", "expected"),
+    ("units", "cores", "memory", "cpus", "hosts", "kind", "expected"),
     [
-        (25, 2, True, False, "dense", 2),
-        (25, 64, True, False, "dense", 6),
-        (7, 64, True, False, "dense", 1),
-        (25, 2, False, False, "dense", 1),
-        (25, 2, True, True, "dense", 1),
-        (25, 2, True, False, "gated", 1),
+        (25, 2, 64, True, False, "dense", 2),
+        (25, 64, 64, True, False, "dense", 6),
+        (25, 64, 4, True, False, "dense", 3),
+        (25, 64, 0, True, False, "dense", 1),
+        (7, 64, 64, True, False, "dense", 1),
+        (25, 2, 64, False, False, "dense", 1),
+        (25, 2, 64, True, True, "dense", 1),
+        (25, 2, 64, True, False, "gated", 1),
     ],
 )
-def test_as_many_processes_as_repay_their_start(monkeypatch, units, cores, cpus, hosts, kind, expected):
+def test_as_many_processes_as_repay_their_start(monkeypatch, units, cores, memory, cpus, hosts, kind, expected):
     monkeypatch.setattr(workers, "only_cpus", lambda: cpus)
+    monkeypatch.setattr(workers, "_available", lambda: memory << 30)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: hosts)
     monkeypatch.setattr(workers, "added", lambda name: name == "gated" or None)
