@@ -2,7 +2,7 @@
 
 The tables are no part of this repository (CC-BY-4.0). A law is fitted to the training split with its default options
 and predicts the test split; the score is R² over the test rows, of domain mixtures the mean over domains. There a tenth
-of the rows evaluate a domain that the run does not train, beyond the joint law: R² of the others stands beside it.
+of the rows evaluate a domain that the run does not train, by a law of their own: R² of the others stands beside it.
 """
 
 import io

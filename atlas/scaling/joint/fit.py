@@ -14,6 +14,7 @@ from atlas.scaling.joint.fitted import JointFit, Record, rows_by_target
 from atlas.scaling.joint.prior import HYPERPRIOR, Hyperprior, check_options, joint_prior
 from atlas.scaling.joint.rounds import Spreads
 from atlas.scaling.joint.system import Units
+from atlas.scaling.joint.untrained import fit_untrained
 from atlas.scaling.joint.verdicts import DISTORTED, estimates_of, judge_runs, sizes_astray, unsettled
 from atlas.scaling.law import GUARD
 from atlas.scaling.noise import HUBER_VARIANCE
@@ -54,7 +55,8 @@ def fit_joint(
     (`atlas.scaling.joint.prior`), whose means and spreads are estimated from the runs. Noise is on log loss,
     winsorised at 1.345σ and equally correlated within a run on one target; its σ and ρ have the highest Laplace
     marginal likelihood. Runs that went astray as a whole lose their weight (Tukey's bisquare on a run's mean
-    residual). Rows that evaluate a language which the run does not train are left out.
+    residual). Rows that evaluate a language which the run does not train are left out of the law, and have one of
+    their own (`atlas.scaling.joint.untrained`).
 
     Args:
       runs: two or more runs.
@@ -78,7 +80,7 @@ def fit_joint(
     """
     check_options(runs.languages, families, scripts, tau_prior, lambda_kind, mixing)
     notes = list(runs.warnings)
-    used = telling_rows(runs, notes)
+    used, given = telling_rows(runs, notes), runs
     runs = _trained_rows(runs, used, notes)
     units = Units(*(float(np.exp(np.mean(np.log(values)))) for values in (runs.N, runs.total_tokens)))
     rows = rows_by_target(runs, units)
@@ -98,7 +100,8 @@ def fit_joint(
     converged = bool(settled and end.report.decrement < _OPTIMAL)
     if not converged:
         notes.insert(0, unsettled(len(runs), prior.base.size, float(end.report.lowest_z), mixing))
-    record = Record(runs, used, end.state, spreads, end.precision, end.covariance, units)
+    untrained = fit_untrained(given, runs.targets, runs.languages, units)
+    record = Record(runs, used, end.state, spreads, end.precision, end.covariance, units, untrained)
     noise = end.state.noise
     estimates = estimates_of(runs, end.state, end.covariance, units, lambda_kind, hyperprior, notes)
     weights = dict(zip(runs.run_ids, noise.run_weight.round(4).tolist(), strict=False))

@@ -15,6 +15,7 @@ from atlas.scaling.joint.arrow import Arrow
 from atlas.scaling.joint.misfit import misfit
 from atlas.scaling.joint.rounds import Spreads
 from atlas.scaling.joint.system import Units
+from atlas.scaling.joint.untrained import Untrained
 from atlas.scaling.joint.verdicts import Estimates
 from atlas.scaling.law import JointLaw, num_languages
 from atlas.scaling.padding import bucket, padded
@@ -34,6 +35,7 @@ class Record(NamedTuple):
     precision: Arrow  # posterior precision of all parameters
     covariance: np.ndarray  # [Lt, p+h, p+h] of every target's block and of the direct shared parameters
     units: Units
+    untrained: Untrained
 
     @property
     def theta(self) -> jax.Array:
@@ -118,8 +120,9 @@ class JointFit:
     def predict(self, N, D, U, target) -> tuple[np.ndarray, np.ndarray]:
         """Loss and the standard deviation from the law's uncertainty, without a new run's, `run_noise`.
 
-        Where a mixture leaves fewer effective tokens than a tenth of what the runs had at least, or none, the law has
-        no say: the loss is that of the tenth, and its deviation infinite.
+        Of a language that a mixture lacks, what such rows of the table tell (`atlas.scaling.joint.untrained`). Where
+        they tell nothing, or a mixture leaves fewer effective tokens than a tenth of what the runs had at least, no law
+        has a say: the loss is that of the tenth, and its deviation infinite.
 
         Args:
           N: [...] parameters.
@@ -138,6 +141,9 @@ class JointFit:
             log_loss, deviation = (np.asarray(values)[: len(points.N)] for values in found)
         loss, (beyond, bound) = np.exp(log_loss), self._unsupported(points)
         loss, deviation = np.where(beyond, bound, loss), np.where(beyond, np.inf, loss * deviation)
+        if (lacking := self.record.untrained.applies(points.D, points.target)).any():
+            of_rows, spread = self.record.untrained.predict(*(p[lacking] for p in (points.N, points.D, points.target)))
+            loss[lacking], deviation[lacking] = np.exp(of_rows), np.exp(of_rows) * spread
         return loss.reshape(shape), deviation.reshape(shape)
 
     def run_interval(self, N, D, U, target) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +152,10 @@ class JointFit:
         Arguments as for `predict`.
         """
         loss, deviation = self.predict(N, D, U, target)
-        reach = np.exp(Z90 * np.hypot(deviation / loss, self.run_noise))
+        points, shape = self.points(N, D, U, target)
+        known = self.record.untrained
+        noise = np.where(known.applies(points.D, points.target), known.noise[points.target], self.run_noise)
+        reach = np.exp(Z90 * np.hypot(deviation / loss, noise.reshape(shape)))
         return loss / reach, loss * reach
 
     @functools.cached_property

@@ -13,6 +13,7 @@ from atlas.scaling import load_runs
 from atlas.scaling.joint.arrow import Coordinates
 from atlas.scaling.joint.fitted import JointFit, Record
 from atlas.scaling.joint.system import Prior, State, Units
+from atlas.scaling.joint.untrained import fit_untrained
 from atlas.scaling.law import JointLaw
 
 UNIQUE = 2e7
@@ -94,6 +95,7 @@ class Truth:
         state = State(Coordinates(theta, np.array([0.1])), None, prior)
         few = load_runs(self.runs(sizes=(1e5,), pairs=False, uneven=0, phases=("cooldown",)))
         covariance = np.broadcast_to(1e-4 * np.eye(L + 7), (L, L + 7, L + 7))
+        untrained = fit_untrained(few, law.targets, law.sources, units)
         fit = JointFit(
             law=law,
             estimates=estimates,
@@ -105,7 +107,7 @@ class Truth:
             n_rows=1,
             n_runs=1,
             warnings=warnings,
-            record=Record(few, None, state, None, None, covariance, units),
+            record=Record(few, None, state, None, None, covariance, units, untrained),
         )
         vars(fit)["misfit"] = 0.003  # known already: there are no rows to tell it
         return fit
