@@ -14,7 +14,7 @@ UNITS = Units(1e7, 1e9)
 def losses(N: np.ndarray, D: np.ndarray) -> np.ndarray:
     """Of "a" in runs that train b and c alone: more tokens raise it."""
     total = D.sum(1)
-    return np.exp(1.2 - 0.05 * np.log(N / UNITS.N) + 0.03 * np.log(total / UNITS.D) - 0.4 * D[:, 1] / total)
+    return np.exp(1.2 - 0.05 * np.log(N / UNITS.N) + 0.03 * np.log(total / UNITS.D) - 0.4 * np.sqrt(D[:, 1] / total))
 
 
 def drawn(count: int, sigma: float, seed: int) -> pd.DataFrame:
