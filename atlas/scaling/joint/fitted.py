@@ -152,8 +152,7 @@ class JointFit:
         Arguments as for `predict`.
         """
         loss, deviation = self.predict(N, D, U, target)
-        points, shape = self.points(N, D, U, target)
-        known = self.record.untrained
+        (points, shape), known = self.points(N, D, U, target), self.record.untrained
         noise = np.where(known.applies(points.D, points.target), known.noise[points.target], self.run_noise)
         reach = np.exp(Z90 * np.hypot(deviation / loss, noise.reshape(shape)))
         return loss / reach, loss * reach
