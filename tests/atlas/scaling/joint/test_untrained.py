@@ -50,9 +50,9 @@ def test_intervals_hold_what_they_promise():
 def test_checkpoints_of_a_run_count_once():
     table = drawn(12, 0.02, 0)
     once = fit_untrained(load_runs(table), LANGUAGES, LANGUAGES, UNITS)
-    thrice = fit_untrained(load_runs(pd.concat([table] * 3)), LANGUAGES, LANGUAGES, UNITS)
-    assert thrice.mean[0] == pytest.approx(once.mean[0], rel=1e-9)
-    assert thrice.noise[0] == pytest.approx(once.noise[0], rel=1e-9)
+    partly = fit_untrained(load_runs(pd.concat([table, table[:4], table[:4]])), LANGUAGES, LANGUAGES, UNITS)
+    assert partly.mean[0] == pytest.approx(once.mean[0], rel=1e-9)
+    assert partly.noise[0] == pytest.approx(once.noise[0], rel=1e-9)
 
 
 @pytest.mark.parametrize("more", [drawn(20, 0.005, 3), None], ids=["told", "not told"])
