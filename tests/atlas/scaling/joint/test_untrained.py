@@ -49,10 +49,11 @@ def test_intervals_hold_what_they_promise():
 
 def test_checkpoints_of_a_run_count_once():
     table = drawn(12, 0.02, 0)
+    later = table[:4].assign(**{"tokens.c": table["tokens.c"] * (1 + 1e-7)})  # the same row would be read once
     once = fit_untrained(load_runs(table), LANGUAGES, LANGUAGES, UNITS)
-    partly = fit_untrained(load_runs(pd.concat([table, table[:4], table[:4]])), LANGUAGES, LANGUAGES, UNITS)
-    assert partly.mean[0] == pytest.approx(once.mean[0], rel=1e-9)
-    assert partly.noise[0] == pytest.approx(once.noise[0], rel=1e-9)
+    partly = fit_untrained(load_runs(pd.concat([table, later])), LANGUAGES, LANGUAGES, UNITS)
+    assert partly.mean[0] == pytest.approx(once.mean[0], rel=1e-4)
+    assert partly.noise[0] == pytest.approx(once.noise[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("more", [drawn(20, 0.005, 3), None], ids=["told", "not told"])
