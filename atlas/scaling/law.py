@@ -6,6 +6,7 @@ arguments and is differentiable in all of them.
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -118,6 +119,7 @@ def kept_positive(z: jax.Array, guard: jax.Array | float) -> jax.Array:
     return guard * jnp.where(x > 0, jax.nn.softplus(jnp.maximum(x, 0.0)), below)
 
 
+@partial(jax.jit, inline=True)
 def num_languages(D: ArrayLike) -> jax.Array:
     """Effective number of languages K of a mixture: exp of the entropy of its shares.
 

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -86,8 +85,9 @@ def fit_joint(
     rows = rows_by_target(runs, units)
     prior, spreads = joint_prior(runs, families, scripts, tau_prior, lambda_kind, mixing, hyperprior)
     with jax.enable_x64(True):
-        blocks, variance = rounds.start(rows, start_tau(runs, initial_tau), hyperprior.repetition)
-        blocks = jnp.pad(blocks, ((0, 0), (0, prior.base.shape[1] - blocks.shape[1])))  # η = 1
+        found = rounds.start(rows, start_tau(runs, initial_tau), hyperprior.repetition)
+        blocks, variance = map(np.asarray, found)  # each operation of JAX on an array is a program to compile
+        blocks = np.pad(blocks, ((0, 0), (0, prior.base.shape[1] - blocks.shape[1])))  # η = 1
         weight = np.ones(bucket(len(runs.run_ids)))
         noise = system.Noise(variance, np.float64(0.0), weight, _WIDE * np.sqrt(variance))
         state = system.State(Coordinates(blocks, prior.shared_mean), noise, prior)
@@ -189,17 +189,18 @@ def _rounds(state: system.State, rows: system.Rows, spreads: Spreads, judges: bo
         tolerance, start = _ROUGH if hold else _FINE, state.x
         found = rounds.refine(state, linear, rows, spreads, guard, judge and judges, keep, hold, tolerance)
         state, linear, report, *_ = found
-        noise, shift = np.array([state.noise.rho, state.noise.clip]), float(report.shift)
+        known, shift = jax.tree.map(np.asarray, state.noise), float(report.shift)
+        noise = np.array([known.rho, known.clip])
         still = shift < _STILL and np.allclose(noise, seen, rtol=_STILL)
         settled = i > len(_GUARDS) and still and judge
-        closed = not hold and noise[1] < _CLIPPED * float(state.noise.corner)
+        closed = not hold and noise[1] < _CLIPPED * float(known.corner)
         judge = judge or bool(closed and shift < _NEAR)
         if settled:
             break
         seen, rho = noise, [*rho[-4:], float(noise[0])]
         # Two places of ρ's grid can each make the other one likelier: then it lies between them.
         if (middle := _alternating(rho)) is not None:
-            keep, state = True, state._replace(noise=state.noise._replace(rho=jnp.float64(middle)))
+            keep, state = True, state._replace(noise=state.noise._replace(rho=np.float64(middle)))
         if i >= len(_GUARDS) and (further := ahead(start, found)) is not None:
             state = state._replace(x=further)
             linear = system.linearise(state, rows, guard)

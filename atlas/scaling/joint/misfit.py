@@ -41,7 +41,7 @@ def misfit(rows: Rows, state: State, spreads: rounds.Spreads) -> float:
             others = state._replace(noise=state.noise._replace(run_weight=np.where(held, 0.0, weight)))
             end = rounds.settle(others, linear, rows, spreads, _SETTLED)
             asked = _asked(rows, held)
-            error = np.asarray(rows.log_loss - end.linear.log_loss)[asked]
+            error = (rows.log_loss - np.asarray(end.linear.log_loss))[asked]
             slope, target = np.asarray(end.linear.jacobian)[asked], np.nonzero(asked)[0]
             variance = np.einsum("np,npk,nk->n", slope, np.asarray(end.covariance)[target], slope)
             found.append(_excess(error, variance + sigma2, _runs_of(rows)[asked]))

@@ -70,7 +70,7 @@ class Noise(NamedTuple):
     @property
     def corner(self) -> jax.Array:
         """1.345σ, where Huber winsorises."""
-        return HUBER * jnp.sqrt(self.variance / HUBER_VARIANCE)
+        return HUBER * (self.variance / HUBER_VARIANCE) ** 0.5
 
 
 class State(NamedTuple):
@@ -159,8 +159,12 @@ def direct_part(x: Coordinates, prior: Prior) -> jax.Array:
     return x.shared[: len(x.shared) - prior.selector.shape[-1]]
 
 
-@jax.jit
 def linearise(state: State, rows: Rows, guard: jax.Array | float = GUARD) -> Linear:
+    return _linearise(state, rows, guard)  # always given, since a default compiles a second program
+
+
+@jax.jit
+def _linearise(state: State, rows: Rows, guard: jax.Array | float) -> Linear:
     by_row = jax.vmap(_slopes, (None, None, 0, 0, 0, 0, None))
     by_target = jax.vmap(by_row, (0, None, 0, 0, 0, 0, None))
     direct = direct_part(state.x, state.prior)

@@ -103,7 +103,7 @@ class Fit:
                 found = estimator.solve(self.model, smaller)
             # Compiled already, unlike residuals by themselves.
             predicted = estimator.spread(self.model, found.x, smaller, found.scale).predicted
-            error = np.asarray(self.problem.observed - self.model.observed(predicted))[: self.n_rows][self.apart > 0]
+            error = (self.problem.observed - np.asarray(self.model.observed(predicted)))[: self.n_rows][self.apart > 0]
         excess = float(np.mean(error**2)) - self.diagnostics.sigma**2
         return float(np.sqrt(max(excess, 0.0))) if np.isfinite(excess) else 0.0
 
