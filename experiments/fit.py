@@ -20,6 +20,7 @@ from absl import flags
 from atlas import scaling
 from checked import UserError
 from checked.files import write_atomically
+from checked.processes import compile_lean
 from experiments import _app
 
 _RUNS = flags.DEFINE_string("runs", "", "runs table: CSV or Parquet, one row an evaluation")
@@ -71,6 +72,7 @@ _MIXING = flags.DEFINE_enum(
     "how tokens of several languages make effective ones: their weighted sum (default) or with constant elasticity of "
     "substitution, ces (only atlas)",
 )
+_SMALL = 512  # rows times languages, up to which one fit takes less time than to optimise its code
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the random split, of the resamples and of advice", lower_bound=0)
 
 
@@ -81,6 +83,8 @@ def main(_) -> None:
     runs = scaling.load_runs(_RUNS.value, _COLUMNS(), **_reading())
     runs = (runs.where(_WHERE.value) if _WHERE.value else runs).comparable()
     split = None if _HOLDOUT.value == "none" else _HOLDOUT.value
+    if len(runs) * len(runs.languages) <= _SMALL and not (_BOOTSTRAP.value or _ADVISE.value or _COMPARE.value):
+        compile_lean(leanest=True)
     how = {"resamples": _BOOTSTRAP.value, "advise": _ADVISE.value, "seed": _SEED.value, "laws": _COMPARE.value}
     with _app.said_if_slow("fitting: seconds of compilation, or longer for a long table or several laws"):
         document, text, found = scaling.fit_document(runs, _law(), _options(runs), split, **how)

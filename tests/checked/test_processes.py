@@ -27,6 +27,24 @@ def test_the_flag_that_spares_compile_time_is_set_where_it_is_known(
     assert os.environ.get("XLA_FLAGS") == left
 
 
+@pytest.mark.parametrize(
+    "version, plugin, flags, left",
+    [
+        ("0.10.2", False, "", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"),
+        ("0.12.0", False, "", "--xla_backend_optimization_level=0"),  # which every XLA knows
+        ("0.12.0", False, "--xla_backend_optimization_level=3", "--xla_backend_optimization_level=3"),
+        ("0.10.2", True, "", ""),
+    ],
+)
+def test_code_that_runs_for_milliseconds_is_not_optimised(monkeypatch, version, plugin, flags, left):
+    monkeypatch.setattr(processes, "only_cpus", lambda: not plugin)
+    monkeypatch.setattr("jaxlib.__version__", version)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    processes.compile_lean()
+    processes.compile_lean(leanest=True)
+    assert os.environ["XLA_FLAGS"] == left
+
+
 def test_a_worker_that_trains_takes_the_flag_back(monkeypatch):
     monkeypatch.setattr(processes, "only_cpus", lambda: True)
     monkeypatch.setattr("jaxlib.__version__", "0.10.2")

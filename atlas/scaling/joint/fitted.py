@@ -134,12 +134,12 @@ class JointFit:
           Two float64 arrays [...], in the unit of the fitted losses.
         """
         points, shape = self.points(N, D, U, target)
-        size = bucket(len(points.N))
-        filled = [padded(values, size, 1) for values in points[:3]] + [padded(points.target, size, 0)]
+        size, of_law = bucket(len(points.N)), (self.record.theta, self.record.direct, self.record.covariance)
+        filled = Points(*(padded(values, size, 1) for values in points[:3]), padded(points.target, size, 0))
         with jax.enable_x64(True):
-            found = system.predict(self.record.theta, self.record.direct, self.record.covariance, *filled)
-            log_loss, deviation = (np.asarray(values)[: len(points.N)] for values in found)
-        loss, (beyond, bound) = np.exp(log_loss), self._unsupported(points)
+            found = *system.predict(*of_law, *filled), *self._unsupported(filled)
+        log_loss, deviation, beyond, bound = (np.asarray(values)[: len(points.N)] for values in found)
+        loss = np.exp(log_loss)
         loss, deviation = np.where(beyond, bound, loss), np.where(beyond, np.inf, loss * deviation)
         if (lacking := self.record.untrained.applies(points.D, points.target)).any():
             of_rows, spread = self.record.untrained.predict(*(p[lacking] for p in (points.N, points.D, points.target)))
@@ -161,14 +161,13 @@ class JointFit:
     def _supported(self) -> np.ndarray:
         return self.law.supported_share(self.record.runs.D, self.record.runs.U)
 
-    def _unsupported(self, points: "Points") -> tuple[np.ndarray, np.ndarray]:
+    def _unsupported(self, points: Points) -> tuple[np.ndarray, np.ndarray]:
         """[m] whether points have too few effective tokens to be predicted; the loss that just enough would give."""
         law, units, target = self.law, self.record.units, points.target
         D, U = points.D * units.D, points.U * units.D
         least = SUPPORTED * self._supported[target]
         E, A, alpha, B, beta = (getattr(law, name)[target] for name in ("E", "A", "alpha", "B", "beta"))
-        with jax.enable_x64(True):
-            A = A * np.asarray(num_languages(D)) ** law.phi
+        A = A * np.asarray(num_languages(D)) ** law.phi
         bound = E + A * (points.N * units.N) ** -alpha + B * (least * D.sum(1)) ** -beta
         return law.effective_share(D, U, target) < least, bound
 
