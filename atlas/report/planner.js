@@ -35,8 +35,9 @@
     const at = q * (sorted.length - 1), low = Math.floor(at);
     return sorted[low] + (at - low) * (sorted[Math.min(low + 1, sorted.length - 1)] - sorted[low]);
   };
-  // Null where the mixture leaves the target hardly an effective token, which no law tells.
+  // Null where the mixture lacks the target or leaves it hardly an effective token, which no law tells.
   const predict = (N, D, t) => {
+    if (!(D[t] > 0)) return null;
     const z = mixed(plan.law, D, t);
     if (!(Math.sign(z) * Math.abs(z) ** (1 / substitution(plan.law, t)) >= plan.least[t])) return null;
     const drawn = draws.map((law) => loss(law, N, D, t)).sort((a, b) => a - b);
@@ -85,7 +86,7 @@
     const even = sources.map(() => d / sources.length);
     targets.forEach((name, t) => {
       const row = element(table, "tr");
-      const found = tokens[t] > 0 && predict(n, tokens, t), alike = predict(n, even, t);
+      const found = predict(n, tokens, t), alike = predict(n, even, t);
       if (!found) return cells(row, "td", [name, tokens[t] > 0 ? "beyond the runs" : "not trained", "–", "–", "–", "–"]);
       const [value, ...bounds] = found, gain = alike ? (alike[0] - value).toFixed(4) : "–";
       const epochs = plan.unique[t] === null ? "unknown" : (tokens[t] / plan.unique[t]).toPrecision(2);

@@ -87,6 +87,16 @@ def test_advice_is_printed_and_written(command, capsys):
     assert "more FLOPs" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [({"bootstrap": 1}, "2 resamples"), ({"advise": np.nan}, "budget"), ({"advise": -1.0}, "budget")],
+)
+def test_numbers_that_mean_nothing_are_refused_before_the_fit(command, monkeypatch, options, message):
+    monkeypatch.setattr("atlas.scaling.planning.documents.fit", None)
+    with pytest.raises(UserError, match=message):
+        command(table(), **options)
+
+
 def test_a_fit_that_did_not_converge_says_so_first_with_what_would_mend_it(command, capsys, tmp_path):
     rows = table()
     found = command(rows.assign(loss=480.0 / rows.num_params**0.35 + 2100.0 / rows.num_tokens**0.37))

@@ -16,6 +16,7 @@ from atlas.scaling.table.runs import Runs
 from checked import UserError
 
 DRAWS = 48  # for bands: each plans a mixture anew, and is written into every report
+_OPTIONS = {"families": Mapping, "scripts": Mapping, **dict.fromkeys(("tau_prior", "lambda_kind", "mixing"), str)}
 _AGREEING = 0.5  # standard errors within which a refit repeats a fit
 
 
@@ -45,16 +46,20 @@ def refitted(document: Mapping, runs: Runs) -> JointFit:
     if document.get("law") != "atlas" or document.get("n_rows") != used:
         of = f"the {document.get('law')} law and {document.get('n_rows')} rows"
         raise UserError(f"fit.json is of {of}, not of the atlas law and the {used} rows of runs.csv")
-    for known in ("published", "none"):
-        fit = fit_joint(runs, **labels(runs.languages, known), mixing=mixing_of(document))
-        if _agrees(fit, document["parameters"]):
-            return fit
-    raise UserError("fitting runs.csv again gives other parameters than fit.json; write both anew")
+    fit = fit_again(document, runs)
+    if not _agrees(fit, document["parameters"]):
+        raise UserError("fitting runs.csv again gives other parameters than fit.json; write both anew")
+    return fit
 
 
-def mixing_of(document: Mapping) -> str:
-    """How the joint law of a fit.json makes effective tokens, as `fit_joint` takes it."""
-    return "sum" if (document.get("joint_law") or {}).get("eta") is None else "ces"
+def fit_again(document: Mapping, runs: Runs) -> JointFit:
+    """The joint fit of runs by the options of a fit.json; an older one has the usual ones and a mixing."""
+    mixing = "sum" if (document.get("joint_law") or {}).get("eta") is None else "ces"
+    options = document.get("options") or labels(runs.languages) | {"mixing": mixing}
+    for name, value in options.items():
+        if not isinstance(value, _OPTIONS.get(name, ())):
+            raise UserError(f"'options' of the fit: {name} is none that a fit leaves; fit its runs again")
+    return fit_joint(runs, **options)
 
 
 def _agrees(fit: JointFit, parameters: Mapping[str, Mapping]) -> bool:

@@ -78,6 +78,8 @@ def fit_joint(
         language.
     """
     check_options(runs.languages, families, scripts, tau_prior, lambda_kind, mixing)
+    kinds = {"tau_prior": tau_prior, "lambda_kind": lambda_kind, "mixing": mixing}
+    options = {"families": dict(families or {}), "scripts": dict(scripts or {})} | kinds
     notes = list(runs.warnings)
     used, given = telling_rows(runs, notes), runs
     runs = _trained_rows(runs, used, notes)
@@ -117,6 +119,7 @@ def fit_joint(
         n_rows=len(runs),
         n_runs=len(runs.run_ids),
         warnings=tuple(notes),
+        options=options,
         record=record,
     )
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -76,6 +76,7 @@ class JointFit:
       objective: minus the log posterior at the optimum, without its constants.
       converged: whether the gradient vanishes there and the rounds settled.
       warnings: what the runs cannot tell, and what was left out.
+      options: of `fit_joint`, by which the same runs give the same fit.
       record: data and optimum, for `atlas.scaling.joint`.
     """
 
@@ -89,6 +90,7 @@ class JointFit:
     n_rows: int
     n_runs: int
     warnings: tuple[str, ...]
+    options: Mapping[str, Any]
     record: Record = dataclasses.field(repr=False, compare=False)
 
     @property
@@ -135,7 +137,7 @@ class JointFit:
         """
         points, shape = self.points(N, D, U, target)
         size, of_law = bucket(len(points.N)), (self.record.theta, self.record.direct, self.record.covariance)
-        filled = Points(*(padded(values, size, 1) for values in points[:3]), padded(points.target, size, 0))
+        filled = Points(*(padded(values, size, fill) for values, fill in zip(points, (1, 1, 1, 0), strict=True)))
         with jax.enable_x64(True):
             found = *system.predict(*of_law, *filled), *self._unsupported(filled)
         log_loss, deviation, beyond, bound = (np.asarray(values)[: len(points.N)] for values in found)
@@ -211,6 +213,7 @@ class JointFit:
     def to_json(self, holdout: Mapping | None = None) -> dict:
         """The fit as plain values, ready for json.dumps; "joint_law" is what `JointLaw.from_json` reads."""
         extra = {"sigma": self.sigma, "rho": self.rho, "misfit": self.misfit, "run_weights": self.run_weights}
+        extra["options"] = dict(self.options)
         return document("atlas", self, holdout) | extra | {"joint_law": self.law.to_json()}
 
     def _target_index(self, target) -> np.ndarray:

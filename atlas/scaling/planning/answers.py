@@ -4,169 +4,34 @@ Answers come from a study's workdir (its fit.json, capacity.json and runs.csv), 
 ATLAS's published figures.
 """
 
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import pandas as pd
 
 from atlas.scaling.estimates import Z90
-from atlas.scaling.joint.draws import DRAWS, joint_draws, mixing_of, refitted
-from atlas.scaling.joint.fit import fit_joint
-from atlas.scaling.joint.fitted import SUPPORTED
+from atlas.scaling.joint.draws import fit_again, joint_draws
+from atlas.scaling.joint.fitted import SUPPORTED, JointFit
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN, JointLaw
 from atlas.scaling.planning.allocation import allocation_band, compute_optimal
 from atlas.scaling.planning.crossover import crossover_law, measured_crossovers, published_crossovers
 from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expansion_table
+from atlas.scaling.planning.fit_file import Fitted, caution
 from atlas.scaling.planning.mixtures import by_language, plan_mixture
 from atlas.scaling.planning.next_runs import candidate_runs, goal_of, next_runs
-from atlas.scaling.single.draws import band, law_draws, run_band
+from atlas.scaling.single.draws import band, run_band
 from atlas.scaling.single.fitted import Fit
-from atlas.scaling.single.library import law_named
 from atlas.scaling.table import published
-from atlas.scaling.table.labels import labels
-from atlas.scaling.table.runs import Runs, load_runs
+from atlas.scaling.table.runs import load_runs
 from atlas.scaling.transfer.capacity import CapacityExponents
 from atlas.scaling.transfer.completion import Completion, complete, fitted_scores
 from checked import UserError, unknown
-from checked.files import read_json
 
 Answer = tuple[pd.DataFrame, dict[str, Any]]
 Numbers = Mapping[str, float]
 
-_REMEDY = "give a study's workdir, or fit its runs again"
 _RUN_BANDS = "run_ of a new run, with its noise and the law's misfit"
-_KINDS = {"law": str, "converged": bool, "warnings": list, "n_rows": int, "joint_law": dict, "source": dict}
-_LAW_DRAWS = 1000  # of one law, whose draws are nearly free
-
-
-def caution(converged: bool, warnings: Sequence[str]) -> dict[str, str]:
-    """The fact that stands first where an answer rests on a fit that did not converge, with what would mend it."""
-    return {} if converged else {"do not trust this": f"the fit did not converge; {'; '.join(warnings[:1])}"}
-
-
-class Fitted:
-    """A fit on disk: a workdir with fit.json or capacity.json and, for bands and mixtures, runs.csv; or one JSON file.
-
-    `caution` belongs first among the facts of every answer from it.
-
-    Args:
-      path: the workdir or the file.
-      name: of the file within the workdir.
-
-    Raises:
-      UserError: there is no such file, or it is no fit.
-    """
-
-    def __init__(self, path: str | pathlib.Path, name: str = "fit.json") -> None:
-        path = pathlib.Path(path)
-        self.folder, self.file = (path, path / name) if path.is_dir() else (path.parent, path)
-        self.document = read_json(self.file, "fit", _REMEDY)
-        if not isinstance(self.document.get("parameters"), dict):
-            raise UserError(f"{str(self.file)!r} is no fit: it has no 'parameters'; {_REMEDY}")
-        self._check_kinds()
-        self.caution = caution(self.document.get("converged", True), self.document.get("warnings", []))
-
-    def _check_kinds(self) -> None:
-        """Raises UserError for what a person has made of another kind."""
-        estimates = {f"parameters.{name}": estimate for name, estimate in self.document["parameters"].items()}
-        values = {f"{name}.value": e.get("value", "") for name, e in estimates.items() if isinstance(e, dict)}
-        checked = (
-            *((name, self.document[name], kind) for name, kind in _KINDS.items() if name in self.document),
-            *((name, estimate, dict) for name, estimate in estimates.items()),
-            *((name, value, (int, float, type(None))) for name, value in values.items()),
-        )
-        for name, value, kind in checked:
-            if not isinstance(value, kind):
-                raise UserError(f"{str(self.file)!r}: {name} is of another kind than a fit leaves; {_REMEDY}")
-
-    def joint_law(self) -> JointLaw:
-        """The law of all languages.
-
-        Raises:
-          UserError: the fit is of another law.
-        """
-        if "joint_law" not in self.document:
-            raise UserError(f"{str(self.file)!r} is no law of all languages; fit its runs again, with --law=atlas")
-        try:
-            law = JointLaw.from_json(self.document["joint_law"])
-        except UserError as error:
-            raise UserError(f"{str(self.file)!r}: {error}") from None
-        self._check_finite(law.named())
-        for name in law.named().keys() - self.document["parameters"].keys():
-            raise UserError(f"{str(self.file)!r}: 'parameters' lack {name}; {_REMEDY}")
-        return law
-
-    def law(self, language: str = "") -> dict[str, float]:
-        """Parameters of the law of one language, which a joint fit needs the name of."""
-        if "joint_law" in self.document:
-            joint = self.joint_law()
-            if not language:
-                raise UserError(f"the fit is of several languages: give --language, one of {', '.join(joint.targets)}")
-            return {name: float(value) for name, value in joint.language(language).items()}
-        found = {name: estimate["value"] for name, estimate in self.document["parameters"].items()}
-        self._check_finite(found)
-        return found
-
-    def open(self, language: str = "", repeats: bool = True) -> dict[str, str]:
-        """The fact which parameters of a law of one language, or of that one, the runs leave open.
-
-        repeats: whether λ counts.
-        """
-        of = f"[{language}]" if "joint_law" in self.document else ""
-        told = {name: estimate.get("identified", True) for name, estimate in self.document["parameters"].items()}
-        names = [n for n, known in told.items() if not known and n.endswith(of) and (repeats or "lambda" not in n)]
-        return {"not identified": ", ".join(names)} if names else {}
-
-    def check_form(self, values: Mapping[str, float], best: Mapping[str, float], U: float) -> None:
-        """Raises UserError for a law that at its optimum is not the E + A/N^alpha + B/D^beta which was minimised."""
-        if "joint_law" in self.document or "law" not in self.document:
-            return
-        law = law_named(self.document["law"])
-        batch = {c.name: c.default for c in law.columns} | {"N": best["params"], "D": best["tokens"], "U": U}
-        needed = [c.name for c in law.columns if batch[c.name] is None]
-        with jax.enable_x64(True):
-            same = not needed and np.isclose(float(law.loss(values, batch)), best["loss"], rtol=1e-9)
-        if not same:
-            raise UserError(f"allocate knows E + A/N^alpha + B/D^beta, and the {law.name} law is another; use predict")
-
-    def _check_finite(self, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            if value is None or not np.isfinite(value):
-                raise UserError(f"{str(self.file)!r}: {name} is {value}, no finite number; {_REMEDY}")
-
-    def run_noise(self) -> float | None:
-        """How far new runs lie off a law of all languages, see `JointFit.run_noise`; None where the fit is older."""
-        known = [self.document.get(name) for name in ("sigma", "misfit")]
-        return None if None in known else float(np.hypot(*known))
-
-    def runs(self) -> Runs:
-        """The rows that the fit is of: of the table that it names, or of the runs.csv beside it."""
-        source = self.document.get("source") or {"runs": self.folder / "runs.csv", "columns": {}, "where": ""}
-        path, columns, where = (source.get(name) for name in ("runs", "columns", "where"))
-        if not (isinstance(path, str | pathlib.Path) and isinstance(columns, dict) and isinstance(where, str)):
-            raise UserError(f"{str(self.file)!r}: 'source' does not name its runs; fit them again")
-        runs = load_runs(path, columns)
-        return (runs.where(where) if where else runs).comparable()
-
-    def joint_draws(self) -> tuple[JointLaw | None, str]:
-        """Laws of all languages that the runs allow, None where they cannot be had; and in words which they are."""
-        try:
-            draws = joint_draws(refitted(self.document, self.runs()))
-        except UserError as error:
-            return None, f"none: {error}"
-        return draws, f"90 %, over {DRAWS} laws drawn from the fit's posterior"
-
-    def draws(self, language: str) -> tuple[Mapping | None, str]:
-        """`joint_draws` for the law of one language, or draws of a fit of one law."""
-        if "joint_law" in self.document:
-            draws, bands = self.joint_draws()
-            return None if draws is None else draws.language(language), bands
-        if draws := law_draws(self.document, _LAW_DRAWS):
-            return draws, f"90 %, over {_LAW_DRAWS} laws drawn from the covariance of the fit"
-        return None, "none: the fit holds no finite covariance; fit the runs again"
 
 
 def expand(multipliers: Sequence[float], fit: str = "") -> Answer:
@@ -272,23 +137,53 @@ def predict(
     weight = np.tile(mixtures, (len(asked), 1)) if shares else np.eye(len(joint.sources))[asked]
     D = tokens * weight / weight.sum(1, keepdims=True)
     least = SUPPORTED * joint.supported_share(*runs.aligned(joint.sources))[asked]
-    told = joint.effective_share(D, U, asked) >= least
-    beyond = ", ".join(joint.targets[t] for t in asked[~told])
-    if not told.any():
-        raise UserError(f"the mixture leaves {beyond} hardly an effective token, which no law tells; give it a share")
-    (draws, bands), noise = fitted.joint_draws(), fitted.run_noise()
+    lacking, told = D[range(len(asked)), asked] == 0, joint.effective_share(D, U, asked) >= least
+    if not (told | lacking).any():
+        raise _untold(joint.targets[t] for t in asked)
+    (again, bands), noise = fitted.refitted(), fitted.run_noise()
+    draws = None if again is None else joint_draws(again)
     if draws is not None:
         bands = f"{bands}; {_RUN_BANDS if noise is not None else 'of runs none: the fit tells no misfit; fit again'}"
-    rows: list[dict[str, Any]] = []
-    for t, seen in zip(asked[told], D[told], strict=True):
-        loss = float(joint.loss(params, seen, U, t))
-        rows.append({"language": joint.targets[t], "params": params, "tokens": tokens, "loss": loss})
-        if draws is not None:
-            rows[-1]["loss_low"], rows[-1]["loss_high"] = law_band = band(draws.loss(params, seen, U, t))
-            if noise is not None:
-                rows[-1]["run_low"], rows[-1]["run_high"] = run_band(loss, *law_band, noise)
-    no_say = {"no prediction": f"{beyond}: hardly an effective token in the mixture"} if beyond else {}
-    return pd.DataFrame(rows), fitted.caution | {"law": "atlas", "bands": bands} | no_say
+    apart = lacking if again is None else lacking & again.record.untrained.told[asked]
+    rows: dict[str, Numbers] = {}
+    for t, seen in zip(asked[told & ~apart], D[told & ~apart], strict=True):
+        rows[joint.targets[t]] = _of_law(joint, draws, noise, params, seen, U, t)
+    for t, seen in zip(asked[apart], D[apart], strict=True):
+        if again is not None:
+            rows[joint.targets[t]] = _of_untrained(again, params, seen, U, t)
+    facts, names = {"law": "atlas", "bands": bands}, [joint.targets[t] for t in asked]
+    if silent := [name for name in names if name not in rows]:
+        facts["no prediction"] = f"{', '.join(silent)}: hardly an effective token in the mixture"
+    if again is not None and apart.any():
+        by_others = ", ".join(name for name, of_others in zip(names, apart, strict=True) if of_others)
+        facts["not in the mixture"] = f"{by_others}: by a regression on the rows of such runs"
+    if not rows:
+        raise _untold(names)
+    planned = {"params": params, "tokens": tokens}
+    return pd.DataFrame([{"language": n} | planned | rows[n] for n in names if n in rows]), fitted.caution | facts
+
+
+def _untold(names: Iterable[str]) -> UserError:
+    return UserError(
+        f"the mixture leaves {', '.join(names)} hardly an effective token, which no law tells; give it a share"
+    )
+
+
+def _of_law(joint: JointLaw, draws: JointLaw | None, noise: float | None, *point: Any) -> dict[str, float]:
+    loss = float(joint.loss(*point))
+    found = {"loss": loss}
+    if draws is not None:
+        found["loss_low"], found["loss_high"] = law_band = band(draws.loss(*point))
+        if noise is not None:
+            found["run_low"], found["run_high"] = run_band(loss, *law_band, noise)
+    return found
+
+
+def _of_untrained(fit: JointFit, *point: Any) -> dict[str, float]:
+    """What other rows tell of a language that the mixture lacks."""
+    (loss, deviation), (low, high) = (tuple(map(float, f(*point))) for f in (fit.predict, fit.run_interval))
+    reach = float(np.exp(Z90 * deviation / loss))
+    return {"loss": loss, "loss_low": loss / reach, "loss_high": loss * reach, "run_low": low, "run_high": high}
 
 
 def _predict_one(
@@ -334,6 +229,10 @@ def mixture(fit: str, flops: float, weights: Numbers, unique: Numbers) -> Answer
     facts = {name: getattr(plan, name) for name in ("params", "tokens", "flops", "loss", "even_loss")}
     shares = ",".join(f"{row.language}:{row.share:.3g}" for row in plan.table.itertuples() if row.share > 0.0005)
     config = f"--config.mixture={shares}, with about {plan.params:.3g} parameters and {plan.tokens:.3g} tokens"
+    if plan.band and (noise := fitted.run_noise()) is not None:
+        law_band = plan.band["loss_low"], plan.band["loss_high"]
+        facts["run_low"], facts["run_high"] = run_band(plan.loss, *law_band, noise)
+        bands = f"{bands}; {_RUN_BANDS}"
     facts |= plan.band | {"bands": bands, "warnings": list(plan.warnings), "train": config}
     return plan.table, fitted.caution | facts
 
@@ -357,7 +256,7 @@ def further_runs(
         ("language of --unique", unique),
     ):
         by_language(named, runs.languages, 0.0, kind)
-    joint = fit_joint(runs, **labels(runs.languages), mixing=mixing_of(fitted.document))
+    joint = fit_again(fitted.document, runs)
     goal = goal_of(joint, runs, language, params, tokens, shares, unique)
     table, facts = next_runs(joint, goal, candidate_runs(joint, runs, goal), flops, count)
     facts["source"] = f"{joint.n_rows} rows of {joint.n_runs} runs"

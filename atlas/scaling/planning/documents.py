@@ -9,8 +9,8 @@ from atlas.scaling.estimates import Z90, finite
 from atlas.scaling.holdout import heldout
 from atlas.scaling.joint.fit import fit_joint
 from atlas.scaling.joint.fitted import JointFit
-from atlas.scaling.planning.practice import advice
-from atlas.scaling.single.bootstrap import bootstrap
+from atlas.scaling.planning.practice import advice, check_budget
+from atlas.scaling.single.bootstrap import bootstrap, check_count
 from atlas.scaling.single.comparison import compare
 from atlas.scaling.single.fit import fit
 from atlas.scaling.single.fitted import Fit
@@ -48,6 +48,10 @@ def fit_document(
     Raises:
       UserError: as those functions do.
     """
+    if resamples:
+        check_count(resamples)
+    if advise is not None:
+        check_budget(advise)
     ranked = compare(laws, runs, holdout or "top_compute", seed=seed, **options) if laws else None
     law = law or ranked["law"][0]
     found = fit_joint(runs, **options) if law == "atlas" else fit(law, runs, **options)

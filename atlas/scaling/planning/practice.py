@@ -109,6 +109,12 @@ def _excess(corner: float) -> float:
     return square / inside**2
 
 
+def check_budget(budget: float) -> None:
+    """Raises UserError for a budget that is no positive number."""
+    if not (np.isfinite(budget) and budget > 0):
+        raise UserError(f"the budget must be a positive number of FLOPs, got {budget:g}")
+
+
 def advice(
     runs: Runs, budget: float, law: str = "chinchilla", *, seed: int = 0, **options: Any
 ) -> tuple[pd.DataFrame, list[str]]:
@@ -130,8 +136,7 @@ def advice(
       laws that the runs allow, its monte_carlo standard error, and high_are, their 90 % quantile; beaten, the part of
       the laws under which the first plan predicts better. And sentences on the table, and on which plans are equal.
     """
-    if not (np.isfinite(budget) and budget > 0):
-        raise UserError(f"the budget must be a positive number of FLOPs, got {budget:g}")
+    check_budget(budget)
     kept, options = past_warm_up(runs, options.get("warm_up")), options | {"warm_up": 0.0}
     fitted = fit(law, kept, **options)
     compute = kept.N * kept.total_tokens

@@ -44,6 +44,12 @@ class Bootstrap:
         return dict(zip(self.names, zip(low, high, strict=True), strict=True))
 
 
+def check_count(count: int) -> None:
+    """Raises UserError for too few resamples."""
+    if count < 2:
+        raise UserError(f"a bootstrap needs 2 resamples or more, got {count}; 1000 are usual")
+
+
 def bootstrap(fit: Fit, count: int = 1000, *, seed: int = 0) -> Bootstrap:
     """Fits the law again to `count` resamples of the runs.
 
@@ -59,8 +65,7 @@ def bootstrap(fit: Fit, count: int = 1000, *, seed: int = 0) -> Bootstrap:
     Raises:
       UserError: fewer than 2 resamples.
     """
-    if count < 2:
-        raise UserError(f"a bootstrap needs 2 resamples or more, got {count}; 1000 are usual")
+    check_count(count)
     if not len(fit.problem.weight):
         raise UserError("a fit that was read from JSON has no runs to resample; fit them again")
     runs, random = fit.n_runs, np.random.RandomState(seed)

@@ -243,6 +243,12 @@ def load_runs(
 def _run_names(frame: pd.DataFrame, notes: list[str]) -> pd.Series:
     alone = pd.Series([f"row {i}" for i in frame.index])
     if "run" not in frame:
+        # Models of one size by other tokens may be named alike and still be runs of their own: a person must say.
+        if "model" in frame and frame["model"].duplicated().any():
+            notes.append(
+                "no column 'run': each row counts as a run of its own; where the rows of a 'model' are checkpoints of "
+                "one run, give --columns=run=model"
+            )
         return alone
     names = frame["run"].astype(str).str.strip()
     blank = frame["run"].isna() | (names == "")

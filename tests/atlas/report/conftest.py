@@ -107,6 +107,7 @@ class Truth:
             n_rows=1,
             n_runs=1,
             warnings=warnings,
+            options={},
             record=Record(few, None, state, None, None, covariance, units, untrained),
         )
         vars(fit)["misfit"] = 0.003  # known already: there are no rows to tell it

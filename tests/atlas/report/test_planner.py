@@ -29,6 +29,7 @@ def test_the_page_predicts_what_plan_predict_does(tmp_path, mixing):
     found = predicted_in_the_page(tmp_path, planner(fit.law, runs, joint_draws(fit), fit.run_noise))
     for (params, tokens, shares), page in zip(RUNS, found, strict=True):
         table, _ = answers.predict(str(tmp_path), params, tokens, "", shares, {}, {})
+        table = table[table.language.isin(shares)]  # the page has no law of languages that a mixture lacks
         rows = table.set_index("language")[["loss", "loss_low", "loss_high", "run_low", "run_high"]]
         told = {name: numbers for name, numbers in zip(fit.targets, page, strict=True) if numbers}
         assert list(told) == list(rows.index)

@@ -1,3 +1,5 @@
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -61,6 +63,23 @@ def test_regret_of_a_mixture_covers_what_the_truth_shows(study):
     assert real - best.loss < 3 * plan.band["regret_high"] + 0.01
     assert (plan.table.share_low <= plan.table.share_high).all()
     assert plan.band["params_low"] <= plan.band["params_high"] <= trust.params[1] * 1.001
+
+
+def test_a_fit_is_made_again_by_its_own_options(study):
+    _, runs, _ = study
+    families, pair = {"l0": "one", "l1": "one"}, {"tau_prior": "pairs", "lambda_kind": "shared"}
+    found = fit_joint(runs, families, **pair)
+    document = json.loads(json.dumps(found.to_json()))
+    assert (
+        refitted(document, runs).options
+        == found.options
+        == {"families": families, "scripts": {}, "mixing": "sum"} | pair
+    )
+    with pytest.raises(UserError, match="other parameters than"):
+        refitted(document | {"options": fit_joint(runs).options | {"lambda_kind": "source"}}, runs)
+    for options in ({"families": ["l0"]}, {"tau_prior": 3}, {"speed": "high"}):
+        with pytest.raises(UserError, match=f"{next(iter(options))} is none that a fit leaves"):
+            refitted(document | {"options": options}, runs)
 
 
 def test_a_study_is_refitted_only_if_it_is_the_same(study):

@@ -1,11 +1,13 @@
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from atlas.scaling import JointLaw, answers, fit, fit_joint, load_runs, plan_mixture, simulation
+from atlas.scaling.planning import fit_file
 from checked import UserError
 
 TRUTH = simulation.truth(2, 0)
@@ -53,6 +55,24 @@ def test_mixtures_that_leave_no_effective_tokens_are_refused(study, tmp_path):
         answers.predict(against, 1e9, 1e11, "l1", {"l0": 1.0}, {}, {})
     table, facts = answers.predict(against, 1e9, 1e11, "", {"l0": 1.0}, {}, {})
     assert list(table.language) == ["l0"] and facts["no prediction"].startswith("l1: ")
+
+
+def test_languages_that_a_mixture_lacks_are_told_by_rows_of_such_runs(tmp_path):
+    table = "experiments/results/quickstart/runs.csv"
+    found = fit_joint(load_runs(table).comparable())
+    (tmp_path / "fit.json").write_text(json.dumps(found.to_json()))
+    shutil.copy(table, tmp_path / "runs.csv")
+    rows, facts = answers.predict(str(tmp_path), 2e4, 3e5, "", {"a1": 3.0, "a2": 1.0}, {}, {})
+    D = 3e5 * np.array([{"a1": 0.75, "a2": 0.25}.get(name, 0.0) for name in found.sources])
+    U = [load_runs(table).unique_tokens().get(name, np.inf) for name in found.sources]
+    for row in rows.itertuples():
+        loss, _ = found.predict(2e4, D, U, row.language)
+        assert row.loss == pytest.approx(float(loss), rel=1e-6), row.language
+        run = tuple(map(float, found.run_interval(2e4, D, U, row.language)))
+        assert (row.run_low, row.run_high) == pytest.approx(run, rel=0.01), row.language
+    lacking = set(found.targets) - {"a1", "a2"}
+    assert lacking and lacking < set(rows.language)
+    assert facts["not in the mixture"].split(":")[0].split(", ") == [n for n in found.targets if n in lacking]
 
 
 def test_predictions_of_a_study_and_of_a_law_of_one_loss(study, tmp_path):
@@ -122,8 +142,8 @@ def test_laws_of_one_loss_take_what_they_read_and_no_more(tmp_path):
 
 
 def test_names_are_checked_before_anything_is_fitted(study, monkeypatch):
-    monkeypatch.setattr(answers, "refitted", None)
-    monkeypatch.setattr(answers, "fit_joint", None)
+    monkeypatch.setattr(fit_file, "refitted", None)
+    monkeypatch.setattr(answers, "fit_again", None)
     for call in (
         lambda: answers.mixture(study, 1e21, {}, {"l7": 1.0}),
         lambda: answers.mixture(study, 1e21, {"l7": 1.0}, {}),

@@ -79,6 +79,16 @@ def test_rows_without_a_run_id_are_runs_of_their_own():
     assert runs.notes == ("2 of 3 rows have no run id: each counts as a run of its own",)
 
 
+def test_rows_of_one_model_are_asked_about_and_made_one_run_where_told():
+    table = pd.DataFrame(
+        {"model": ["a", "a", "b"], "N": [1e6, 1e6, 2e6], "D": [1e7, 2e7, 1e7], "loss": [3.0, 2.9, 2.8]}
+    )
+    runs = load_runs(table)
+    assert len(runs.run_ids) == 3 and any("--columns=run=model" in note for note in runs.notes)
+    assert load_runs(table, {"run": "model"}).run_ids == ("a", "b")
+    assert not any("no column 'run'" in note for note in load_runs(table.drop_duplicates("model")).notes)
+
+
 def test_what_was_understood_stays_with_the_frame():
     frame = read_runs(rows().rename(columns={"tokens": "D"}))
     assert load_runs(frame).notes == ("read 'D' as tokens",)
