@@ -1,7 +1,8 @@
 """The joint ATLAS fit: all target languages, the whole transfer matrix and the capacity exponent at once."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from atlas.scaling.joint.prior import HYPERPRIOR, Hyperprior, check_options, joi
 from atlas.scaling.joint.rounds import Spreads
 from atlas.scaling.joint.system import Units
 from atlas.scaling.joint.untrained import fit_untrained
-from atlas.scaling.joint.verdicts import DISTORTED, estimates_of, judge_runs, sizes_astray, unsettled
+from atlas.scaling.joint.verdicts import DISTORTED, estimates_of, exponents_astray, judge_runs, sizes_astray, unsettled
 from atlas.scaling.law import GUARD
 from atlas.scaling.noise import HUBER_VARIANCE
 from atlas.scaling.padding import bucket
@@ -35,6 +36,7 @@ _CLIPPED, _NEAR = 1.02, 1.0
 _SETTLED = 1e-5  # shift of a round, in posterior standard deviations, that ends the last ones
 _OPTIMAL = 1e-6  # Newton decrement below which a gradient counts as zero
 _LAST_SHIFT = 1e-3  # of the last round, above which the fit has not settled
+_TIGHT = 0.05  # of the prior deviation of mean exponents, where free ones run off
 _START_TAU = (-0.5, 1.5)  # starting values are kept within
 
 
@@ -85,7 +87,8 @@ def fit_joint(
     runs = _trained_rows(runs, used, notes)
     units = Units(*(float(np.exp(np.mean(np.log(values)))) for values in (runs.N, runs.total_tokens)))
     rows = rows_by_target(runs, units)
-    prior, spreads = joint_prior(runs, families, scripts, tau_prior, lambda_kind, mixing, hyperprior)
+    priors = functools.partial(joint_prior, runs, families, scripts, tau_prior, lambda_kind, mixing)
+    prior, _ = priors(hyperprior)
     with jax.enable_x64(True):
         found = rounds.start(rows, start_tau(runs, initial_tau), hyperprior.repetition)
         blocks, variance = map(np.asarray, found)  # each operation of JAX on an array is a program to compile
@@ -93,12 +96,7 @@ def fit_joint(
         weight = np.ones(bucket(len(runs.run_ids)))
         noise = system.Noise(variance, np.float64(0.0), weight, _WIDE * np.sqrt(variance))
         state = system.State(Coordinates(blocks, prior.shared_mean), noise, prior)
-        end, settled = jax.tree.map(np.asarray, _rounds(state, rows, spreads))
-        if sizes := sizes_astray(runs, end.state.noise.run_weight):
-            notes.append(
-                f"most runs of N = {sizes} lie off the law of the others: it does not fit, and all runs kept weight"
-            )
-            end, settled = jax.tree.map(np.asarray, _rounds(state, rows, spreads, judges=False))
+        end, settled, spreads, hyperprior = _optimum(runs, state, rows, priors, hyperprior, mixing == "ces", notes)
     converged = bool(settled and end.report.decrement < _OPTIMAL)
     if not converged:
         notes.insert(0, unsettled(len(runs), prior.base.size, float(end.report.lowest_z), mixing))
@@ -122,6 +120,40 @@ def fit_joint(
         options=options,
         record=record,
     )
+
+
+def _optimum(
+    runs: Runs,
+    state: system.State,
+    rows: system.Rows,
+    priors: Callable[[Hyperprior], tuple[system.Prior, Spreads]],
+    hyperprior: Hyperprior,
+    ces: bool,
+    notes: list[str],
+) -> tuple[rounds.Round, bool, Spreads, Hyperprior]:
+    """Where the rounds end, whether they settled, and under which prior; in `notes` what had to be tried besides."""
+
+    def attempt(hyperprior: Hyperprior, judges: bool = True) -> tuple[rounds.Round, bool, Spreads]:
+        prior, spreads = priors(hyperprior)
+        end, settled = _rounds(state._replace(prior=prior), rows, spreads, judges)
+        return jax.tree.map(np.asarray, end), bool(settled), spreads
+
+    end, settled, spreads = attempt(hyperprior)
+    if far := exponents_astray(end.state, hyperprior, ces):
+        # Where sizes and tokens hardly vary, weights can all go to 1 as beta grows without end, or to 0 as eta grows.
+        narrow = {name: _TIGHT * getattr(hyperprior, name) for name in ("exponent_sd", "substitution_sd")}
+        tight = dataclasses.replace(hyperprior, **narrow)
+        held = attempt(tight)
+        noise, tight_noise = end.state.noise.variance, held[0].state.noise.variance
+        if (held[1] or not settled) and (tight_noise < noise or np.isnan(noise)):
+            (end, settled, spreads), hyperprior = held, tight
+            notes.append(f"{far}, where the law fits worse: they are held at usual ones; vary sizes and tokens more")
+    if sizes := sizes_astray(runs, end.state.noise.run_weight):
+        notes.append(
+            f"most runs of N = {sizes} lie off the law of the others: it does not fit, and all runs kept weight"
+        )
+        end, settled, spreads = attempt(hyperprior, judges=False)
+    return end, settled, spreads, hyperprior
 
 
 def telling_rows(runs: Runs, notes: list[str]) -> np.ndarray:
@@ -205,8 +237,10 @@ def _rounds(state: system.State, rows: system.Rows, spreads: Spreads, judges: bo
         if (middle := _alternating(rho)) is not None:
             keep, state = True, state._replace(noise=state.noise._replace(rho=np.float64(middle)))
         if i >= len(_GUARDS) and (further := ahead(start, found)) is not None:
-            state = state._replace(x=further)
-            linear = system.linearise(state, rows, guard)
+            there = state._replace(x=further)
+            reached = system.linearise(there, rows, guard)
+            if rounds.merit(there, reached, rows) <= rounds.merit(state, linear, rows):
+                state, linear = there, reached
     end = rounds.settle(state, linear, rows, spreads, _SETTLED)
     return end, settled and float(end.report.shift) < _LAST_SHIFT
 

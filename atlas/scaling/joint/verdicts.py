@@ -31,6 +31,8 @@ _UNKNOWN_TRANSFER = 0.1, 0.5  # what is reported of a τ that the design hides: 
 _TELLING = 0.5  # a parameter is identified if its posterior variance is below this part of its prior's
 _EPOCHS = 4.0  # fewer tell nothing of repetition: λ within a factor of e^2.5 (joint simulations)
 _ALIKE = 0.02  # range of a target's shares within which B and the transfer weights cannot be told apart
+_ASTRAY = 3.0  # prior deviations of the mean exponents: beyond 2.7 or below .04
+_ETA_ASTRAY = 1.3  # beyond 1.9 or below .52
 _LOST = 0.2  # weight of a run below which it is said to have gone astray
 _MANY = 3  # runs of a size, of which most do not go astray by chance
 DISTORTED = 3.0  # widths of the guard below which it bends the law
@@ -171,6 +173,24 @@ def unsettled(rows: int, parameters: int, lowest_z: float, mixing: str) -> str:
     else:
         mend = "leave out runs whose losses contradict the others', or add runs on other mixtures"
     return f"the fit did not settle, so trust none of its numbers; {mend}"
+
+
+def exponents_astray(state: State, hyperprior: Hyperprior, ces: bool = False) -> str:
+    """Exponents whose middle over the targets is none that a law of losses has, in words; "" where there are none.
+
+    >>> from types import SimpleNamespace as Space
+    >>> theta = np.full((3, 7), np.log(0.33))
+    >>> theta[:, LOG_BETA] = np.log(60.0)
+    >>> exponents_astray(Space(x=Space(own=theta)), Hyperprior())
+    'exponents ran off (beta to 60)'
+    """
+    middle, (usual, deviation) = np.median(state.x.own, 0), hyperprior.log_exponent
+    reach = _ASTRAY * deviation
+    found = [("alpha", middle[LOG_ALPHA], usual, reach), ("beta", middle[LOG_BETA], usual, reach)]
+    if ces:
+        found.append(("eta", middle[-1], 0.0, _ETA_ASTRAY * hyperprior.substitution_sd))
+    far = [f"{name} to {np.exp(value):.3g}" for name, value, usual, reach in found if not abs(value - usual) <= reach]
+    return f"exponents ran off ({', '.join(far)})" if far else ""
 
 
 def sizes_astray(runs: Runs, weight: np.ndarray) -> str:

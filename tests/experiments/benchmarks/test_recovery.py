@@ -84,6 +84,6 @@ def test_every_bar_has_its_study(monkeypatch):
 
 
 def test_a_study_of_mixtures_is_judged_on_unseen_ones():
-    found = recovery.measure_mixtures({"eta": 0.6}, "ces", 0, L=6, runs=120)
+    found = recovery.measure_mixtures({"eta": 0.6}, "ces", 120, 0, L=6)
     assert found["converged"] == 1.0 and found["median error"] < 0.01 < found["largest error"] < 0.5
     assert 0.5 <= found["inside"] <= 1.0

@@ -228,6 +228,25 @@ def test_a_study_of_mixtures_finds_how_languages_substitute():
     np.testing.assert_array_equal(again.eta, fit.law.eta)
 
 
+@pytest.mark.parametrize(
+    ("languages", "runs", "mixing", "far"),
+    [pytest.param(20, 60, "sum", "beta to ", marks=pytest.mark.thorough), (12, 30, "ces", "eta to 2.")],
+)
+def test_exponents_that_run_off_are_held_where_the_law_fits_better(languages, runs, mixing, far):
+    truth, rng = simulation.truth(languages, 1), np.random.default_rng(1)
+    plan = simulation.mixtures(languages, 0, 0, 0, 0, rng, sparse=runs)
+    table = load_runs(simulation.table(truth, plan, 1, checkpoints=1, sigma=0.003, same=True))
+    fit = fit_joint(table, mixing=mixing)
+    assert fit.converged and 0.002 < fit.sigma < 0.005
+    warning = next(w for w in fit.warnings if "ran off" in w)
+    assert far in warning and "nan" not in warning and "held at usual ones" in warning
+    assert not any(e.identified for name, e in fit.parameters.items() if name.startswith(("alpha", "beta", "eta")))
+    order = [list(truth.languages).index(name) for name in fit.targets]
+    tau = np.asarray(truth.law.tau)[np.ix_(order, order)]
+    away = ~np.eye(languages, dtype=bool)
+    assert np.corrcoef(fit.law.tau[away], tau[away])[0, 1] > 0.8
+
+
 def test_rows_of_next_to_no_share_are_left_out_unless_they_are_most(medium):
     _, runs, _ = medium
     shares, notes = np.tile([0.999, 0.001], (4, 1)), []
