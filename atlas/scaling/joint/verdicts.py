@@ -32,7 +32,7 @@ _TELLING = 0.5  # a parameter is identified if its posterior variance is below t
 _EPOCHS = 4.0  # fewer tell nothing of repetition: λ within a factor of e^2.5 (joint simulations)
 _ALIKE = 0.02  # range of a target's shares within which B and the transfer weights cannot be told apart
 _ASTRAY = 3.0  # prior deviations of the mean exponents: beyond 2.7 or below .04
-_ETA_ASTRAY = 1.3  # beyond 1.9 or below .52
+_ETA_ASTRAY = 1.3  # beyond 1.9: there the weights can all go to 0
 _LOST = 0.2  # weight of a run below which it is said to have gone astray
 _MANY = 3  # runs of a size, of which most do not go astray by chance
 DISTORTED = 3.0  # widths of the guard below which it bends the law
@@ -185,11 +185,13 @@ def exponents_astray(state: State, hyperprior: Hyperprior, ces: bool = False) ->
     'exponents ran off (beta to 60)'
     """
     middle, (usual, deviation) = np.median(state.x.own, 0), hyperprior.log_exponent
-    reach = _ASTRAY * deviation
-    found = [("alpha", middle[LOG_ALPHA], usual, reach), ("beta", middle[LOG_BETA], usual, reach)]
-    if ces:
-        found.append(("eta", middle[-1], 0.0, _ETA_ASTRAY * hyperprior.substitution_sd))
-    far = [f"{name} to {np.exp(value):.3g}" for name, value, usual, reach in found if not abs(value - usual) <= reach]
+    alpha, beta, eta = middle[LOG_ALPHA], middle[LOG_BETA], middle[-1] if ces else 0.0
+    near = {  # a NaN is not
+        "alpha": (alpha, abs(alpha - usual) <= _ASTRAY * deviation),
+        "beta": (beta, abs(beta - usual) <= _ASTRAY * deviation),
+        "eta": (eta, eta <= _ETA_ASTRAY * hyperprior.substitution_sd),
+    }
+    far = [f"{name} to {np.exp(value):.3g}" for name, (value, is_near) in near.items() if not is_near]
     return f"exponents ran off ({', '.join(far)})" if far else ""
 
 
