@@ -162,15 +162,6 @@ class Ahead:
         return jax.tree.map(lambda a, b, c: a + 2.0 * far * (b - a) + far**2 * (c - 2.0 * b + a), *path)
 
 
-@jax.jit
-def merit(state: State, linear: Linear, rows: Rows) -> jax.Array:
-    """Minus the log posterior of winsorised residuals, as a descent from the state sees it, without its constants."""
-    groups = system.groups_of(rows, state.noise)
-    found = sums(winsorised(rows.log_loss - linear.log_loss, state.noise.clip), linear.jacobian, groups)
-    square, _, _ = whitened(found, groups, state.noise.rho)
-    return 0.5 * jnp.sum(square) / state.noise.scale + system.penalty(state.x, state.prior)
-
-
 def settle(state: State, linear: Linear, rows: Rows, spreads: Spreads, shift: float) -> Round:
     """The exact optimum with noise, weights of runs and prior held, to a shift in posterior standard deviations.
 
