@@ -59,6 +59,9 @@ def fit_joint(
     residual). Rows that evaluate a language which the run does not train are left out of the law, and have one of
     their own (`atlas.scaling.joint.untrained`).
 
+    Exponents that leave what losses have, as they can where sizes and tokens hardly vary, and fits that do not settle
+    are tried again with the mean exponents held near usual ones: the better fit stands, and says so.
+
     Args:
       runs: two or more runs.
       families: family of each language; languages missing from it belong to no family.
