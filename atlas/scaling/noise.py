@@ -21,7 +21,7 @@ _NORMAL = 1.4826  # σ of a normal over the median of its size
 
 LEAST_VARIANCE = 1e-14  # of log losses: rounding must not pass for noise
 _RANK = 1e-12  # of the largest eigenvalue: below it lies the rounding of a Hessian
-_LEAST_FREEDOM = 0.01  # of the rows, which parameters used nearly exceed where they are as many
+_LEAST_FREEDOM = 0.01  # of the rows: where parameters are as many, hardly any are left over
 _FIXED_POINTS = 4  # of σ² at one ρ; MacKay's count moves little after the second
 # Of twice a log likelihood: without two rows in any group it is flat in ρ, and rounding must not choose.
 _TOWARDS_ZERO = 0.1

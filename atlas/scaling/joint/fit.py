@@ -36,7 +36,7 @@ _CLIPPED, _NEAR = 1.02, 1.0
 _SETTLED = 1e-5  # shift of a round, in posterior standard deviations, that ends the last ones
 _OPTIMAL = 1e-6  # Newton decrement below which a gradient counts as zero
 _LAST_SHIFT = 1e-3  # of the last round, above which the fit has not settled
-_TIGHT = 0.05  # of the prior deviation of mean exponents, where free ones run off
+_TIGHT = 0.05  # of the prior deviations of mean exponents, where free ones run off
 _START_TAU = (-0.5, 1.5)  # starting values are kept within
 
 
