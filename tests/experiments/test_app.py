@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from atlas.scaling import simulation
 from atlas.training import RunConfig
 from checked import describe, overlay
 from experiments import _app
@@ -140,3 +141,32 @@ def test_an_override_of_the_base_makes_other_runs(done):
     )
     assert len(plain) == len(varied) == 13
     assert not plain & varied
+
+
+# What JAX tells of its cache, counted and printed at the end of the command that follows.
+COUNTING = """
+import atexit, runpy, sys
+import jax
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.endswith("cache_hits")))
+atexit.register(lambda: print(sum(hits)))
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.thorough
+def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
+    simulation.series(81, 0).to_csv(tmp_path / "runs.csv", index=False)
+    fit = ["experiments.fit", f"--runs={tmp_path / 'runs.csv'}", "--law=chinchilla", f"--workdir={tmp_path}"]
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+
+    def hits():
+        command = [sys.executable, "-c", COUNTING, *fit, "--nofigures"]
+        environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+        return int(done.stdout.splitlines()[-1])
+
+    assert hits() == 0
+    kept = len(list((tmp_path / "cache" / "atlas" / "programs").iterdir()))
+    assert kept > 0 and hits() == kept
