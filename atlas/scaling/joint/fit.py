@@ -93,12 +93,7 @@ def fit_joint(
     priors = functools.partial(joint_prior, runs, families, scripts, tau_prior, lambda_kind, mixing)
     prior, _ = priors(hyperprior)
     with jax.enable_x64(True):
-        found = rounds.start(rows, start_tau(runs, initial_tau), hyperprior.repetition)
-        blocks, variance = map(np.asarray, found)  # each operation of JAX on an array is a program to compile
-        blocks = np.pad(blocks, ((0, 0), (0, prior.base.shape[1] - blocks.shape[1])))  # η = 1
-        weight = np.ones(bucket(len(runs.run_ids)))
-        noise = system.Noise(variance, np.float64(0.0), weight, _WIDE * np.sqrt(variance))
-        state = system.State(Coordinates(blocks, prior.shared_mean), noise, prior)
+        state = _start(runs, rows, start_tau(runs, initial_tau), prior, hyperprior.repetition)
         end, settled, spreads, hyperprior = _optimum(runs, state, rows, priors, hyperprior, mixing == "ces", notes)
     converged = bool(settled and end.report.decrement < _OPTIMAL)
     if not converged:
@@ -123,6 +118,15 @@ def fit_joint(
         options=options,
         record=record,
     )
+
+
+def _start(runs: Runs, rows: system.Rows, tau: np.ndarray, prior: system.Prior, repetition: float) -> system.State:
+    found = rounds.start(rows, tau, repetition)
+    blocks, variance = map(np.asarray, found)  # each operation of JAX on an array is a program to compile
+    blocks = np.pad(blocks, ((0, 0), (0, prior.base.shape[1] - blocks.shape[1])))  # η = 1
+    weight = np.ones(bucket(len(runs.run_ids)))
+    noise = system.Noise(variance, np.float64(0.0), weight, _WIDE * np.sqrt(variance))
+    return system.State(Coordinates(blocks, prior.shared_mean), noise, prior)
 
 
 def _optimum(
