@@ -35,6 +35,7 @@ _ASTRAY = 3.0  # prior deviations of the mean exponents: beyond 2.7 or below .04
 _ETA_ASTRAY = 1.3  # beyond 1.9: there the weights can all go to 0
 _LOST = 0.2  # weight of a run below which it is said to have gone astray
 _MANY = 3  # runs of a size, of which most do not go astray by chance
+_NAMED = 6  # languages, runs or pairs that a note names
 DISTORTED = 3.0  # widths of the guard below which it bends the law
 _LARGEST = 700.0  # logarithm that float64 still holds
 
@@ -51,7 +52,9 @@ def estimates_of(
     p = theta.shape[1]
     repeated = _repeated(runs, lambda_kind, notes)
     told = _told(cov, state.prior.variance, len(runs.languages), hyperprior)
-    confounded = np.array([_judge_design(runs, t, told[t], notes) for t in range(len(theta))])
+    said: dict[str, list[str]] = {}
+    confounded = np.array([_judge_design(runs, t, told[t], said) for t in range(len(theta))])
+    notes += [f"{_some(languages)}: {verdict}" for verdict, languages in said.items()]
     variance = np.diagonal(cov, axis1=1, axis2=2)
     slope = np.zeros((len(theta), TAU, p))
     slope[:, range(TAU), range(TAU)] = 1.0
@@ -108,8 +111,16 @@ def _note_guesses(identified: JointLaw, notes: list[str]) -> None:
         if not told
     ]
     if guesses:
-        shown = ", ".join(guesses[:4]) + (", …" if len(guesses) > 4 else "")
-        notes.append(f"{len(guesses)} transfer weights come from the prior, not from the runs: {shown}")
+        notes.append(f"{len(guesses)} transfer weights come from the prior, not from the runs: {_some(guesses)}")
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list that may be long.
+
+    >>> _some(list("abcdefgh"))
+    'a, b, c, d, e, f, …'
+    """
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
 
 
 def _told(cov: np.ndarray, prior_variance: np.ndarray, sources: int, hyperprior: Hyperprior) -> np.ndarray:
@@ -135,32 +146,35 @@ def _repeated(runs: Runs, lambda_kind: str, notes: list[str]) -> np.ndarray:
     # Tokens of which no number of unique ones is known count no epochs.
     if unknown := [name for name, value in zip(names, most, strict=False) if value == 0]:
         notes.append(
-            f"{', '.join(unknown)}: unique tokens not given, so lambda is not identified; 8 or more epochs tell it"
+            f"{_some(unknown)}: unique tokens not given, so lambda is not identified; 8 or more epochs tell it"
         )
-    for name, value in zip(names, most, strict=False):
-        if 0 < value < _EPOCHS:
-            notes.append(f"{name}: at most {value:.1f} epochs seen, so lambda is not identified; 8 or more tell it")
+    if few := {name: value for name, value in zip(names, most, strict=False) if 0 < value < _EPOCHS}:
+        notes.append(
+            f"{_some(list(few))}: at most {max(few.values()):.1f} epochs seen, so lambda is not identified; "
+            "8 or more tell it"
+        )
     return most >= _EPOCHS
 
 
-def _judge_design(runs: Runs, t: int, told: np.ndarray, notes: list[str]) -> bool:
+def _judge_design(runs: Runs, t: int, told: np.ndarray, said: dict[str, list[str]]) -> bool:
     """Withdraws what the design of a target's runs leaves open, whatever the priors made of it.
 
-    Returns whether B and the transfer weights are confounded.
+    Returns whether B and the transfer weights are confounded; `said` gains the target under every verdict on it.
     """
     rows, name = runs.where(runs.target == t), runs.targets[t]
     shares = rows.shares[:, t]
     confounded = bool(shares.min() < 0.999 and np.ptp(shares) < _ALIKE)
     if confounded:
         told[[LOG_B, *range(TAU, len(told))]] = False
-        notes.append(
-            f"{name}: its share is {shares.mean():.2f} in every run, so B and the transfer weights "
+        verdict = (
+            f"the own share is {shares.mean():.2f} in every run, so B and the transfer weights "
             "cannot be told apart; add a monolingual run or another proportion"
         )
+        said.setdefault(verdict, []).append(name)
     for parameter, reason in diagnose_sizes({"N": rows.N, "D": rows.own(rows.D)}).items():
         told[{"E": LOG_E, "A": LOG_A, "alpha": LOG_ALPHA, "B": LOG_B, "beta": LOG_BETA}[parameter]] = False
         if parameter in ("alpha", "beta"):
-            notes.append(f"{name}: {parameter} is not identified: {reason}")
+            said.setdefault(f"{parameter} is not identified: {reason}", []).append(name)
     return confounded
 
 
@@ -212,8 +226,7 @@ def judge_runs(weights: dict[str, float], lowest_z: float, notes: list[str]) -> 
     """Notes runs that lost their weight, and rows so low in effective tokens that the guard bends the law."""
     astray = [run for run, weight in weights.items() if weight < _LOST]
     if astray:
-        shown = ", ".join(astray[:6]) + (", …" if len(astray) > 6 else "")
-        notes.append(f"{len(astray)} runs do not follow the law of the others and lost their weight: {shown}")
+        notes.append(f"{len(astray)} runs do not follow the law of the others and lost their weight: {_some(astray)}")
     if lowest_z < DISTORTED * GUARD:
         notes.append(
             f"effective tokens fall to {lowest_z:.3g} of the tokens seen in some run: "
