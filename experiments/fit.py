@@ -123,7 +123,7 @@ def _options(runs: scaling.Runs) -> dict:
         raise UserError("--compare ranks laws of one language; drop --law=atlas")
     of_all = (_LABELS, _TAU_PRIOR, _LAMBDA_KIND, _MIXING)
     for flag in (_OBJECTIVE, _RESIDUAL, _WARM_UP, _DELTA, _BOOTSTRAP, _ADVISE) if joint else of_all:
-        if flag.value:
+        if flag.value != flag.default:
             why = ", which estimates its own noise" if joint else ": only to atlas"
             raise UserError(f"--{flag.name} does not apply to the {_law()} law{why}; drop it")
     own = (_TAU_PRIOR, _LAMBDA_KIND, _MIXING) if joint else (_OBJECTIVE, _DELTA, _RESIDUAL, _WARM_UP)

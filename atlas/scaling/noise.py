@@ -194,22 +194,28 @@ def winsorised_slope(residual: jax.Array, clip: jax.Array) -> jax.Array:
     return (jnp.abs(residual) < clip) / HUBER_SLOPE
 
 
-def deviation(residual: jax.Array, used: jax.Array) -> jax.Array:
-    """Standard deviation of the residuals where `used`, by their median size; NaN where there are none."""
-    return _NORMAL * median_size(residual, used)
+def deviation(residual: jax.Array, used: jax.Array, parameters: int = 0) -> jax.Array:
+    """Standard deviation of the residuals where `used`, by their median size; NaN where there are none.
+
+    As many of the smallest are left out as `parameters` were fitted, as is usual in robust regression: a fit by
+    absolute deviations passes through so many rows.
+    """
+    return _NORMAL * median_size(residual, used, parameters)
 
 
-def median_size(residual: jax.Array, used: jax.Array) -> jax.Array:
-    """Median of the sizes of the residuals where `used`; NaN where there are none.
+def median_size(residual: jax.Array, used: jax.Array, without: int = 0) -> jax.Array:
+    """Median of the sizes of the residuals where `used`, `without` the smallest ones; NaN where there are none.
 
     One sort and two look-ups: jnp.nanmedian compiles for as long as the rest of a fit's noise.
 
-    >>> float(median_size(jnp.array([-3.0, 1.0, 9.0, 2.0]), jnp.array([True, True, False, True])))
-    2.0
+    >>> used = jnp.array([True, True, False, True])
+    >>> [float(median_size(jnp.array([-3.0, 1.0, 9.0, 2.0]), used, n)) for n in range(3)]
+    [2.0, 2.5, 3.0]
     """
     ordered = jnp.sort(jnp.where(used, jnp.abs(residual), jnp.nan), axis=None)  # NaN comes last
-    count = jnp.sum(~jnp.isnan(ordered))
-    return 0.5 * (ordered[jnp.maximum(count - 1, 0) // 2] + ordered[count // 2])
+    last = jnp.maximum(jnp.sum(~jnp.isnan(ordered)) - 1, 0)
+    below, above = (last + without) // 2, (last + without + 1) // 2
+    return 0.5 * (ordered[jnp.minimum(below, last)] + ordered[jnp.minimum(above, last)])
 
 
 def run_weights(

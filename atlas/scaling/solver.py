@@ -9,6 +9,7 @@ import jax.numpy as jnp
 Tree = Any
 _ROUNDING = 1e-14  # relative, of an objective
 _NEGLIGIBLE = 1e-12  # relative to the objective: a decrement that rounding may keep from being gained
+_LITTLE = 1e-2  # damping below which a step's decrement is Newton's
 _PROMISE = 0.4  # of a gain, relative to what a quadratic model promises
 
 
@@ -20,8 +21,8 @@ def inner(a: Tree, b: Tree) -> Tree:
 class Optimum(NamedTuple):
     """Where a descent ended.
 
-    decrement is gᵀH⁻¹g at the last accepted point: twice the drop in the objective that a full Newton step
-    promises.
+    decrement is gᵀH⁻¹g of the last step with little damping: twice the drop in the objective that a full Newton step
+    promises. Where more and more damping was needed since, it is of the point before.
     """
 
     x: Tree
@@ -67,7 +68,7 @@ def levenberg_marquardt(
 
     def open_(state: _Descent) -> jax.Array:
         within = jnp.where(state.as_promised, tolerance, jnp.minimum(tolerance, _NEGLIGIBLE * jnp.abs(state.value)))
-        settled = (state.decrement < within) & (state.damping < 1e-2)
+        settled = (state.decrement < within) & (state.damping < _LITTLE)
         return (state.iterations < iterations) & ~settled & (state.damping < 1e12)
 
     def advance(state: _Descent) -> _Descent:
@@ -89,6 +90,8 @@ def levenberg_marquardt(
         eased = jnp.where(first, state.damping, jnp.maximum(eased, 1e-14))
         damping = jnp.where(better, eased, state.damping * 5.0)
         decrement = jnp.where(jnp.isfinite(decrement) & ~first, decrement, jnp.inf)
+        # Under much damping it is small anywhere, and says nothing.
+        decrement = jnp.where(first | (state.damping < _LITTLE), decrement, state.decrement)
         return _Descent(*kept, damping, decrement, jnp.abs(gain - 1.0) < _PROMISE, state.iterations + 1)
 
     known = start is not None

@@ -147,6 +147,9 @@ def test_dropped_rows_are_counted_with_the_reason(command):
         (lambda t: t, {"where": "loss > 100"}, "keeps none"),
         (lambda t: t, {"bootstrap": -1}, "needs 2 resamples or more"),
         (lambda t: t, {"law": "atlas", "bootstrap": 10}, "--bootstrap does not apply"),
+        (lambda t: t, {"law": "atlas", "warm_up": 0.0}, "--warm_up does not apply"),
+        (lambda t: t, {"objective": "lad", "delta": 0.1}, "lad has none"),
+        (lambda t: t.assign(experts=2), {"law": "mixture_of_experts", "advise": 1e20}, "advice plans by N and D"),
         (lambda t: t, {"law": "annealing"}, "needs the schedule"),
     ],
 )

@@ -169,7 +169,7 @@ class JointFit:
         D, U = points.D * units.D, points.U * units.D
         least = SUPPORTED * self._supported[target]
         E, A, alpha, B, beta = (getattr(law, name)[target] for name in ("E", "A", "alpha", "B", "beta"))
-        A = A * np.asarray(num_languages(D)) ** law.phi
+        A = A * _num_languages(D) ** law.phi
         bound = E + A * (points.N * units.N) ** -alpha + B * (least * D.sum(1)) ** -beta
         return law.effective_share(D, U, target) < least, bound
 
@@ -245,8 +245,13 @@ def rows_by_target(runs: Runs, units: Units) -> system.Rows:
         group=np.stack([padded(index, length, groups - 1) for _, index, _ in members]),
         group_size=np.stack([padded(count.astype(float), groups, 0.0) for _, _, count in members]),
         group_run=np.stack([padded(ids, groups, 0) for ids, _, _ in members]),
-        languages=stack(np.asarray(num_languages(runs.D)), 1.0),
+        languages=stack(_num_languages(runs.D), 1.0),
     )
+
+
+def _num_languages(D: np.ndarray) -> np.ndarray:
+    with jax.enable_x64(True):  # also where a caller has not
+        return np.asarray(num_languages(D))
 
 
 def order_by_target(runs: Runs) -> list[np.ndarray]:

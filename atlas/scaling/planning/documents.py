@@ -9,7 +9,7 @@ from atlas.scaling.estimates import Z90, finite
 from atlas.scaling.holdout import heldout
 from atlas.scaling.joint.fit import fit_joint
 from atlas.scaling.joint.fitted import JointFit
-from atlas.scaling.planning.practice import advice, check_budget
+from atlas.scaling.planning.practice import advice, check_advice
 from atlas.scaling.single.bootstrap import bootstrap, check_count
 from atlas.scaling.single.comparison import compare
 from atlas.scaling.single.fit import fit
@@ -51,7 +51,8 @@ def fit_document(
     if resamples:
         check_count(resamples)
     if advise is not None:
-        check_budget(advise)
+        for name in [law] if law else laws:
+            check_advice(advise, name)
     ranked = compare(laws, runs, holdout or "top_compute", seed=seed, **options) if laws else None
     law = law or ranked["law"][0]
     found = fit_joint(runs, **options) if law == "atlas" else fit(law, runs, **options)
@@ -70,11 +71,15 @@ def fit_document(
 
 
 def _resample(law: Fit, parameters: dict[str, dict], resamples: int, seed: int) -> dict:
-    """Puts errors and intervals of the resamples in place of those of the formula."""
+    """Puts errors and intervals of the resamples in place of those of the formula.
+
+    Not of parameters that the runs leave open: a prior, which no resample moves, would pass for knowledge.
+    """
     found = bootstrap(law, resamples, seed=seed)
     interval, error = found.interval(), found.se
     for name, estimate in parameters.items():
-        estimate |= {"se": error[name], "low": interval[name][0], "high": interval[name][1]}
+        if estimate["identified"]:
+            estimate |= {"se": error[name], "low": interval[name][0], "high": interval[name][1]}
     return {"resamples": resamples, "converged": found.converged}
 
 
@@ -90,6 +95,9 @@ def _describe(document: Mapping) -> str:
     if found := document.get("diagnostics"):
         agreeing = f"{found['starts_agreeing']:.0%} of the starts reach this optimum"
         lines.append(f"{agreeing}; error in sample {found['are']:.2%}")
+    if (found := document.get("bootstrap")) and found["converged"] < 1.0:
+        left = 1.0 - found["converged"]
+        lines.append(f"{left:.1%} of the {found['resamples']} resamples found no optimum; more runs would tell")
     if scores := document["holdout"]:
         r2 = "undefined" if scores["r2"] is None else f"{scores['r2']:.3f}"
         held = f"held out {scores['split']}: {scores['n_heldout']} rows"
@@ -99,6 +107,10 @@ def _describe(document: Mapping) -> str:
         lines.append(
             f"laws by their error on {found['split']}, held out; excess over the least with its 90 % interval:"
         )
+        if found["laws"][0]["excess_se"] is None:
+            lines.append(
+                "one run is held out, which tells no error of that: laws rank by BIC; or take --holdout=random"
+            )
         lines.append(pd.DataFrame(found["laws"]).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     if found := document.get("advice"):
         lines.append(f"with {found['flops']:.3g} more FLOPs, to predict 30 times the compute of the largest run:")

@@ -14,6 +14,8 @@ from atlas.scaling.noise import LEAST_VARIANCE, shrinkage
 from atlas.scaling.single.draws import law_draws
 from atlas.scaling.single.fit import fit
 from atlas.scaling.single.fitted import Fit, columns_of, loss_and_slope
+from atlas.scaling.single.library import law_named
+from atlas.scaling.single.specification import Law
 from atlas.scaling.table.runs import Runs, load_runs
 from atlas.scaling.table.splits import past_warm_up
 from checked import UserError
@@ -109,10 +111,14 @@ def _excess(corner: float) -> float:
     return square / inside**2
 
 
-def check_budget(budget: float) -> None:
-    """Raises UserError for a budget that is no positive number."""
+def check_advice(budget: float, law: str | Law) -> None:
+    """Raises UserError for a budget that is no positive number, and for a law of which N and D make no plan."""
     if not (np.isfinite(budget) and budget > 0):
         raise UserError(f"the budget must be a positive number of FLOPs, got {budget:g}")
+    model = law_named(law) if isinstance(law, str) else law
+    columns = {column.name for column in model.columns}
+    if not {"N", "D"} <= columns <= {"N", "D", "U"}:
+        raise UserError(f"advice plans by N and D, and the {model.name} law takes {', '.join(sorted(columns))}")
 
 
 def advice(
@@ -122,7 +128,8 @@ def advice(
 
     The target has 30 times the compute of the largest run, at its tokens per parameter. Plans add nothing, or one,
     three or five models, at 20 and at 100 tokens per parameter, of sizes from the smallest in the table to what the
-    budget affords, each with as many evaluations as a run of the table has.
+    budget affords, each with as many evaluations as a run of the table has. Tokens are those that the law means, and
+    planned runs repeat as many unique ones as the table knows.
 
     Args:
       runs: rows of one target language.
@@ -136,21 +143,20 @@ def advice(
       laws that the runs allow, its monte_carlo standard error, and high_are, their 90 % quantile; beaten, the part of
       the laws under which the first plan predicts better. And sentences on the table, and on which plans are equal.
     """
-    check_budget(budget)
-    kept, options = past_warm_up(runs, options.get("warm_up")), options | {"warm_up": 0.0}
-    fitted = fit(law, kept, **options)
-    compute = kept.N * kept.total_tokens
-    top = int(np.argmax(compute))
-    scale = np.sqrt(_AHEAD)
-    target = {"N": kept.N[top] * scale, "D": kept.total_tokens[top] * scale}
-    here = pd.DataFrame({"num_params": kept.N, "tokens": kept.own(kept.D), "run": kept.run})
+    check_advice(budget, law)
+    fitted = fit(law, runs, **options)
+    kept = past_warm_up(runs, fitted.warm_up)
+    here, available = _here(kept, fitted)
+    top = here.loc[(here["num_params"] * here["tokens"]).idxmax()]
+    target = {"N": top["num_params"] * np.sqrt(_AHEAD), "D": top["tokens"] * np.sqrt(_AHEAD)}
+    target |= {"U": available} if "unique_tokens" in here else {}
     rows_each = max(round(len(kept) / len(kept.run_ids)), 1)
     designs, plans = [], []
     for models, ratio in [(0, 0.0)] + [(models, ratio) for models in _MODELS for ratio in _RATIOS]:
         sizes = _affordable(models, ratio, budget, kept.N.min())
         if models and not len(sizes):
             continue
-        added = [_planned(i, N, ratio, rows_each) for i, N in enumerate(sizes)]
+        added = [_planned(i, N, ratio, rows_each).assign(unique_tokens=available) for i, N in enumerate(sizes)]
         designs.append(pd.concat(added, ignore_index=True) if added else here[:0])
         cost = float(np.sum(FLOPS_PER_PARAMETER_TOKEN * ratio * sizes**2))
         plans.append((models, ratio, sizes.max(initial=0.0), cost))
@@ -164,6 +170,17 @@ def advice(
         named = ", ".join(f"{p.models:g} at {p.tokens_per_param:g}" if p.models else "none" for p in equal.itertuples())
         notes.append(f"the runs do not tell the first plan from these, in models at tokens per parameter: {named}")
     return table, [*notes, *fitted.warnings]
+
+
+def _here(runs: Runs, fitted: Fit) -> tuple[pd.DataFrame, float]:
+    """The runs as a table of one language whose tokens are those that the law means, and how many unique ones there
+    are, infinite where the runs do not tell."""
+    columns = columns_of(fitted.model, runs, fitted.tokens)
+    here = pd.DataFrame({"num_params": columns["N"], "tokens": columns["D"], "run": runs.run})
+    if "U" not in columns:
+        return here, np.inf
+    known = runs.own(runs.U) if fitted.tokens == "own" else runs.U.sum(1)
+    return here.assign(unique_tokens=columns["U"]), float(known.max())
 
 
 def _ranked(plans: pd.DataFrame, errors: np.ndarray) -> pd.DataFrame:

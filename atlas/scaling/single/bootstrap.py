@@ -63,11 +63,13 @@ def bootstrap(fit: Fit, count: int = 1000, *, seed: int = 0) -> Bootstrap:
       seed: of the draws.
 
     Raises:
-      UserError: fewer than 2 resamples.
+      UserError: fewer than 2 resamples, or runs.
     """
     check_count(count)
     if not len(fit.problem.weight):
         raise UserError("a fit that was read from JSON has no runs to resample; fit them again")
+    if fit.n_runs < 2:
+        raise UserError("a bootstrap draws runs, and there is one: it would tell no error")
     runs, random = fit.n_runs, np.random.RandomState(seed)
     draws = np.stack([np.bincount(random.choice(runs, runs), minlength=runs) for _ in range(count)])
     weights = padded((draws[:, fit.problem.run[: fit.n_rows]].T).astype(float), len(fit.problem.weight), 0.0).T
@@ -103,7 +105,7 @@ def _refit(fit: Fit, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _round(law: Law, x, problem: Problem, weight, scale):
     def lane(x, weight):
         end = estimator.descend(law, x, problem._replace(weight=weight), scale, steps=_STEPS)
-        return end.x, end.decrement <= estimator.OPTIMAL * end.value
+        return end.x, estimator.is_optimum(end)
 
     return jax.vmap(lane)(x, weight)
 

@@ -1,4 +1,4 @@
-"""Which law: held-out error and information criteria of several laws on the same runs."""
+"""Which law: held-out error and information criteria of several laws on the same rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from atlas.scaling.estimates import Z90, r2, relative_error
-from atlas.scaling.single.fit import fit
+from atlas.scaling.estimates import quantile95, r2, relative_error
+from atlas.scaling.single.fit import fit, reading, warm_up_for
 from atlas.scaling.single.fitted import Fit
 from atlas.scaling.single.specification import Law
 from atlas.scaling.table.runs import Runs
@@ -20,10 +20,12 @@ def compare(
 ) -> pd.DataFrame:
     """Fits laws to all runs, and to the runs that a split leaves, and ranks them.
 
-    A law whose held-out error exceeds the least by no more than its standard error over runs counts as good
-    as the best; among those the lower BIC ranks first. The criteria take the residuals' density to be the
-    one that the Huber loss stands for, with its scale estimated, and divide the likelihood by how far rows of
-    a run repeat each other.
+    All laws are fitted to the same rows, behind the longest warm-up that one of them asks for on the rows left by the
+    split. A law whose held-out error exceeds the least by no more than its standard error over runs counts as good as
+    the best, and so does each where one run is held out, which has no such error; among those the lower BIC ranks
+    first. The criteria take the residuals' density to be the one that the Huber loss stands for, with its scale
+    estimated, and divide the likelihood by how far rows of a run repeat each other under the law of most parameters,
+    as QAIC divides by the dispersion of the global model.
 
     Args:
       laws: of one language, by name or themselves, two or more.
@@ -33,8 +35,8 @@ def compare(
 
     Returns:
       A row per law, best first: law, are (held-out mean absolute relative error), r2, excess (are less the least),
-      excess_se, excess_low and excess_high (its 90 % interval, paired by row), aicc, bic (less the least of each),
-      parameters, converged, agreeing.
+      excess_se, excess_low and excess_high (its 90 % interval, paired by row, Student's over runs; NaN of one run),
+      aicc, bic (less the least of each), parameters, converged, agreeing, warm_up (the part of each run left out).
 
     >>> compare(["chinchilla"], None)  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
@@ -44,12 +46,16 @@ def compare(
         raise UserError("a comparison needs two laws or more")
     train, test = split_runs(runs, split, seed=seed)
     test = past_warm_up(test, options.get("warm_up"))
-    rows, errors = [], []
     for law in laws:
-        whole = fit(law, runs, **options)  # first: it refuses what the parts may hide, such as several languages
+        reading(law, runs, **options)  # of all rows: the parts may hide what is refused, such as several languages
+    options |= {"warm_up": max(warm_up_for(law, train, **options) for law in laws)}
+    fits = [fit(law, runs, **options) for law in laws]
+    effective = max(fits, key=lambda found: len(found.x)).diagnostics.independent_rows
+    rows, errors = [], []
+    for law, whole in zip(laws, fits, strict=True):
         predicted = predict_others(law, train, test, **options)
         errors.append(relative_error(test.loss, predicted))
-        aicc, bic = criteria(whole)
+        aicc, bic = criteria(whole, effective)
         rows.append(
             {
                 "law": whole.law,
@@ -60,17 +66,19 @@ def compare(
                 "parameters": len(whole.x),
                 "converged": whole.converged,
                 "agreeing": whole.starts_agreeing,
+                "warm_up": options["warm_up"],
             }
         )
     table = pd.DataFrame(rows)
     best = errors[int(np.argmin(table["are"]))]
     table.insert(3, "excess", [float(np.mean(error - best)) for error in errors])
     table.insert(4, "excess_se", [_standard_error(error - best, test.run) for error in errors])
+    quantile = quantile95(max(len(np.unique(test.run)) - 1.0, 1.0))
     for at, (name, sign) in enumerate((("excess_low", -1.0), ("excess_high", 1.0)), 5):
-        table.insert(at, name, table["excess"] + sign * Z90 * table["excess_se"])
+        table.insert(at, name, table["excess"] + sign * quantile * table["excess_se"])
     for name in ("aicc", "bic"):
         table[name] -= table[name].min()
-    tied = table["excess"] <= table["excess_se"]
+    tied = ~(table["excess"] > table["excess_se"])  # an error that is not known tells none apart
     order = np.lexsort((np.where(tied, table["bic"], table["are"]), ~tied))
     return table.iloc[order].reset_index(drop=True)
 
@@ -89,16 +97,20 @@ def predict_others(law: str | Law, train: Runs, test: Runs, **options: Any) -> n
 
 
 def _standard_error(difference: np.ndarray, run: np.ndarray) -> float:
-    """Of the mean of differences [n], those of one run together."""
+    """Of the mean of differences [n], those of one run together; NaN of one run."""
     by_run = pd.Series(difference - difference.mean()).groupby(run).sum().to_numpy()
     count = len(by_run)
-    return float(np.sqrt(np.sum(by_run**2) * count / max(count - 1, 1)) / len(difference))
+    return float(np.sqrt(np.sum(by_run**2) * count / (count - 1)) / len(difference)) if count > 1 else float("nan")
 
 
-def criteria(fitted: Fit) -> tuple[float, float]:
-    """AICc and BIC of a fit: less is better, comparable between laws on the same rows and objective."""
-    rows, effective, free = fitted.n_rows, fitted.diagnostics.independent_rows, len(fitted.x) + 1
-    deviance = -2.0 * _log_likelihood(fitted) * effective / rows
+def criteria(fitted: Fit, effective: float) -> tuple[float, float]:
+    """AICc and BIC of a fit: less is better, comparable between laws on the same rows and objective.
+
+    effective: how many independent rows tell as much, the same for all laws: by its own number each would weigh the
+    unit of the losses otherwise.
+    """
+    free = len(fitted.x) + 1
+    deviance = -2.0 * _log_likelihood(fitted) * effective / fitted.n_rows
     correction = 2.0 * free * (free + 1) / max(effective - free - 1, 1.0)
     return deviance + 2.0 * free + correction, deviance + free * float(np.log(effective))
 
@@ -111,7 +123,7 @@ _REACH = 12.0  # standard deviations, beyond which a normal density is 0 to roun
 
 
 def _log_likelihood(fitted: Fit) -> float:
-    """Of the density exp(−huber(r)/s)/Z(s) at the scale s that maximises it."""
+    """Of the losses, by the density exp(−huber(r)/s)/Z(s) of their residuals at the scale s that maximises it."""
     corner = float(fitted.problem.corner)
     # Z = ∫ exp(−huber(r)/s) dr, its quadratic middle by quadrature and its exponential tails in closed form.
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
@@ -119,4 +131,6 @@ def _log_likelihood(fitted: Fit) -> float:
     r = 0.5 * reach * (nodes[:, None] + 1.0)
     middle = np.sum(weights[:, None] * reach * np.exp(-(r**2) / (2.0 * _SCALES)), axis=0)
     tails = 2.0 * _SCALES / corner * np.exp(-(corner**2) / (2.0 * _SCALES))
-    return float(np.max(-fitted.objective / _SCALES - fitted.n_rows * np.log(middle + tails)))
+    best = float(np.max(-fitted.objective / _SCALES - fitted.n_rows * np.log(middle + tails)))
+    # A density of log losses is one of losses once divided by them.
+    return best - float(fitted.problem.weight @ fitted.problem.observed) if fitted.model.residual == "log" else best

@@ -185,8 +185,12 @@ def near(x: np.ndarray) -> Solution:
 
 
 def _solution(law: Law, end: Optimum, problem: Problem, scale: jax.Array, agreeing: jax.Array) -> Solution:
-    converged = end.decrement <= OPTIMAL * jnp.maximum(end.value, LEAST_OBJECTIVE)
-    return Solution(end.x, objective(law, end.x, problem), scale, end.decrement, converged, agreeing)
+    return Solution(end.x, objective(law, end.x, problem), scale, end.decrement, is_optimum(end), agreeing)
+
+
+def is_optimum(end: Optimum) -> jax.Array:
+    """Whether the gradient vanished where a descent ended; not where it never had a finite objective."""
+    return jnp.isfinite(end.value) & (end.decrement <= OPTIMAL * jnp.maximum(end.value, LEAST_OBJECTIVE))
 
 
 def _score_moments(residual: jax.Array, problem: Problem, near: bool = False):
@@ -245,6 +249,7 @@ def spread(law: Law, x: jax.Array, problem: Problem, scale: jax.Array) -> Spread
     covariance = inverse @ (meat + scale**2 * prior) @ inverse + (vectors * jnp.where(open_, _OPEN**2, 0.0)) @ vectors.T
     condition, fitted = values[-1] / jnp.maximum(values[0], _TINY), law.fitted(x, problem.centre)
     predicted = law.loss_of(problem.observed - residual)
+    sigma = noise.deviation(residual, problem.weight > 0, len(x))
     return Spread(covariance, sigma, correlation, rows, freedom, condition, fitted, to_fitted, predicted)
 
 

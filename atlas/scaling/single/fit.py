@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ OBJECTIVES = ("huber", "least_squares", "lad")
 RESIDUALS = ("log", "raw")
 _LAD_DELTA = 1e-5  # a Huber corner this small is least absolute deviations for any real noise
 _NO_CORNER = 1e6  # one that no residual reaches: least squares
+_DELTA = 1e-3  # the usual one, of Hoffmann et al. (arXiv 2203.15556, App. D.2)
 
 _VANISHED = 0.05  # of the least loss, below which a level is on its way to 0
 _TOLD = 0.5  # of a prior's variance: below it the runs, not the prior, have told most of a parameter
@@ -43,7 +45,7 @@ def fit(
     runs: Runs,
     *,
     objective: str = "huber",
-    delta: float = 1e-3,
+    delta: float | None = None,
     tokens: str | None = None,
     residual: str = "",
     warm_up: float | None = None,
@@ -58,7 +60,7 @@ def fit(
       law: the name of one of the library, or "FILE.py:NAME" of one of your own, or a `Law`.
       runs: rows of one target language.
       objective: "huber", "least_squares" or "lad".
-      delta: corner of the Huber loss, in log loss (or loss).
+      delta: corner of the Huber loss, in log loss (or loss); 1e-3 by default.
       tokens: whether D is the "own" tokens of the evaluated language or the "total" of the mixture; the law's
         own choice by default.
       residual: "log", or "raw" for losses of any sign; the law's own choice by default.
@@ -66,21 +68,43 @@ def fit(
         intermediate rows, whichever part lets the smaller models predict the largest best.
 
     Raises:
-      UserError: unknown law, objective, tokens or residual; a column that the law needs is missing; several languages;
-        rows without tokens of their language; fewer rows than parameters.
+      UserError: unknown law, objective, tokens or residual; a delta of another objective; a column that the law needs
+        is missing; several languages; rows without tokens of their language; fewer rows than parameters; no start of
+        finite loss.
     """
-    model = law_named(law) if isinstance(law, str) else law
-    if residual:
-        model = residual_of(model, residual)
-    tokens = tokens or model.tokens
-    _check(model, runs, objective, delta, tokens)
-    corner = {"huber": delta, "least_squares": _NO_CORNER, "lad": _LAD_DELTA}[objective]
+    model, corner, tokens = reading(law, runs, objective, delta, tokens, residual)
     part, why = (warm_up, "") if warm_up is not None else _choose(model, runs, corner, tokens)
     runs = past_warm_up(runs, part)
     if why:
         note = f"exponents are drawn to 0.35, about which published ones lie: {why}"
         runs = dataclasses.replace(runs, notes=(*runs.notes, note))
-    return _fitted(model, runs, corner, tokens, bool(why))
+    return dataclasses.replace(_fitted(model, runs, corner, tokens, bool(why)), warm_up=part)
+
+
+def reading(
+    law: str | Law,
+    runs: Runs,
+    objective: str = "huber",
+    delta: float | None = None,
+    tokens: str | None = None,
+    residual: str = "",
+    **_: Any,
+) -> tuple[Law, float, str]:
+    """The law, the corner of its Huber loss and the meaning of its tokens, checked against the runs, as `fit` takes
+    them."""
+    model = law_named(law) if isinstance(law, str) else law
+    model = residual_of(model, residual) if residual else model
+    tokens = tokens or model.tokens
+    _check(model, runs, objective, delta, tokens)
+    return model, {"huber": delta or _DELTA, "least_squares": _NO_CORNER, "lad": _LAD_DELTA}[objective], tokens
+
+
+def warm_up_for(law: str | Law, runs: Runs, warm_up: float | None = None, **options: Any) -> float:
+    """The part of each run that `fit` leaves out, under the same options."""
+    if warm_up is not None:
+        return warm_up
+    model, corner, tokens = reading(law, runs, **options)
+    return _choose(model, runs, corner, tokens)[0]
 
 
 def _fitted(law: Law, runs: Runs, corner: float, tokens: str, drawn: bool, least: int = 0) -> Fit:
@@ -92,6 +116,10 @@ def _fitted(law: Law, runs: Runs, corner: float, tokens: str, drawn: bool, least
     problem = _problem(law, columns, runs, corner, *_prior(law, usual), least)
     with jax.enable_x64(True):
         solution, spread = _solve(law, problem, len(runs))
+    if not np.isfinite(spread.fitted).all():
+        raise UserError(
+            f"the {law.name} law has no finite loss at any start: give a parameter in which it is not linear its starts"
+        )
     return _report(law, runs, columns, open_, tokens, problem, solution, spread)
 
 
@@ -225,7 +253,7 @@ def _prior(law: Law, usual: tuple[float, float] | None) -> tuple[np.ndarray, np.
     return mean, np.diag(deviation**-2.0)
 
 
-def _check(law: Law, runs: Runs, objective: str, delta: float, tokens: str) -> None:
+def _check(law: Law, runs: Runs, objective: str, delta: float | None, tokens: str) -> None:
     for kind, name, valid in (
         ("objective", objective, OBJECTIVES),
         ("meaning of tokens", tokens, ("own", "total")),
@@ -233,7 +261,9 @@ def _check(law: Law, runs: Runs, objective: str, delta: float, tokens: str) -> N
     ):
         if name not in valid:
             raise unknown(kind, name, valid)
-    if not (np.isfinite(delta) and delta > 0):
+    if delta is not None and objective != "huber":
+        raise UserError(f"delta is the corner of the Huber loss, and {objective} has none: leave it out")
+    if delta is not None and not (np.isfinite(delta) and delta > 0):
         raise UserError(f"delta must be a positive number of log loss, got {delta}; 1e-3 is usual")
     evaluated = [runs.languages[i] for i in np.unique(runs.target)]
     if len(evaluated) > 1:

@@ -25,7 +25,8 @@ class Diagnostics:
     Attributes:
       decrement: gᵀH⁻¹g over the objective at the optimum, twice the relative gain that a further step promises.
       condition: of the curvature at the optimum, in centred coordinates.
-      sigma: standard deviation of a row's log loss (or loss, where residuals are raw) around the law, by the median.
+      sigma: standard deviation of a row's log loss (or loss, where residuals are raw) around the law, by the median of
+        the residuals but for the smallest, as many as parameters.
       correlation: of residuals within a run.
       independent_rows: how many independent rows would tell as much.
       r2, are: coefficient of determination of the losses and mean absolute relative error (of raw residuals: mean
@@ -48,7 +49,8 @@ class Fit:
     Attributes:
       law: its name.
       parameters: name -> estimate, with 90 % intervals and the verdict whether the runs determine it.
-      objective: sum over rows of the Huber (or square/2, or absolute) loss of the residuals.
+      objective: sum over rows of the Huber loss of the residuals: of "least_squares" half their squares, of "lad" 1e-5
+        of their sizes, the corner that stands for it.
       converged: whether the gradient vanishes at the optimum and the curvature is positive there.
       starts_agreeing: fraction of the starts that reached it within 1e-6 of its value.
       covariance: [p, p] of the fitted values: the logarithms of positive parameters, the others themselves.
@@ -62,6 +64,7 @@ class Fit:
       model, problem, x, scale: what was solved and where, for `bootstrap`; without rows in a fit read from JSON.
       apart: [n_rows] 1 for rows whose prediction by those at 0 tells the misfit, -1 for others.
       missed: the misfit where it is known already.
+      warm_up: the part of each run that was left out.
     """
 
     law: str
@@ -85,6 +88,7 @@ class Fit:
     scale: float = dataclasses.field(repr=False)
     apart: np.ndarray = dataclasses.field(repr=False)
     missed: float | None = None
+    warm_up: float = 0.0
 
     @functools.cached_property
     def misfit(self) -> float:
@@ -185,6 +189,7 @@ class Fit:
             "residual": self.model.residual,
             "loss_unit": self.unit,
             "language": self.language,
+            "warm_up": self.warm_up,
         }
         return document(self.law, self, holdout) | finite(extra | {"reading": reading})
 
@@ -223,6 +228,7 @@ class Fit:
                 scale=float("nan"),
                 apart=np.zeros(0, int),
                 missed=missed,
+                warm_up=float(plain["reading"].get("warm_up") or 0.0),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, UserError):

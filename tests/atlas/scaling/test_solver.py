@@ -34,3 +34,13 @@ def test_descent_refuses_points_where_the_objective_is_not_finite():
 
     end = levenberg_marquardt(evaluate, lambda h, g, d: g / (h * (1.0 + d)), jnp.float64(0.9), 200, 1e-16)
     assert abs(end.x) < 1e-5
+
+
+def test_a_descent_that_is_stopped_has_no_small_decrement():
+    """x² from 3, not to be had below 1: every further step is refused, however much it is damped."""
+
+    def evaluate(x):
+        return jnp.where(x < 1.0, jnp.nan, x**2), 2.0 * x, jnp.float64(2.0)
+
+    end = levenberg_marquardt(evaluate, lambda h, g, d: g / (h * (1.0 + d)), jnp.float64(3.0), 200, 1e-16)
+    assert end.x == pytest.approx(1.0) and end.decrement > 1.0

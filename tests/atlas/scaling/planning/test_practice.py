@@ -110,3 +110,22 @@ def test_advice_on_real_runs_is_one_order_whatever_the_seed(study, language, bud
     errors, shown = (np.array([table[name] for table in tables]) for name in ("expected_are", "monte_carlo"))
     # What is shown as the error of the draw is what another draw moves.
     assert (np.ptp(errors, 0) < 5 * shown.max(0)).all() and (shown < 0.01 * errors).all()
+
+
+def test_advice_counts_the_tokens_that_the_law_means():
+    """A language of a fiftieth of every mixture, with its own tokens or with those of the mixture beside."""
+    runs = family(sizes=4, checkpoints=6)
+    table = runs.frame.assign(language="sw")
+    mixed = table.drop(columns="tokens").assign(**{"tokens.sw": table["tokens"], "tokens.en": 49 * table["tokens"]})
+    plain, beside = (advice(load_runs(t), 1e21, "chinchilla", tokens="own")[0] for t in (table, mixed))
+    pd.testing.assert_frame_equal(plain, beside)
+
+
+def test_advice_knows_that_tokens_repeat():
+    """Where the runs saw all there is, longer ones tell less of the law than they would with more text."""
+    table = family(sizes=4, checkpoints=3).frame
+    errors = [
+        advice(load_runs(table.assign(unique_tokens=unique)), 1e22, "data_constrained", warm_up=0.0)[0]
+        for unique in (1e11, 1e10)
+    ]
+    assert not np.allclose(errors[0]["expected_are"], errors[1]["expected_are"], rtol=0.05)

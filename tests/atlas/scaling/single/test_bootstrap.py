@@ -31,6 +31,8 @@ def test_resampling_runs_sees_what_their_rows_share():
     assert law.diagnostics.correlation > 0.8 and law.parameters["alpha"].se > 0.012 * 0.35
     with pytest.raises(UserError, match="2 resamples or more"):
         bootstrap(law, 1)
+    with pytest.raises(UserError, match="draws runs, and there is one"):
+        bootstrap(fit("chinchilla", runs.where("run == '0'")), 10)
 
 
 @pytest.mark.parametrize("objective", ["huber", "least_squares"])

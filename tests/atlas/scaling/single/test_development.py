@@ -55,7 +55,8 @@ def chosen(train: Runs, fitted):
     if len(np.unique(train.N)) < 9:
         return fitted
     farseer = fit("farseer", train)
-    return farseer if farseer.converged and criteria(farseer)[1] < criteria(fitted)[1] else fitted
+    effective = farseer.diagnostics.independent_rows
+    return farseer if farseer.converged and criteria(farseer, effective)[1] < criteria(fitted, effective)[1] else fitted
 
 
 def test_laws_chosen_without_the_target_beat_the_default(jobs, default):

@@ -261,3 +261,28 @@ def test_too_few_rows_and_several_languages_are_user_errors():
     frame = study().frame.assign(language=["fr"] * 20 + ["de"] * 15)
     with pytest.raises(UserError, match='language == "fr"'):
         fit("chinchilla", load_runs(frame))
+
+
+def test_a_descent_into_a_wall_has_not_converged():
+    """The loss is no number below E = 1.9, and the runs ask for 1.7."""
+
+    def loss(p, x):
+        return p["E"] + 0.0 * (p["E"] - 1.9) ** 0.5 + p["A"] * x["N"] ** -p["alpha"] + p["B"] * x["D"] ** -p["beta"]
+
+    def law(*of_E):
+        return Law("walled", "a test", loss, [*of_E, *PARAMETERS[1:]], ["N", "D"])
+
+    with pytest.raises(UserError, match="no finite loss at any start"):
+        fit(law("E"), study(0.002))
+    walled = fit(law(Parameter("E", starts=(2.0, 2.5))), study(0.002))
+    assert not walled.converged and any("did not reach" in warning for warning in walled.warnings)
+
+
+def test_the_noise_of_few_rows_is_not_what_is_left_of_them():
+    found = [fit("chinchilla", study(0.01, seed, sizes=4, tokens=4)).diagnostics.sigma for seed in range(30)]
+    assert 0.0075 <= np.median(found) <= 0.0125  # what their median size alone would tell is .006
+
+
+def test_a_corner_is_of_the_huber_loss():
+    with pytest.raises(UserError, match="lad has none"):
+        fit("chinchilla", study(), objective="lad", delta=0.01)
