@@ -2,6 +2,7 @@ import getpass
 import importlib.metadata
 import os
 import pathlib
+import signal
 import socket
 import tempfile
 
@@ -18,6 +19,10 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # end a process whose flags they do not know.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
+# The commands that tests interrupt would inherit it from a shell's background job that interrupts are ignored.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest

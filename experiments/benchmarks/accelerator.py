@@ -10,6 +10,7 @@ import _thread
 import functools
 import json
 import pathlib
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +104,7 @@ def _study(workdir: pathlib.Path, end: float) -> Rows:
     study = atlas_mini.get_sweep(atlas_mini.get_config())
     begin = time.monotonic()
     timer = threading.Timer(end - begin, _thread.interrupt_main)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore interrupts
     try:
         timer.start()
         run_sweep(study.plan, workdir, study.population)
@@ -110,6 +112,7 @@ def _study(workdir: pathlib.Path, end: float) -> Rows:
         pass  # the time is up, and the step is saved
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, before)
     table, seconds = status(study.plan, workdir), time.monotonic() - begin
     done, steps, planned = int((table.state == "done").sum()), int(table.steps.sum()), int(table.planned_steps.sum())
     return [{"runs": len(table), "done": done, "steps": steps, "planned_steps": planned, "seconds": seconds}]

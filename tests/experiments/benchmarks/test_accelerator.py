@@ -1,5 +1,6 @@
 import itertools
 import json
+import signal
 import time
 import types
 
@@ -63,7 +64,9 @@ def test_the_study_ends_with_its_time(monkeypatch, tmp_path):
 
     small(monkeypatch, 3)
     monkeypatch.setattr(accelerator, "run_sweep", endless)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
     (row,) = accelerator._study(tmp_path, time.monotonic())
+    assert signal.signal(signal.SIGINT, before) == signal.SIG_IGN
     assert row | {"seconds": 0} == {"runs": 2, "done": 0, "steps": 0, "planned_steps": 6, "seconds": 0}
 
 
