@@ -117,11 +117,20 @@ class Runs:
         """The rows that laws are fitted to: runs from scratch, at the ends of cooldowns where the table tells them.
 
         A continued run starts ahead of the law, and the trunk of a run lies above what its tokens can reach. A table
-        of one kind alone is kept whole.
+        of one kind alone is kept whole. Runs of which no row is left are counted in a note.
         """
-        runs = self if self.continued.all() else self.where(~self.continued)
-        cooled = runs.phase == COOLDOWN
-        return runs.where(cooled) if cooled.any() else runs
+        continued, cooled = self.continued & ~self.continued.all(), self.phase == COOLDOWN
+        rows = ~continued & cooled if (~continued & cooled).any() else ~continued
+        kept, gone = self.where(rows), ~np.isin(self.run, self.run[rows])
+        notes = []
+        for lost, why in (
+            (gone & continued, "continue another one (column 'initialize'): laws are of runs from scratch"),
+            (gone & ~continued, f"have no row of phase {COOLDOWN!r}, as others have; name theirs, or fit them alone"),
+        ):
+            if lost.any():
+                runs = len(np.unique(self.run[lost]))
+                notes.append(f"left out {int(lost.sum())} of {len(self)} rows, of {runs} runs that {why}")
+        return dataclasses.replace(kept, notes=(*kept.notes, *notes))
 
     def single_epoch(self) -> "Runs":
         """The rows of runs from scratch that repeat no language: there repetition does not blur transfer or capacity.
