@@ -127,6 +127,16 @@ def test_runs_that_vanish_from_the_comparable_ones_are_counted_with_the_reason()
         assert len(whole) == 20 and whole.notes == ()
 
 
+def test_plain_tokens_of_a_run_of_several_languages_are_said_to_be_the_evaluated_ones():
+    table = single(run=["a", "a", "b"], language=["fr", "de", "fr"])
+    runs = load_runs(table)
+    assert runs.unmixed == ("a",) and len(runs.notes) == 1 and runs.notes[0] in runs.where('language == "fr"').warnings
+    assert runs.notes[0].startswith("1 runs, such as a, evaluate several languages: 'tokens' are taken as those of the")
+    assert "columns tokens.<language> give a mixture" in runs.notes[0]
+    for told in (mixed(), table.assign(run=["a", "c", "b"]), table.drop(columns="run"), table.drop(columns="language")):
+        assert load_runs(told).unmixed == () and "such as" not in " ".join(load_runs(told).notes)
+
+
 def test_laws_that_need_no_tokens_read_tables_without_them():
     runs = load_runs(
         single(width=[1.0, 2.0, np.nan], loss=[-0.5, 0.0, 0.5]).drop(columns="tokens"), needs=("width",), signed=True
