@@ -201,9 +201,8 @@ def _predict_one(
         raise UserError(f"the {law.law} law is of one language and knows no mixture; drop --mixture")
     if len(unique) > 1 or (unique and "U" not in law.column_names):
         raise UserError(f"the {law.law} law takes {'one number' if len(unique) > 1 else 'no number'} of unique tokens")
-    for name in {language, *(unique if law.tokens == "own" else ())} - {"", law.language}:
-        if law.language:
-            raise unknown("language of this fit", name, [law.language])
+    for name in (language, *(unique if law.tokens == "own" else ())):
+        fitted.check_language(name)
     given = {"N": params, "num_params": params, "D": tokens, "tokens": tokens, "U": next(iter(unique.values()), None)}
     named = {key: x for key, x in given.items() if x is not None and key in law.column_names} | dict(at)
     row = {"params": params, "tokens": tokens, **at, "loss": float(law.predict(**named)[0])}

@@ -13,7 +13,7 @@ from atlas.scaling.law import JointLaw
 from atlas.scaling.single.draws import law_draws
 from atlas.scaling.single.library import law_named
 from atlas.scaling.table.runs import Runs, load_runs
-from checked import UserError
+from checked import UserError, unknown
 from checked.files import read_json
 
 _REMEDY = "give a study's workdir, or fit its runs again"
@@ -25,6 +25,7 @@ _KINDS = {
     "joint_law": dict,
     "options": dict,
     "source": dict,
+    "reading": dict,
 }
 _LAW_DRAWS = 1000  # of one law, whose draws are nearly free
 
@@ -87,15 +88,26 @@ class Fitted:
         return law
 
     def law(self, language: str = "") -> dict[str, float]:
-        """Parameters of the law of one language, which a joint fit needs the name of."""
+        """Parameters of the law of one language, which a joint fit needs the name of; UserError for another one."""
         if "joint_law" in self.document:
             joint = self.joint_law()
             if not language:
                 raise UserError(f"the fit is of several languages: give --language, one of {', '.join(joint.targets)}")
             return {name: float(value) for name, value in joint.language(language).items()}
+        self.check_language(language)
         found = {name: estimate["value"] for name, estimate in self.document["parameters"].items()}
         self._check_finite(found)
         return found
+
+    @property
+    def language(self) -> str:
+        """Of the rows that a law of one language is of; "" where the fit does not say."""
+        return self.document.get("reading", {}).get("language", "")
+
+    def check_language(self, name: str) -> None:
+        """Raises UserError for another language than that of a law of one; "" is any."""
+        if name and self.language and name != self.language:
+            raise unknown("language of this fit", name, [self.language])
 
     def open(self, language: str = "", repeats: bool = True) -> dict[str, str]:
         """The fact which parameters of a law of one language, or of that one, the runs leave open.

@@ -201,6 +201,19 @@ def test_allocate_has_bands_where_the_fit_has_a_covariance(tmp_path):
         answers.mixture(str(tmp_path), 1e21, {}, {})
 
 
+def test_a_law_of_one_language_plans_no_other(tmp_path):
+    rows = load_runs(simulation.series(40, 0)).frame.assign(language="fr")
+    (tmp_path / "fit.json").write_text(json.dumps(fit("chinchilla", load_runs(rows)).to_json()))
+    _, facts = answers.allocate(1e21, "fr", str(tmp_path), "", {})
+    assert facts["train"].startswith("--config.mixture=fr, with about ")
+    for call in (
+        lambda: answers.allocate(1e21, "sw", str(tmp_path), "", {}),
+        lambda: answers.predict(str(tmp_path), 1e9, 1e11, "sw", {}, {}, {}),
+    ):
+        with pytest.raises(UserError, match="unknown language of this fit 'sw'; valid: fr"):
+            call()
+
+
 def test_further_runs_of_a_study(study):
     table, facts = answers.further_runs(study, "l0", 1e10, 4e11, {}, {}, 1e22, 2)
     assert 1 <= len(table) <= 2 and table.flops.sum() <= facts["budget"] == 1e22
