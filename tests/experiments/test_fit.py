@@ -133,6 +133,12 @@ def test_dropped_rows_are_counted_with_the_reason(command):
     assert "1 of 37 rows: 'loss' is missing" in warnings and "2 of 36 rows: the row repeats" in warnings
 
 
+def test_runs_without_a_comparable_row_are_counted_on_the_terminal_and_in_the_file(command, capsys):
+    found = command(table(phase=["cooldown"] * 28 + [None] * 7))
+    told = [warning for warning in found["warnings"] if "7 of 35 rows, of 7 runs that have no row of phase" in warning]
+    assert found["n_rows"] == 28 and told and f"warning: {told[0]}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "change, options, message",
     [

@@ -79,9 +79,14 @@ def fit_joint(
       hyperprior: the numbers of the prior.
 
     Raises:
-      UserError: a label is given for an unknown language, an option is unknown, or no row evaluates a trained
-        language.
+      UserError: a label is given for an unknown language, an option is unknown, no row evaluates a trained language, or
+        the tokens of a run of several languages are not given by language.
     """
+    if runs.unmixed:
+        raise UserError(
+            f"run {runs.unmixed[0]!r} evaluates several languages, and 'tokens' does not tell the mixture, which the "
+            "joint law is of: give columns tokens.<language>, or each language's run an id of its own"
+        )
     check_options(runs.languages, families, scripts, tau_prior, lambda_kind, mixing)
     kinds = {"tau_prior": tau_prior, "lambda_kind": lambda_kind, "mixing": mixing}
     options = {"families": dict(families or {}), "scripts": dict(scripts or {})} | kinds

@@ -87,23 +87,44 @@ def allocate(flops: float, language: str, fit: str, regime: str, unique: Numbers
     if fit:
         fitted = Fitted(fit)
         law, (draws, bands), facts = fitted.law(language), fitted.draws(language), fitted.caution
+        U, said = _unique_of_one(fitted, unique, language)
     else:
         law, draws = published.language_law(language, regime), None
         bands = "none: the paper prints no covariance"
-    U = unique.get(language, float("inf"))
-    best = compute_optimal(law, flops, U)
+        U, said = unique.get(language, float("inf")), {}
+    # A law that knows repetition by other parameters than lambda is planned without: it must be the same at the plan.
+    told = float("inf") if fit and fitted.repeats and "lambda" not in law else U
+    best = compute_optimal(law, flops, told)
+    best["epochs"] = best["tokens"] / U
     if not (np.isfinite(best["loss"]) and 0 < best["params"] < np.inf and 0 < best["tokens"] < np.inf):
         exponents = ", ".join(f"{name} = {law[name]:.3g}" for name in ("alpha", "beta"))
         raise UserError(f"the law has its optimum beyond all numbers ({exponents}); fit runs of more sizes and tokens")
     if fit:
         fitted.check_form(law, best, U)
-        facts |= fitted.open(language, bool(unique))
-    band = {} if draws is None else allocation_band(draws, flops, best, U)
+        facts |= fitted.open(language, best["epochs"] > 1) | said
+    band = {} if draws is None else allocation_band(draws, flops, best, told)
     facts |= {"flops": flops, "source": fit or f"ATLAS, Table C.1, {regime}", "bands": bands}
     config = f"--config.mixture={language}, with" if language else "a model with"
     N, D = (float(np.asarray(best[name])) for name in ("params", "tokens"))
     facts["train"] = f"{config} about {N:.3g} parameters and {D:.3g} tokens"
     return pd.DataFrame([best | band]), facts
+
+
+def _unique_of_one(fitted: Fitted, unique: Numbers, language: str = "") -> tuple[float, dict[str, str]]:
+    """U of a language alone, as given or as in the runs, and the fact which it is."""
+    if unique or not fitted.repeats:
+        return next(iter(unique.values()), float("inf")), {}
+    U, why = fitted.unique_tokens(language)
+    if np.isfinite(U):
+        return U, {"unique tokens": f"{U:.4g}, as in the runs"}
+    return U, _unlimited([language or fitted.language or "LANGUAGE"], why)
+
+
+def _unlimited(names: Sequence[str], why: str = "the runs do not state them") -> dict[str, str]:
+    """The fact that text of these languages is taken never to repeat."""
+    if not names:
+        return {}
+    return {"unique tokens": f"taken as unlimited for {', '.join(names)}: {why}; --unique={names[0]}:TOKENS gives them"}
 
 
 def predict(
@@ -116,7 +137,7 @@ def predict(
       params, tokens: N and D of the run, over all languages; a law of one language may need neither.
       language: of a law of all languages: the one evaluated; every target where it is "".
       shares: of the mixture, relative (a law of all languages; the target alone by default).
-      unique: unique tokens by language.
+      unique: unique tokens by language; those of the runs by default.
       at: other columns of a law of one language by name.
     """
     fitted = Fitted(fit)
@@ -159,6 +180,7 @@ def predict(
         facts["not in the mixture"] = f"{by_others}: by a regression on the rows of such runs"
     if not rows:
         raise _untold(names)
+    facts |= _unlimited([name for s, name in enumerate(joint.sources) if np.isinf(U[s]) and D[:, s].any()])
     planned = {"params": params, "tokens": tokens}
     return pd.DataFrame([{"language": n} | planned | rows[n] for n in names if n in rows]), fitted.caution | facts
 
@@ -201,10 +223,10 @@ def _predict_one(
         raise UserError(f"the {law.law} law is of one language and knows no mixture; drop --mixture")
     if len(unique) > 1 or (unique and "U" not in law.column_names):
         raise UserError(f"the {law.law} law takes {'one number' if len(unique) > 1 else 'no number'} of unique tokens")
-    for name in {language, *(unique if law.tokens == "own" else ())} - {"", law.language}:
-        if law.language:
-            raise unknown("language of this fit", name, [law.language])
-    given = {"N": params, "num_params": params, "D": tokens, "tokens": tokens, "U": next(iter(unique.values()), None)}
+    for name in (language, *(unique if law.tokens == "own" else ())):
+        fitted.check_language(name)
+    U, said = _unique_of_one(fitted, unique)
+    given = {"N": params, "num_params": params, "D": tokens, "tokens": tokens, "U": U}
     named = {key: x for key, x in given.items() if x is not None and key in law.column_names} | dict(at)
     row = {"params": params, "tokens": tokens, **at, "loss": float(law.predict(**named)[0])}
     for kind, bounds in (("loss", law.interval(**named)), ("run", law.run_interval(**named))):
@@ -213,7 +235,7 @@ def _predict_one(
     unread = [key for key, names in asked.items() if row[key] is not None and not {*names} & {*law.column_names}]
     bands = f"90 %: loss_ of the law, {_RUN_BANDS}"
     facts = {"law": law.law, "unit": law.unit or "that of the runs", "bands": bands}
-    facts |= fitted.open() | ({"not in the law": ", ".join(unread)} if unread else {})
+    facts |= fitted.open() | ({} if "U" in at else said) | ({"not in the law": ", ".join(unread)} if unread else {})
     table = pd.DataFrame([{key: value for key, value in row.items() if value is not None and key not in unread}])
     return table, fitted.caution | facts
 
@@ -233,6 +255,8 @@ def mixture(fit: str, flops: float, weights: Numbers, unique: Numbers) -> Answer
         law_band = plan.band["loss_low"], plan.band["loss_high"]
         facts["run_low"], facts["run_high"] = run_band(plan.loss, *law_band, noise)
         bands = f"{bands}; {_RUN_BANDS}"
+    rows = plan.table
+    facts |= _unlimited(list(rows.language[(rows.tokens > 0) & (rows.epochs == 0)]))
     facts |= plan.band | {"bands": bands, "warnings": list(plan.warnings), "train": config}
     return plan.table, fitted.caution | facts
 
@@ -259,6 +283,7 @@ def further_runs(
     joint = fit_again(fitted.document, runs)
     goal = goal_of(joint, runs, language, params, tokens, shares, unique)
     table, facts = next_runs(joint, goal, candidate_runs(joint, runs, goal), flops, count)
+    facts |= _unlimited([n for n, U, D in zip(joint.sources, goal.U, goal.D, strict=True) if D > 0 and np.isinf(U)])
     facts["source"] = f"{joint.n_rows} rows of {joint.n_runs} runs"
     facts["train"] = [
         f"--config.mixture={row.mixture}: {row.params:.3g} parameters, {row.tokens:.3g} tokens"

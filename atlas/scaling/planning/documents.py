@@ -60,6 +60,8 @@ def fit_document(
     if holdout:
         scores, _ = heldout(runs, holdout, "chinchilla_own" if law == "chinchilla" else law, seed=seed, **options)
     document = found.to_json(scores)
+    if law != "atlas":  # plans of a joint fit read its runs again
+        document["unique_tokens"] = finite(runs.unique_tokens())
     if resamples:
         document["bootstrap"] = _resample(found, document["parameters"], resamples, seed)
     if advise is not None:

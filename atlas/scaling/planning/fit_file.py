@@ -13,7 +13,7 @@ from atlas.scaling.law import JointLaw
 from atlas.scaling.single.draws import law_draws
 from atlas.scaling.single.library import law_named
 from atlas.scaling.table.runs import Runs, load_runs
-from checked import UserError
+from checked import UserError, unknown
 from checked.files import read_json
 
 _REMEDY = "give a study's workdir, or fit its runs again"
@@ -25,6 +25,8 @@ _KINDS = {
     "joint_law": dict,
     "options": dict,
     "source": dict,
+    "reading": dict,
+    "unique_tokens": dict,
 }
 _LAW_DRAWS = 1000  # of one law, whose draws are nearly free
 
@@ -68,6 +70,9 @@ class Fitted:
         for name, value, kind in checked:
             if not isinstance(value, kind):
                 raise UserError(f"{str(self.file)!r}: {name} is of another kind than a fit leaves; {_REMEDY}")
+        for name, U in self.document.get("unique_tokens", {}).items():
+            if not (U is None or (isinstance(U, int | float) and U > 0)):
+                raise UserError(f"{str(self.file)!r}: unique_tokens.{name} is {U!r}, no positive number; {_REMEDY}")
 
     def joint_law(self) -> JointLaw:
         """The law of all languages.
@@ -87,15 +92,48 @@ class Fitted:
         return law
 
     def law(self, language: str = "") -> dict[str, float]:
-        """Parameters of the law of one language, which a joint fit needs the name of."""
+        """Parameters of the law of one language, which a joint fit needs the name of; UserError for another one."""
         if "joint_law" in self.document:
             joint = self.joint_law()
             if not language:
                 raise UserError(f"the fit is of several languages: give --language, one of {', '.join(joint.targets)}")
             return {name: float(value) for name, value in joint.language(language).items()}
+        self.check_language(language)
         found = {name: estimate["value"] for name, estimate in self.document["parameters"].items()}
         self._check_finite(found)
         return found
+
+    @property
+    def language(self) -> str:
+        """Of the rows that a law of one language is of; "" where the fit does not say."""
+        return self.document.get("reading", {}).get("language", "")
+
+    def check_language(self, name: str) -> None:
+        """Raises UserError for another language than that of a law of one; "" is any."""
+        if name and self.language and name != self.language:
+            raise unknown("language of this fit", name, [self.language])
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the law reads unique tokens."""
+        if "joint_law" in self.document or "law" not in self.document:
+            return "joint_law" in self.document or "lambda" in self.document["parameters"]
+        return any(column.name == "U" for column in law_named(self.document["law"]).columns)
+
+    def unique_tokens(self, language: str = "") -> tuple[float, str]:
+        """U of a language alone as the fit's runs had it, infinite where that is not known; and in words why not.
+
+        language: of a joint fit. A law of one language in all tokens of a mixture takes those of all its languages.
+        """
+        try:
+            known = self.runs().unique_tokens() if "joint_law" in self.document else self.document.get("unique_tokens")
+        except UserError as error:
+            return np.inf, str(error)
+        if known is None:
+            return np.inf, "the fit does not tell them; fit the runs again"
+        total = self.document.get("reading", {}).get("tokens") == "total"
+        of = [U or np.inf for name, U in known.items() if total or name == (language or self.language)]
+        return float(sum(of)) if of else np.inf, "the runs do not state them"
 
     def open(self, language: str = "", repeats: bool = True) -> dict[str, str]:
         """The fact which parameters of a law of one language, or of that one, the runs leave open.
@@ -117,7 +155,9 @@ class Fitted:
         with jax.enable_x64(True):
             same = not needed and np.isclose(float(law.loss(values, batch)), best["loss"], rtol=1e-9)
         if not same:
-            raise UserError(f"allocate knows E + A/N^alpha + B/D^beta, and the {law.name} law is another; use predict")
+            where = f" where it repeats {U:.4g} tokens {best['epochs']:.3g} times" if best["epochs"] > 1 else ""
+            how = "use predict" + (", or give more by --unique" if where else "")
+            raise UserError(f"allocate knows E + A/N^alpha + B/D^beta, and the {law.name} law is another{where}; {how}")
 
     def _check_finite(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():

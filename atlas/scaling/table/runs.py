@@ -100,6 +100,14 @@ class Runs:
         """[n] how often a row's run has seen the language that it repeats most, 0 where nothing is known to repeat."""
         return (self.D / self.U).max(1)
 
+    @property
+    def unmixed(self) -> tuple[str, ...]:
+        """Runs that evaluate several languages while the table's tokens do not tell on which of them they trained."""
+        if "tokens" not in self.frame or _measured(self.frame):
+            return ()
+        several = pd.Series(self.target).groupby(self.run).nunique().to_numpy() > 1
+        return tuple(self.run_ids[i] for i in np.flatnonzero(several))
+
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """The notes, what looks wrong in these rows, and what makes them unfit to be fitted together."""
@@ -117,11 +125,20 @@ class Runs:
         """The rows that laws are fitted to: runs from scratch, at the ends of cooldowns where the table tells them.
 
         A continued run starts ahead of the law, and the trunk of a run lies above what its tokens can reach. A table
-        of one kind alone is kept whole.
+        of one kind alone is kept whole. Runs of which no row is left are counted in a note.
         """
-        runs = self if self.continued.all() else self.where(~self.continued)
-        cooled = runs.phase == COOLDOWN
-        return runs.where(cooled) if cooled.any() else runs
+        continued, cooled = self.continued & ~self.continued.all(), self.phase == COOLDOWN
+        rows = ~continued & cooled if (~continued & cooled).any() else ~continued
+        kept, gone = self.where(rows), ~np.isin(self.run, self.run[rows])
+        notes = []
+        for lost, why in (
+            (gone & continued, "continue another one (column 'initialize'): laws are of runs from scratch"),
+            (gone & ~continued, f"have no row of phase {COOLDOWN!r}, as others have; name theirs, or fit them alone"),
+        ):
+            if lost.any():
+                runs = len(np.unique(self.run[lost]))
+                notes.append(f"left out {int(lost.sum())} of {len(self)} rows, of {runs} runs that {why}")
+        return dataclasses.replace(kept, notes=(*kept.notes, *notes))
 
     def single_epoch(self) -> "Runs":
         """The rows of runs from scratch that repeat no language: there repetition does not blur transfer or capacity.
@@ -196,10 +213,11 @@ def load_runs(
 ) -> Runs:
     """Reads and checks a runs table.
 
-    Columns: `num_params`, `loss`; `tokens` or one `tokens.<language>` per training language (blank means 0); optionally
-    `unique_tokens` or `unique_tokens.<language>`, `language`, `run` (absent or blank: the row is a run of its own),
-    `loss_unit`, `initialize` (the parent of a run that continues another one), and anything else, which is kept in
-    `frame`. Usual other names are understood, which a note then says; see `atlas.scaling.table.reading`.
+    Columns: `num_params`, `loss`; `tokens` (of the evaluated language) or one `tokens.<language>` per training language
+    (blank means 0); optionally `unique_tokens` or `unique_tokens.<language>`, `language`, `run` (absent or blank: the
+    row is a run of its own), `loss_unit`, `initialize` (the parent of a run that continues another one), and anything
+    else, which is kept in `frame`. Usual other names are understood, which a note then says; see
+    `atlas.scaling.table.reading`.
 
     Args:
       source: a CSV file (parted by commas, semicolons or tabs), a Parquet file, or a DataFrame.
@@ -225,7 +243,7 @@ def load_runs(
     known = [name for name in frame if name == "tokens" or name.startswith("tokens.")]
     D = _by_language(frame[_measured(frame) or known], "tokens", languages, target, 0.0 if known else np.nan)
     run, run_ids = pd.factorize(_run_names(frame, notes))
-    return Runs(
+    runs = Runs(
         N=frame["num_params"].to_numpy(float) if "num_params" in frame else np.full(len(frame), np.nan),
         D=D,
         U=_unique_tokens(frame, languages, target, D),
@@ -236,8 +254,13 @@ def load_runs(
         targets=targets,
         run_ids=tuple(run_ids),
         frame=frame,
-        notes=tuple(notes),
     )
+    if runs.unmixed:
+        notes.append(
+            f"{len(runs.unmixed)} runs, such as {runs.unmixed[0]}, evaluate several languages: 'tokens' are taken as "
+            "those of the language that a row evaluates; columns tokens.<language> give a mixture"
+        )
+    return dataclasses.replace(runs, notes=tuple(notes))
 
 
 def _run_names(frame: pd.DataFrame, notes: list[str]) -> pd.Series:

@@ -212,6 +212,14 @@ def test_rows_of_untrained_languages_and_bad_families():
         fit_joint(load_runs(table), {"l9": "f0"})
 
 
+def test_a_run_of_several_languages_without_its_mixture_is_refused():
+    rows = {"run": ["a", "a"] * 6, "language": ["fr", "de"] * 6, "num_params": np.geomspace(1e6, 1e8, 12)}
+    table = pd.DataFrame(rows | {"tokens": np.geomspace(1e8, 1e10, 12), "loss": np.geomspace(3.0, 2.0, 12)})
+    with pytest.raises(UserError, match=r"run 'a' evaluates several languages.*columns tokens\.<language>") as refusal:
+        fit_joint(load_runs(table))
+    assert "\n" not in str(refusal.value)
+
+
 def test_the_caller_keeps_float32(medium):
     assert jax.numpy.ones(1).dtype == np.float32
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlas.scaling import JointLaw, answers, fit, fit_joint, load_runs, plan_mixture, simulation
+from atlas.scaling import JointLaw, answers, fit, fit_document, fit_joint, load_runs, plan_mixture, simulation
+from atlas.scaling.law import data_constrained
 from atlas.scaling.planning import fit_file
 from checked import UserError
 
@@ -179,7 +180,9 @@ def test_allocate_refuses_a_law_without_an_optimum_and_names_what_is_open(study,
     estimates = document["parameters"]
     estimates["alpha[l0]"]["identified"] = estimates["beta[l1]"]["identified"] = False
     vague = rewrite(study, tmp_path, parameters=estimates)
-    assert answers.allocate(1e21, "l0", vague, "", {})[1]["not identified"] == "alpha[l0]"
+    once, again = (answers.allocate(1e21, "l0", vague, "", unique) for unique in ({"l0": 1e15}, {}))
+    assert once[1]["not identified"] == "alpha[l0]" and once[0].epochs[0] < 1
+    assert again[1]["not identified"] == "alpha[l0], lambda[l0]" and again[0].epochs[0] > 1
 
 
 def test_allocate_has_bands_where_the_fit_has_a_covariance(tmp_path):
@@ -199,6 +202,80 @@ def test_allocate_has_bands_where_the_fit_has_a_covariance(tmp_path):
     assert 0 < row.regret_high < 1e-3 and "over 1000 laws" in facts["bands"]
     with pytest.raises(UserError, match="is no law of all languages"):
         answers.mixture(str(tmp_path), 1e21, {}, {})
+
+
+def test_plans_of_a_joint_fit_have_the_unique_tokens_of_its_runs(study, tmp_path):
+    known = answers.Fitted(study).runs().unique_tokens()
+    table, facts = answers.allocate(1e22, "l1", study, "", {})
+    assert table.epochs[0] > 1 and facts["unique tokens"] == f"{known['l1']:.4g}, as in the runs"
+    pd.testing.assert_frame_equal(table, answers.allocate(1e22, "l1", study, "", {"l1": known["l1"]})[0])
+    assert "unique tokens" not in answers.predict(study, 1e9, 1e11, "", {}, {}, {})[1]
+    shutil.copy(f"{study}/fit.json", tmp_path)
+    table, facts = answers.allocate(1e22, "l1", str(tmp_path), "", {})
+    assert table.epochs[0] == 0 and facts["unique tokens"].startswith("taken as unlimited for l1: ")
+    assert "runs.csv" in facts["unique tokens"] and facts["unique tokens"].endswith("--unique=l1:TOKENS gives them")
+
+
+def test_unique_tokens_that_the_runs_do_not_state_are_said_to_be_unlimited(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(answers.Fitted, "refitted", lambda self: (None, "none"))
+    shutil.copy(f"{study}/fit.json", tmp_path)
+    frame = pd.read_csv(f"{study}/runs.csv").drop(columns="unique_tokens.l1")
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    both = {"l0": 1.0, "l1": 1.0}
+    for _, facts in (
+        answers.allocate(1e21, "l1", str(tmp_path), "", {}),
+        answers.predict(str(tmp_path), 1e9, 1e11, "l0", both, {}, {}),
+        answers.mixture(str(tmp_path), 1e21, {}, {}),
+        answers.further_runs(str(tmp_path), "l0", 1e9, 1e11, both, {}, None, 1),
+    ):
+        assert facts["unique tokens"].startswith("taken as unlimited for l1: the runs do not state them")
+    assert "unique tokens" not in answers.predict(str(tmp_path), 1e9, 1e11, "l0", {}, {}, {})[1]
+    assert "unique tokens" not in answers.predict(str(tmp_path), 1e9, 1e11, "l0", both, {"l1": 1e9}, {})[1]
+
+
+def test_plans_of_a_law_of_one_language_have_the_unique_tokens_of_its_runs(tmp_path):
+    N, D = (a.ravel() for a in np.meshgrid(np.geomspace(1e8, 1e10, 5), np.geomspace(1e9, 3e11, 6)))
+    frame = pd.DataFrame({"num_params": N, "tokens": D, "unique_tokens": 1e10, "language": "fr"})
+    frame["loss"] = data_constrained(N, D, 1e10, 1.7, 480.0, 0.35, 2100.0, 0.37, 15.0, 5.0)
+    fits = {name: str(tmp_path / f"{name}.json") for name in ("chinchilla", "data_constrained", "older")}
+    for law in ("chinchilla", "data_constrained"):
+        pathlib.Path(fits[law]).write_text(json.dumps(fit_document(load_runs(frame), law, {})[0]))
+    document = json.loads(pathlib.Path(fits["data_constrained"]).read_text())
+    assert document.pop("unique_tokens") == {"fr": 1e10}
+    pathlib.Path(fits["older"]).write_text(json.dumps(document))
+
+    def predicted(name, unique):
+        table, facts = answers.predict(fits[name], 1e9, 1e11, "", {}, unique, {})
+        return table.loss[0], facts.get("unique tokens", "")
+
+    loss, said = predicted("data_constrained", {})
+    assert said == "1e+10, as in the runs" and predicted("data_constrained", {"fr": 1e10}) == (loss, "")
+    more, said = predicted("older", {})
+    assert more < loss and said.startswith("taken as unlimited for fr: the fit does not tell them; fit the runs again")
+    assert predicted("data_constrained", {"fr": 1e12})[0] == pytest.approx(more)
+    assert predicted("chinchilla", {})[1] == ""
+    # Below one epoch the law is one that allocate knows, and beyond it another.
+    table, facts = answers.allocate(1e19, "fr", fits["data_constrained"], "", {})
+    assert 0 < table.epochs[0] < 1 and facts["unique tokens"] == "1e+10, as in the runs"
+    assert answers.allocate(1e22, "fr", fits["data_constrained"], "", {"fr": 1e13})[0].epochs[0] < 1
+    with pytest.raises(UserError, match=r"where it repeats 1e\+10 tokens .*, or give more by --unique"):
+        answers.allocate(1e22, "", fits["data_constrained"], "", {})
+    table, facts = answers.allocate(1e22, "", fits["older"], "", {})
+    assert table.epochs[0] == 0 and facts["unique tokens"].startswith("taken as unlimited for fr: ")
+    assert "unique tokens" not in answers.allocate(1e22, "", fits["chinchilla"], "", {})[1]
+
+
+def test_a_law_of_one_language_plans_no_other(tmp_path):
+    rows = load_runs(simulation.series(40, 0)).frame.assign(language="fr")
+    (tmp_path / "fit.json").write_text(json.dumps(fit("chinchilla", load_runs(rows)).to_json()))
+    _, facts = answers.allocate(1e21, "fr", str(tmp_path), "", {})
+    assert facts["train"].startswith("--config.mixture=fr, with about ")
+    for call in (
+        lambda: answers.allocate(1e21, "sw", str(tmp_path), "", {}),
+        lambda: answers.predict(str(tmp_path), 1e9, 1e11, "sw", {}, {}, {}),
+    ):
+        with pytest.raises(UserError, match="unknown language of this fit 'sw'; valid: fr"):
+            call()
 
 
 def test_further_runs_of_a_study(study):
@@ -287,6 +364,8 @@ def single():
         *((("covariance", "centre"), value) for value in (None, [1.0])),
         (("diagnostics", "sigma"), "loud"),
         *((("law",), value) for value in (None, 3, "chinchila")),
+        *((("unique_tokens",), value) for value in (None, [1.0], {"all": -1.0}, {"all": "many"})),
+        (("reading",), [1.0]),
         (("warnings",), "none"),
     ],
 )

@@ -112,6 +112,31 @@ def test_warnings_speak_of_the_rows_that_are_left():
     assert runs.where('phase == "cooldown"').warnings == ()
 
 
+def test_runs_that_vanish_from_the_comparable_ones_are_counted_with_the_reason():
+    runs = [f"r{i}" for i in range(20)]
+    table = pd.DataFrame({"run": runs, "num_params": 1e6, "tokens": np.geomspace(1e7, 1e9, 20), "loss": 2.0})
+    some = load_runs(table.assign(phase=["cooldown"] * 8 + [None] * 12)).comparable()
+    assert len(some) == 8 and some.notes == some.comparable().notes
+    assert some.notes[0].startswith("left out 12 of 20 rows, of 12 runs that have no row of phase 'cooldown'")
+    continued = load_runs(table.assign(run=["a", "b"] * 10, initialize=[None, "a"] * 10)).comparable()
+    assert continued.warnings[0].startswith("left out 10 of 20 rows, of 1 runs that continue another one")
+    trunks = load_runs(table.assign(run=["a", "b"] * 10, phase=["trunk"] * 18 + ["cooldown"] * 2)).comparable()
+    assert len(trunks) == 2 and trunks.notes == ()
+    for alike in ({"phase": "trunk"}, {"initialize": "x"}):
+        whole = load_runs(table.assign(**alike)).comparable()
+        assert len(whole) == 20 and whole.notes == ()
+
+
+def test_plain_tokens_of_a_run_of_several_languages_are_said_to_be_the_evaluated_ones():
+    table = single(run=["a", "a", "b"], language=["fr", "de", "fr"])
+    runs = load_runs(table)
+    assert runs.unmixed == ("a",) and len(runs.notes) == 1 and runs.notes[0] in runs.where('language == "fr"').warnings
+    assert runs.notes[0].startswith("1 runs, such as a, evaluate several languages: 'tokens' are taken as those of the")
+    assert "columns tokens.<language> give a mixture" in runs.notes[0]
+    for told in (mixed(), table.assign(run=["a", "c", "b"]), table.drop(columns="run"), table.drop(columns="language")):
+        assert load_runs(told).unmixed == () and "such as" not in " ".join(load_runs(told).notes)
+
+
 def test_laws_that_need_no_tokens_read_tables_without_them():
     runs = load_runs(
         single(width=[1.0, 2.0, np.nan], loss=[-0.5, 0.0, 0.5]).drop(columns="tokens"), needs=("width",), signed=True
