@@ -99,7 +99,8 @@ def measure(study: Study, seed: int) -> Outcome:
     runs = load_runs(frame)
     found = fit_joint(runs, truth.families)
     low, tau, high = (law.tau for law in (found.estimates["low"], truth.law, found.estimates["high"]))
-    hidden = [warning.partition(":")[0] for warning in found.warnings if "cannot be told apart" in warning]
+    said = [warning.partition(":")[0] for warning in found.warnings if "cannot be told apart" in warning]
+    hidden = [name for names in said for name in names.split(", ")]
     off = _off_diagonal(truth)
     outcome = {
         "tau": _rms((found.law.tau - tau)[off]),

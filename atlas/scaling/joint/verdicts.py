@@ -35,7 +35,7 @@ _ASTRAY = 3.0  # prior deviations of the mean exponents: beyond 2.7 or below .04
 _ETA_ASTRAY = 1.3  # beyond 1.9: there the weights can all go to 0
 _LOST = 0.2  # weight of a run below which it is said to have gone astray
 _MANY = 3  # runs of a size, of which most do not go astray by chance
-_NAMED = 6  # languages, runs or pairs that a note names
+_NAMED = 6  # runs or pairs that a note names
 DISTORTED = 3.0  # widths of the guard below which it bends the law
 _LARGEST = 700.0  # logarithm that float64 still holds
 
@@ -54,7 +54,7 @@ def estimates_of(
     told = _told(cov, state.prior.variance, len(runs.languages), hyperprior)
     said: dict[str, list[str]] = {}
     confounded = np.array([_judge_design(runs, t, told[t], said) for t in range(len(theta))])
-    notes += [f"{_some(languages)}: {verdict}" for verdict, languages in said.items()]
+    notes += [f"{', '.join(languages)}: {verdict}" for verdict, languages in said.items()]
     variance = np.diagonal(cov, axis1=1, axis2=2)
     slope = np.zeros((len(theta), TAU, p))
     slope[:, range(TAU), range(TAU)] = 1.0
@@ -146,11 +146,11 @@ def _repeated(runs: Runs, lambda_kind: str, notes: list[str]) -> np.ndarray:
     # Tokens of which no number of unique ones is known count no epochs.
     if unknown := [name for name, value in zip(names, most, strict=False) if value == 0]:
         notes.append(
-            f"{_some(unknown)}: unique tokens not given, so lambda is not identified; 8 or more epochs tell it"
+            f"{', '.join(unknown)}: unique tokens not given, so lambda is not identified; 8 or more epochs tell it"
         )
     if few := {name: value for name, value in zip(names, most, strict=False) if 0 < value < _EPOCHS}:
         notes.append(
-            f"{_some(list(few))}: at most {max(few.values()):.1f} epochs seen, so lambda is not identified; "
+            f"{', '.join(few)}: at most {max(few.values()):.1f} epochs seen, so lambda is not identified; "
             "8 or more tell it"
         )
     return most >= _EPOCHS
