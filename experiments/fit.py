@@ -132,7 +132,7 @@ def _options(runs: scaling.Runs) -> dict:
         return given
     # The flat prior knows no related pairs: labels that nobody asked for are not a contradiction.
     source = _LABELS.value or ("none" if _TAU_PRIOR.value == "flat" else "published")
-    return scaling.labels(runs.languages, source) | {"initial_tau": scaling.starting_tau(runs)} | given
+    return scaling.labels(runs.languages, source) | given
 
 
 if __name__ == "__main__":

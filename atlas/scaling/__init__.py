@@ -42,7 +42,7 @@ from atlas.scaling.table.runs import COOLDOWN, Runs, load_runs
 from atlas.scaling.table.splits import SPLITS
 from atlas.scaling.transfer.capacity import CapacityExponents, CapacityFit, fit_capacity
 from atlas.scaling.transfer.relatedness import asymmetric_pairs, label_effect
-from atlas.scaling.transfer.scores import bilingual_transfer_scores, latest_scores, score_from_tau, starting_tau
+from atlas.scaling.transfer.scores import bilingual_transfer_scores, latest_scores, score_from_tau
 
 __all__ = [
     "COOLDOWN",
@@ -95,5 +95,4 @@ __all__ = [
     "read_runs",
     "score_from_tau",
     "simulation",
-    "starting_tau",
 ]

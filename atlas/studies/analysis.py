@@ -93,7 +93,7 @@ def analyse(
     """
     missing: dict[str, str] = {}
     fitted = runs.comparable()
-    options = scaling.labels(runs.languages) | {"initial_tau": scaling.starting_tau(runs)}
+    options = scaling.labels(runs.languages)
     with tqdm(total=_PARTS, desc="joint law", unit="part", bar_format=_BAR) as bar:
         attempt = functools.partial(_attempt, missing, bar)
         fit = scaling.fit_joint(fitted, **options)

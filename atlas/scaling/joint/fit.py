@@ -37,7 +37,7 @@ _SETTLED = 1e-5  # shift of a round, in posterior standard deviations, that ends
 _OPTIMAL = 1e-6  # Newton decrement below which a gradient counts as zero
 _LAST_SHIFT = 1e-3  # of the last round, above which the fit has not settled
 _TIGHT = 0.05  # of the prior deviations of mean exponents, where free ones run off
-_START_TAU = (-0.5, 1.5)  # starting values are kept within
+_START_TAU = (0.0, 1.5)  # starting values are kept within: from below 0 sound runs can seem astray, and stay so
 
 
 def fit_joint(
@@ -74,8 +74,8 @@ def fit_joint(
       mixing: how tokens of several languages make effective ones: their "sum", as ATLAS has it, or "ces", the aggregate
         of constant elasticity of substitution with an exponent η of every target, drawn to 1 (see
         `laws.effective_tokens`): where little of each of many sources tells more than much of one.
-      initial_tau: transfer weights [target, source] to start from, NaN where unknown, as `starting_tau` gives them;
-        languages that the runs lack are ignored. They shorten the way; the optimum is the same.
+      initial_tau: transfer weights [target, source] to start from, such as those of an earlier fit, NaN where unknown;
+        languages that the runs lack are ignored, and negative ones start from 0.
       hyperprior: the numbers of the prior.
 
     Raises:

@@ -142,6 +142,7 @@ class JointFit:
             found = *system.predict(*of_law, *filled), *self._unsupported(filled)
         log_loss, deviation, beyond, bound = (np.asarray(values)[: len(points.N)] for values in found)
         loss = np.exp(log_loss)
+        beyond |= points.D[range(len(loss)), points.target] == 0  # unless a regression tells, below
         loss, deviation = np.where(beyond, bound, loss), np.where(beyond, np.inf, loss * deviation)
         if (lacking := self.record.untrained.applies(points.D, points.target)).any():
             of_rows, spread = self.record.untrained.predict(*(p[lacking] for p in (points.N, points.D, points.target)))

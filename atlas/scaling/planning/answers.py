@@ -4,7 +4,7 @@ Answers come from a study's workdir (its fit.json, capacity.json and runs.csv), 
 ATLAS's published figures.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from atlas.scaling.planning.allocation import allocation_band, compute_optimal
 from atlas.scaling.planning.crossover import crossover_law, measured_crossovers, published_crossovers
 from atlas.scaling.planning.expansion import PUBLISHED_EXPONENTS, expansion_table
 from atlas.scaling.planning.fit_file import Fitted, caution
-from atlas.scaling.planning.mixtures import by_language, plan_mixture
+from atlas.scaling.planning.mixtures import by_language, plan_mixture, untold
 from atlas.scaling.planning.next_runs import candidate_runs, goal_of, next_runs
 from atlas.scaling.single.draws import band, run_band
 from atlas.scaling.single.fitted import Fit
@@ -160,35 +160,29 @@ def predict(
     least = SUPPORTED * joint.supported_share(*runs.aligned(joint.sources))[asked]
     lacking, told = D[range(len(asked)), asked] == 0, joint.effective_share(D, U, asked) >= least
     if not (told | lacking).any():
-        raise _untold(joint.targets[t] for t in asked)
+        raise untold(joint.targets[t] for t in asked)
     (again, bands), noise = fitted.refitted(), fitted.run_noise()
     draws = None if again is None else joint_draws(again)
     if draws is not None:
         bands = f"{bands}; {_RUN_BANDS if noise is not None else 'of runs none: the fit tells no misfit; fit again'}"
     apart = lacking if again is None else lacking & again.record.untrained.told[asked]
     rows: dict[str, Numbers] = {}
-    for t, seen in zip(asked[told & ~apart], D[told & ~apart], strict=True):
+    for t, seen in zip(asked[told & ~lacking], D[told & ~lacking], strict=True):
         rows[joint.targets[t]] = _of_law(joint, draws, noise, params, seen, U, t)
     for t, seen in zip(asked[apart], D[apart], strict=True):
         if again is not None:
             rows[joint.targets[t]] = _of_untrained(again, params, seen, U, t)
     facts, names = {"law": "atlas", "bands": bands}, [joint.targets[t] for t in asked]
     if silent := [name for name in names if name not in rows]:
-        facts["no prediction"] = f"{', '.join(silent)}: hardly an effective token in the mixture"
+        facts["no prediction"] = f"{', '.join(silent)}: not in the mixture, or with hardly an effective token"
     if again is not None and apart.any():
         by_others = ", ".join(name for name, of_others in zip(names, apart, strict=True) if of_others)
         facts["not in the mixture"] = f"{by_others}: by a regression on the rows of such runs"
     if not rows:
-        raise _untold(names)
+        raise untold(names)
     facts |= _unlimited([name for s, name in enumerate(joint.sources) if np.isinf(U[s]) and D[:, s].any()])
     planned = {"params": params, "tokens": tokens}
     return pd.DataFrame([{"language": n} | planned | rows[n] for n in names if n in rows]), fitted.caution | facts
-
-
-def _untold(names: Iterable[str]) -> UserError:
-    return UserError(
-        f"the mixture leaves {', '.join(names)} hardly an effective token, which no law tells; give it a share"
-    )
 
 
 def _of_law(joint: JointLaw, draws: JointLaw | None, noise: float | None, *point: Any) -> dict[str, float]:

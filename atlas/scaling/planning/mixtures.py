@@ -7,7 +7,7 @@ of every language that counts, and effective tokens per token, z = D_eff / D_tot
 training's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -32,14 +32,17 @@ _MEAN, _SQUARE = 0.9, 0.99  # its decay rates
 _PENALTY = 100.0  # nats of loss per squared relative shortfall of z
 _SIZES = 201  # among which the even mixture chooses its own
 _AT_BOUND = 0.05  # relative distance within which a plan is said to be held by a bound
+_AT_EDGE = 0.01  # the same of z
 _AGREEING, _LEAST_AGREEING = 1e-4, 3  # loss within which starts agree, and how many must for a plan without a warning
 
 
 class TrustRegion(NamedTuple):
-    """Where a law may be believed: least and largest N, and the least z [Lt] of each target."""
+    """Where a law may be believed: least and largest N, the least z [Lt] of each target, and which sources [Ls] some
+    run trained (all where it is None)."""
 
     params: tuple[float, float]
     effective_share: np.ndarray
+    trained: np.ndarray | None = None
 
     @classmethod
     def of_runs(cls, law: JointLaw, runs: Runs) -> "TrustRegion":
@@ -49,7 +52,7 @@ class TrustRegion(NamedTuple):
         """
         D, U = runs.aligned(law.sources)
         low, high = float(runs.N.min()), float(runs.N.max())
-        return cls((low, high * _REACH if low < high else high), law.supported_share(D, U))
+        return cls((low, high * _REACH if low < high else high), law.supported_share(D, U), (D > 0).any(0))
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,9 @@ def plan_mixture(
 ) -> MixturePlan:
     """The best mixture by a fit of these runs, in the region that they support and with the text that they had.
 
-    Shares and N minimise the weighted mean loss at C = 6·N·D_tot FLOPs. Shares are a softmax above their floors, N a
-    sigmoid between its bounds; Adam from 32 starts at once, the best of which counts. Shortfalls of z are penalised,
-    not forbidden: the plan says where one is left.
+    Shares and N minimise the weighted mean loss at C = 6·N·D_tot FLOPs. Shares are a softmax above their floors, 0 of
+    sources that no run trained, N a sigmoid between its bounds; Adam from 32 starts at once, the best of which counts.
+    Shortfalls of z are penalised, not forbidden: the plan says where one is left.
 
     Args:
       law, runs: a joint fit's law and the rows that it is of.
@@ -127,6 +130,9 @@ def optimal_mixture(
         end, value = _descend(problem, lanes, _starts(problem, rng))
     best = end[int(np.nanargmin(value))]
     plan = _plan(problem, best, _warnings(problem, best, value))
+    if plan.loss > plan.even_loss:
+        beyond = "the even mixture has a lower loss, but less of some language than training covered"
+        plan = replace(plan, warnings=(*plan.warnings, beyond))
     return plan if draws is None else _with_band(plan, problem, draws, best, rng)
 
 
@@ -148,7 +154,15 @@ def _problem(
     counted = np.pad(weight > 0, (0, len(law.sources) - len(weight)))
     floor = np.where(counted, min(_SHARE_FLOOR, 0.5 / counted.sum()), 0.0)
     least_z = np.where(weight > 0, trust.effective_share, 0.0)
-    return _Problem(law, law, weight / weight.sum(), U, counted, floor, np.log(trust.params), least_z, flops)
+    open_ = np.ones(len(law.sources), bool) if trust.trained is None else trust.trained
+    return _Problem(law, law, weight / weight.sum(), U, counted, open_, floor, np.log(trust.params), least_z, flops)
+
+
+def untold(names: Iterable[str]) -> UserError:
+    """What is raised where nothing tells the losses of these languages."""
+    return UserError(
+        f"the mixture leaves {', '.join(names)} hardly an effective token, which no law tells; give it a share"
+    )
 
 
 def by_language(
@@ -174,8 +188,8 @@ def _with_band(
     """The plan with its bands; x [1 + Ls] is its unconstrained vector."""
     if (draws.targets, draws.sources) != (problem.law.targets, problem.law.sources):
         raise UserError("the draws are of a fit with other languages than the law's")
-    loss, regret, points = _replan(problem, draws, x, rng)
-    sizes, shares = map(np.array, zip(*points, strict=True))
+    loss, regret, best = _replan(problem, draws, x, rng)
+    sizes, shares = map(np.array, zip(*(_unpack(problem, row, np) for row in best), strict=True))
     names = ("loss_low", "loss_high", "params_low", "params_high", "regret_median", "regret_high")
     ends = (*band(loss), *band(sizes), float(np.nanmedian(regret)), band(regret)[1])
     low, high = np.array([band(column) for column in shares.T]).T
@@ -184,16 +198,16 @@ def _with_band(
 
 
 def _replan(problem: "_Problem", drawn: JointLaw, x: np.ndarray, rng: np.random.Generator):
-    """Under every drawn law: mean loss [n] at x, its excess over the best [n], and the best (N, shares) themselves."""
+    """Under every drawn law: mean loss [n] at x, its excess over that of the best point [n], and that [n, 1 + Ls]."""
     count = len(drawn.phi)
     start = x + rng.normal(size=(_DRAW_STARTS, len(x))) * (np.arange(_DRAW_STARTS) > 0)[:, None]
     with jax.enable_x64(True):
         lanes = jax.tree.map(lambda leaf: np.repeat(leaf, _DRAW_STARTS, 0), drawn)
         end, value = _descend(problem, lanes, np.tile(start, (count, 1)))
-        loss, here = map(np.asarray, _judge(problem._replace(law=drawn), x))
-    value = np.where(np.isfinite(value), value, np.inf).reshape(count, _DRAW_STARTS)
-    best = end.reshape(*value.shape, -1)[np.arange(count), value.argmin(1)]
-    return loss, np.maximum(here - value.min(1), 0.0), [_unpack(problem, row, np) for row in best]
+        value = np.where(np.isfinite(value), value, np.inf).reshape(count, _DRAW_STARTS)
+        best = end.reshape(*value.shape, -1)[np.arange(count), value.argmin(1)]
+        loss, least = (np.asarray(_losses(at, problem._replace(law=drawn))) for at in (np.tile(x, (count, 1)), best))
+    return loss, np.maximum(loss - least, 0.0), best
 
 
 class _Problem(NamedTuple):
@@ -202,6 +216,7 @@ class _Problem(NamedTuple):
     weight: jax.Array  # [Lt]
     unique: jax.Array  # [Ls]
     counted: jax.Array  # [Ls] bool: whether its loss counts
+    open: jax.Array  # [Ls] bool: whether it may have a share
     floor: jax.Array  # [Ls]
     log_bounds: jax.Array  # [2]
     least_z: jax.Array  # [Lt]
@@ -212,7 +227,7 @@ def _unpack(problem: _Problem, x, np_=jnp):
     """N and shares [Ls] from an unconstrained vector [1 + Ls]."""
     low, high = problem.log_bounds
     N = np_.exp(low + (high - low) / (1 + np_.exp(-x[0])))
-    soft = np_.exp(x[1:] - np_.max(x[1:]))
+    soft = np_.where(problem.open, np_.exp(x[1:] - np_.max(x[1:], where=problem.open, initial=-np.inf)), 0.0)
     return N, problem.floor + (1 - np_.sum(problem.floor)) * soft / np_.sum(soft)
 
 
@@ -249,6 +264,7 @@ def _adam(problem: _Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 _BY_LAW = _Problem(0, *[None] * (len(_Problem._fields) - 1))
 _lanes = jax.jit(jax.vmap(_adam, (_BY_LAW, 0)))
+_losses = jax.jit(jax.vmap(_mean_loss, (0, _BY_LAW)))
 
 
 def _descend(problem: _Problem, by_law: JointLaw, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -260,15 +276,11 @@ def _descend(problem: _Problem, by_law: JointLaw, x: np.ndarray) -> tuple[np.nda
     for first in range(0, len(x), _STARTS):
         some = np.resize(np.arange(first, min(first + _STARTS, len(x))), _STARTS)
         lane = problem._replace(law=jax.tree.map(lambda leaf, some=some: leaf[some], by_law))
-        ends.append([np.asarray(part) for part in _lanes(lane, x[some])])
+        # Twice: steps are small for long after the steep penalties that a start meets outside the region.
+        near, _ = _lanes(lane, x[some])
+        ends.append([np.asarray(part) for part in _lanes(lane, near)])
     end, value = (np.concatenate(parts)[: len(x)] for parts in zip(*ends, strict=True))
     return end, value
-
-
-@jax.jit
-def _judge(problem: _Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean loss and objective [n] at one point under every law."""
-    return jax.vmap(lambda p: (_mean_loss(x, p), _objective(x, p)), (_BY_LAW,))(problem)
 
 
 def _plan(problem: _Problem, x: np.ndarray, warnings: tuple[str, ...]) -> MixturePlan:
@@ -310,8 +322,13 @@ def _warnings(problem: _Problem, x: np.ndarray, value: np.ndarray) -> tuple[str,
             found.append(f"N stands at the {name} size that the runs support ({bound:.3g}): the optimum may lie beyond")
     tokens = problem.flops / (FLOPS_PER_PARAMETER_TOKEN * N)
     z = law.effective_share(shares * tokens, problem.unique)
-    at = [t for t, has, least in zip(law.targets, z, problem.least_z, strict=True) if least > 0 and has < 1.01 * least]
-    if at:
+    part = {t: has / least for t, has, least in zip(law.targets, z, problem.least_z, strict=True) if least > 0}
+    if below := [f"{t} ({p:.2f})" for t, p in part.items() if p < 1 - _AT_EDGE]:
+        found.append(
+            f"below what training covered, by the part of its least effective tokens a token: {', '.join(below)}; no "
+            "mixture found at this budget is within"
+        )
+    if at := [t for t, p in part.items() if 1 - _AT_EDGE <= p < 1 + _AT_EDGE]:
         found.append(f"held at the edge of what training covered: {', '.join(at)}")
     held = (shares > 0) & (shares < (1 + _AT_BOUND) * problem.floor)
     if held.any():

@@ -19,7 +19,7 @@ import pandas as pd
 from atlas.scaling.joint.fitted import JointFit
 from atlas.scaling.joint.information import Information, PlannedRuns
 from atlas.scaling.law import FLOPS_PER_PARAMETER_TOKEN
-from atlas.scaling.planning.mixtures import by_language
+from atlas.scaling.planning.mixtures import by_language, untold
 from atlas.scaling.table.runs import Runs
 from checked import UserError, unknown
 
@@ -80,7 +80,8 @@ def candidate_runs(fit: JointFit, runs: Runs, goal: Goal, seed: int = 0) -> Plan
       goal: the prediction.
       seed: of the random mixtures.
     """
-    mixtures = _mixtures(fit, goal, np.random.default_rng(seed))
+    trained = (runs.aligned(fit.sources)[0] > 0).any(0)
+    mixtures = _mixtures(fit, goal, np.flatnonzero(trained), np.random.default_rng(seed))
     ends = runs.evaluations().groupby("run", sort=False)[["num_params", "tokens"]].max().set_axis(["N", "D"], axis=1)
     sizes, ratio = _spread(ends.N, _SIZES), ends.D / ends.N
     tokens = np.geomspace(ends.D.min(), ends.D.max(), _TOKENS)
@@ -104,16 +105,17 @@ def _spread(values: pd.Series, count: int) -> np.ndarray:
     return sizes[np.unique(np.round(np.linspace(0, len(sizes) - 1, count)).astype(int))]
 
 
-def _mixtures(fit: JointFit, goal: Goal, rng: np.random.Generator) -> list[np.ndarray]:
-    count, t = len(fit.sources), fit.sources.index(goal.target)
-    one = np.eye(count)
+def _mixtures(fit: JointFit, goal: Goal, trained: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Mixtures [Ls] of the sources of these indices, which some run trained."""
+    count, t = len(trained), fit.sources.index(goal.target)
+    one = np.eye(len(fit.sources))
     doubt = fit.estimates["se"].tau[t]
-    order = sorted(range(count), key=lambda s: (goal.D[s] == 0, -doubt[s]))
+    order = sorted(trained, key=lambda s: (goal.D[s] == 0, -doubt[s]))
     partners = [s for s in order if s != t][:_PARTNERS]
     mixtures = [one[t], *(0.5 * (one[t] + one[s]) for s in partners)]
     if count > 1:
-        mixtures.append(np.full(count, 1 / count))
-        mixtures += list(rng.dirichlet(np.full(count, _CONCENTRATION), _RANDOM))
+        mixtures.append(one[trained].mean(0))
+        mixtures += list(rng.dirichlet(np.full(count, _CONCENTRATION), _RANDOM) @ one[trained])
     return mixtures
 
 
@@ -139,13 +141,15 @@ def next_runs(
       a run's own noise), the budget and the number of candidates.
 
     Raises:
-      UserError: the budget affords no candidate.
+      UserError: the budget affords no candidate, or no law tells the goal.
     """
     cost = FLOPS_PER_PARAMETER_TOKEN * candidates.N * candidates.D.sum(1)
     budget = float(count * np.median(cost)) if flops is None else flops
     if not cost.min() <= budget:
         raise UserError(f"{budget:g} FLOPs afford no run: the cheapest candidate takes {cost.min():.3g}")
     loss, deviation = map(float, fit.predict(*goal))
+    if not np.isfinite(deviation):
+        raise untold([goal.target])
     knowledge = Information.of(fit)
     plans = [_greedy(knowledge, goal, candidates, cost, budget, count, power) for power in (1.0, 0.0)]
     chosen, variance = min(plans, key=lambda plan: plan[1][-1] if plan[1] else np.inf)

@@ -15,6 +15,7 @@ _MOST_BILLIONS = 1e4  # of either: a table that reaches beyond counts single one
 _MOST_LOSS = 6.5  # in the median: nats and bits of tokens lie below, perplexities above
 _UNIT_FACTOR = 1.3  # between losses of alike runs; nats are 0.69 bits, and bytes a fraction of tokens
 _SAMPLE = 200_000  # rows on which searches for pairs of rows look
+_ONE_SIZE = 1.01  # ratio of num_params within a run, beyond which it is several models
 _LEAST_ROWS = 12  # of a language, for its losses to show two groups
 
 
@@ -30,6 +31,7 @@ def suspicions(frame: pd.DataFrame, D: np.ndarray, U: np.ndarray, target: np.nda
     return [
         *_unread_columns(frame, languages),
         *_unfinished(frame),
+        *_several_sizes(frame),
         *_unlikely_units(frame, D, target),
         *_untrained(D, languages),
         *_odd_unique_tokens(frame, D, U, languages),
@@ -50,6 +52,19 @@ def _unread_columns(frame: pd.DataFrame, languages: tuple[str, ...]) -> list[str
         if near and near[0] not in frame:
             notes.append(f"column {name!r} is not read; did you mean {near[0]!r}?")
     return notes
+
+
+def _several_sizes(frame: pd.DataFrame) -> list[str]:
+    """Runs of several sizes, whose ids must be names of something else."""
+    if not {"run", "num_params"} <= {*frame}:
+        return []
+    sizes = frame.groupby("run").num_params
+    odd = (ratio := sizes.max() / sizes.min())[ratio > _ONE_SIZE].index
+    if not len(odd):
+        return []
+    return [
+        f"{len(odd)} runs, such as {odd[0]}, have rows of several sizes: rows of one run are taken to share its noise"
+    ]
 
 
 def _unfinished(frame: pd.DataFrame) -> list[str]:

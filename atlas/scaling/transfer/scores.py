@@ -11,10 +11,8 @@ import numpy as np
 import pandas as pd
 
 from atlas.scaling.estimates import Z90
-from atlas.scaling.table import published
 from atlas.scaling.table.curves import LossCurve, loss_curve
 from atlas.scaling.table.runs import Runs
-from checked import UserError
 
 # A run counts as 50/50 when the target's share is this close to one half: window counts are whole numbers.
 _HALF_TOLERANCE = 0.02
@@ -115,27 +113,6 @@ def bilingual_transfer_scores(runs: Runs, anchors: Sequence[float] | None = None
     if not parts:
         return pd.DataFrame(columns=columns)
     return pd.concat(parts)[columns].sort_values(["target", "source", *keys, "anchor_tokens"], ignore_index=True)
-
-
-def starting_tau(runs: Runs) -> pd.DataFrame | None:
-    """Transfer weights [target, source] that bilingual transfer scores imply, for `fit_joint` to start from.
-
-    Scores of the table's own curves, without its repeated and continued runs, where it holds a monolingual and a
-    50/50 run of a pair, and the published ones elsewhere; τ = BTS/(2 − BTS), which is exact for the law in one epoch
-    at equal N.
-
-    Returns:
-      NaN where nothing is known; None where nothing at all is.
-    """
-    languages = list(runs.languages)
-    try:
-        latest = latest_scores(bilingual_transfer_scores(runs.single_epoch()))
-        measured = latest.pivot(index="target", columns="source", values="score")
-    except UserError:
-        measured = pd.DataFrame()
-    known = published.transfer_scores().reindex(index=languages, columns=languages)
-    scores = measured.reindex(index=languages, columns=languages).fillna(known)
-    return tau_from_score(scores) if scores.notna().to_numpy().any() else None
 
 
 def _curves(runs: Runs, keys: list[str]) -> dict[tuple, pd.DataFrame]:

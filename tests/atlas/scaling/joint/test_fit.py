@@ -293,3 +293,11 @@ def test_a_size_that_the_law_misses_keeps_its_runs_and_is_named():
     weights = pd.Series(fit.run_weights)[table[largest].run.unique()]
     assert (weights > 0.2).all()
     assert any("most runs of N = 88036 lie off the law" in warning for warning in fit.warnings)
+
+
+def test_nothing_is_told_of_a_language_that_neither_the_mixture_nor_the_table_tells():
+    truth, table = study()
+    fit = fit_joint(load_runs(table), truth.families)
+    D = np.where(np.arange(L) == 0, 0.0, 1e10)
+    assert not np.isfinite(fit.predict(1e9, D, np.full(L, np.inf), "l0")[1])
+    assert np.isfinite(fit.predict(1e9, D, np.full(L, np.inf), "l1")[1])

@@ -105,6 +105,16 @@ def test_initial_weights_move_the_start_not_the_optimum():
     assert np.abs(gap.to_numpy()).max() < 0.01
 
 
+def test_a_start_from_negative_weights_loses_no_runs():
+    truth = simulation.truth(4, 4)
+    table = simulation.table(
+        truth, simulation.mixtures(4, 1, 1, 2, 4, np.random.default_rng(4)), 4, checkpoints=4, rho=0.3
+    )
+    started = fit_joint(load_runs(table), initial_tau=pd.DataFrame(-0.44, truth.languages, truth.languages))
+    assert min(started.run_weights.values()) > 0.2
+    assert np.abs(started.transfer_matrix().to_numpy() - truth.law.tau).max() < 0.3
+
+
 @pytest.fixture(scope="module")
 def by_source():
     plain, rates = simulation.truth(L, 3), 0.12 * np.exp(np.linspace(-1.2, 1.2, L))

@@ -1,4 +1,5 @@
 import dataclasses
+import pathlib
 
 import jax
 import numpy as np
@@ -6,10 +7,12 @@ import pandas as pd
 import pytest
 
 from atlas.scaling import JointLaw, load_runs, simulation
+from atlas.scaling.planning.fit_file import Fitted
 from atlas.scaling.planning.mixtures import TrustRegion, optimal_mixture, plan_mixture
 from checked import UserError
 
 LANGUAGES = ("a", "b", "c")
+COMMITTED = pathlib.Path(__file__).parents[4] / "experiments" / "results"
 WIDE = TrustRegion((1e7, 1e11), np.full(3, 1e-3))
 
 
@@ -93,6 +96,36 @@ def test_a_plan_of_runs_repeats_what_they_had():
     assert (plan.epochs[:2] > 0).all()
     more = plan_mixture(law, runs, unique_tokens={"a": 1e12}).table.set_index("language")
     assert more.share["a"] > plan.share["a"] + 0.02
+
+
+def test_a_plan_far_beyond_the_runs_is_where_the_search_ends():
+    """Where it had ended short of: the even mixture was better, and one start of 32 had come so far."""
+    found = Fitted(str(COMMITTED / "quickstart"))
+    law, runs = found.joint_law(), found.runs()
+    plan = plan_mixture(law, runs, 6e3 * float((runs.N * runs.total_tokens).max()))
+    assert plan.loss < plan.even_loss - 1e-3 and not any("starts found" in warning for warning in plan.warnings)
+
+
+def test_no_share_is_planned_of_what_no_run_trained():
+    law = joint_law(B=(900.0, 900.0, 900.0), tau=0.9)
+    two = dataclasses.replace(
+        law,
+        targets=LANGUAGES[:2],
+        tau=law.tau[:2],
+        **{n: getattr(law, n)[:2] for n in ("E", "A", "alpha", "B", "beta", "lam")},
+    )
+    free = optimal_mixture(two, 1e22, TrustRegion((1e7, 1e11), np.full(2, 1e-3)), unique_tokens={"a": 1e8, "b": 1e8})
+    kept = TrustRegion((1e7, 1e11), np.full(2, 1e-3), np.array([True, True, False]))
+    held = optimal_mixture(two, 1e22, kept, unique_tokens={"a": 1e8, "b": 1e8})
+    assert free.table.share[2] > 0.3 and held.table.share[2] == 0.0
+
+
+def test_regret_is_of_losses_where_the_region_cannot_be_met(three):
+    law, _ = three
+    draws = jax.tree.map(lambda leaf: np.stack([np.asarray(leaf) * x for x in (0.99, 1.0, 1.01)]), law)
+    plan = optimal_mixture(law, 1e22, TrustRegion((1e7, 1e11), np.full(3, 5.0)), draws=draws)
+    assert 0 <= plan.band["regret_high"] <= plan.band["loss_high"] - plan.band["loss_low"]
+    assert any("below what training covered" in warning for warning in plan.warnings)
 
 
 @pytest.fixture(scope="module")

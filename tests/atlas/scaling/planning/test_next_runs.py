@@ -133,3 +133,10 @@ def test_bad_goals_and_budgets(first):
     candidates = candidate_runs(fit, runs, goal)
     with pytest.raises(UserError, match="afford no run"):
         next_runs(fit, goal, candidates, 1e10)
+
+
+def test_a_goal_that_no_law_tells_is_refused(monkeypatch):
+    _, _, runs, fit, goal = study(0)
+    monkeypatch.setattr(type(fit), "predict", lambda *_: (np.float64(4.4), np.inf))
+    with pytest.raises(UserError, match="l2 hardly an effective token"):
+        next_runs(fit, goal, candidate_runs(fit, runs, goal))

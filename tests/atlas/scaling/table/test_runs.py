@@ -150,3 +150,11 @@ def test_a_million_rows_take_a_moment():
     n = 1_000_000
     columns = ("num_params", "tokens", "loss")
     assert len(load_runs(pd.DataFrame({name: rng.uniform(1, 2, n) for name in columns}))) == n
+
+
+def test_a_run_of_several_sizes_is_noted():
+    table = pd.DataFrame(
+        {"run": ["a", "a", "b"], "num_params": [1e6, 2e6, 1e6], "tokens": [1e7, 1e7, 2e7], "loss": 2.0}
+    )
+    assert any("1 runs, such as a, have rows of several sizes" in warning for warning in load_runs(table).warnings)
+    assert not any("several sizes" in warning for warning in load_runs(table[1:]).warnings)
