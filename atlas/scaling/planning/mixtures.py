@@ -323,10 +323,10 @@ def _warnings(problem: _Problem, x: np.ndarray, value: np.ndarray) -> tuple[str,
     tokens = problem.flops / (FLOPS_PER_PARAMETER_TOKEN * N)
     z = law.effective_share(shares * tokens, problem.unique)
     part = {t: has / least for t, has, least in zip(law.targets, z, problem.least_z, strict=True) if least > 0}
-    if below := [f"{t} ({p:.2f})" for t, p in part.items() if p < 1 - _AT_EDGE]:
+    if below := [f"{t} ({p:.0%})" for t, p in part.items() if p < 1 - _AT_EDGE]:
         found.append(
-            f"below what training covered, by the part of its least effective tokens a token: {', '.join(below)}; no "
-            "mixture found at this budget is within"
+            f"below what training covered, of the least effective tokens in a token: {', '.join(below)}; no mixture "
+            "that was found at this budget keeps to it"
         )
     if at := [t for t, p in part.items() if 1 - _AT_EDGE <= p < 1 + _AT_EDGE]:
         found.append(f"held at the edge of what training covered: {', '.join(at)}")

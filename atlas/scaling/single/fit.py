@@ -78,7 +78,12 @@ def fit(
     if why:
         note = f"exponents are drawn to 0.35, about which published ones lie: {why}"
         runs = dataclasses.replace(runs, notes=(*runs.notes, note))
-    return dataclasses.replace(_fitted(model, runs, corner, tokens, bool(why)), warm_up=part)
+    found = _fitted(model, runs, corner, tokens, bool(why))
+    if not np.isfinite(found.fitted).all():
+        raise UserError(
+            f"the {model.name} law has no finite loss at any start; where it is not linear, parameters need starts"
+        )
+    return dataclasses.replace(found, warm_up=part)
 
 
 def reading(
@@ -90,8 +95,8 @@ def reading(
     residual: str = "",
     **_: Any,
 ) -> tuple[Law, float, str]:
-    """The law, the corner of its Huber loss and the meaning of its tokens, checked against the runs, as `fit` takes
-    them."""
+    """The law, the corner of its Huber loss and the meaning of its tokens, as `fit` takes them of these arguments, once
+    checked against the runs."""
     model = law_named(law) if isinstance(law, str) else law
     model = residual_of(model, residual) if residual else model
     tokens = tokens or model.tokens
@@ -116,10 +121,6 @@ def _fitted(law: Law, runs: Runs, corner: float, tokens: str, drawn: bool, least
     problem = _problem(law, columns, runs, corner, *_prior(law, usual), least)
     with jax.enable_x64(True):
         solution, spread = _solve(law, problem, len(runs))
-    if not np.isfinite(spread.fitted).all():
-        raise UserError(
-            f"the {law.name} law has no finite loss at any start: give a parameter in which it is not linear its starts"
-        )
     return _report(law, runs, columns, open_, tokens, problem, solution, spread)
 
 
